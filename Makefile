@@ -1,0 +1,31 @@
+# Each target is also a plain command; see the README.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: reproduce test lint lab clean
+
+reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
+	$(BIN)/nvret run params/quick.yaml
+
+test: $(INSTALLED)  ## unit tests, then the notebooks end to end on params/smoke.yaml
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lab: $(INSTALLED)  ## open the notebooks
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove the environment; downloads and results stay
+	rm -rf $(VENV)
+
+# The stamp is written last: an installation that was cut off is done again
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --editable .
+	@touch $@

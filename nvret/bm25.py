@@ -1,0 +1,142 @@
+"""BM25, the sparse teacher: many queries at once, as sparse matrix products.
+
+Scores are those of ``rank_bm25.BM25Okapi`` on the same tokens, wherever its formula is sound: its
+inverse document frequency is 0 or below for a term that stands in at least half of the passages,
+and a passage could lose score for holding a word of the query. Here such a term gets the same
+small positive floor (``epsilon`` times the mean idf) in each of these cases.
+
+A passage that shares no word with the query is not a candidate: its score is -inf, not 0, so that
+a query of unknown words ranks nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from nvret import search
+from nvret.errors import NvretError
+
+# Lucene's English stop words
+STOP_WORDS = frozenset(
+    {
+        "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is",
+        "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there",
+        "these", "they", "this", "to", "was", "will", "with",
+    }
+)
+
+
+def tokenize(text: str) -> list[str]:
+    r"""Lower-case runs of word characters (``\w+``) that are not in ``STOP_WORDS``; no stemming.
+
+    >>> tokenize("Who wrote the Origin of Species (1859)?")
+    ['who', 'wrote', 'origin', 'species', '1859']
+    """
+    return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
+
+
+class BM25:
+    """An index of passages that scores batches of queries.
+
+    Args:
+        passages: N tokenized passages.
+        k1, b, epsilon: as in ``rank_bm25.BM25Okapi``, with its defaults.
+
+    >>> index = BM25([["red", "apple"], ["green", "pear"], ["blue", "plum"], ["red", "plum"]])
+    >>> index.top_k([["apple", "pie"], ["unknown"]], k=2).ids
+    tensor([[ 0, -1],
+            [-1, -1]])
+    """
+
+    def __init__(
+        self,
+        passages: Iterable[Sequence[str]],
+        *,
+        k1: float = 1.5,
+        b: float = 0.75,
+        epsilon: float = 0.25,
+    ) -> None:
+        self.vocabulary: dict[str, int] = {}
+        counts = self._counts(passages, grow=True)
+        if counts.shape[0] == 0 or counts.nnz == 0:
+            raise NvretError("BM25 needs at least one passage with at least one token")
+        num_passages = counts.shape[0]
+        lengths = np.asarray(counts.sum(1)).ravel()
+        frequency = np.asarray((counts > 0).sum(0)).ravel()
+        idf = np.log(num_passages - frequency + 0.5) - np.log(frequency + 0.5)
+        # In a corpus so small that even the mean is negative, any positive number keeps the order
+        floor = max(epsilon * float(idf.mean()), 1e-6)
+        idf = np.where(idf > 0, idf, floor)
+
+        counts = counts.tocoo()
+        saturation = k1 * (1 - b + b * lengths[counts.row] / lengths.mean())
+        weights = idf[counts.col] * counts.data * (k1 + 1) / (counts.data + saturation)
+        shape = (num_passages, len(idf))
+        self._weights = sparse.csr_array((weights, (counts.row, counts.col)), shape=shape)
+        self._by_term = self._weights.T.tocsr()
+
+    def __len__(self) -> int:
+        return self._weights.shape[0]
+
+    def _counts(self, texts: Iterable[Sequence[str]], *, grow: bool = False) -> sparse.csr_array:
+        """(texts, terms) token counts; unknown tokens are left out unless the vocabulary grows."""
+        columns, ends = [], [0]
+        for tokens in texts:
+            if grow:
+                for token in tokens:
+                    self.vocabulary.setdefault(token, len(self.vocabulary))
+            columns.extend(self.vocabulary[t] for t in tokens if t in self.vocabulary)
+            ends.append(len(columns))
+        data = np.ones(len(columns))
+        shape = (len(ends) - 1, len(self.vocabulary))
+        counts = sparse.csr_array((data, np.array(columns, np.int64), np.array(ends)), shape=shape)
+        counts.sum_duplicates()
+        return counts
+
+    def scores(self, queries: Sequence[Sequence[str]]) -> np.ndarray:
+        """(Q, N) float32 scores of tokenized queries; -inf where no word is shared."""
+        dense = (self._counts(queries) @ self._by_term).astype(np.float32).toarray()
+        dense[dense == 0] = -np.inf  # every weight is positive, so 0 means that nothing is shared
+        return dense
+
+    def pair_scores(self, queries: Sequence[Sequence[str]], passages: np.ndarray) -> np.ndarray:
+        """(P,) float32 scores of query i with passage ``passages[i]``; 0 where no word is shared."""
+        product = self._counts(queries).multiply(self._weights[np.asarray(passages, np.int64)])
+        return np.asarray(product.sum(1), np.float32).ravel()
+
+    def top_k(
+        self,
+        queries: Sequence[Sequence[str]],
+        k: int,
+        *,
+        ceiling: np.ndarray | Tensor | None = None,
+        exclude: Sequence[Sequence[int]] | None = None,
+        progress: bool = False,
+    ) -> search.SearchResult:
+        """The k best passages of each tokenized query: ``nvret.search.top_k`` on BM25 scores."""
+        counts = self._counts(queries)
+        latest: tuple[slice, np.ndarray] | None = None
+
+        def score_block(rows: slice, columns: slice) -> Tensor:
+            nonlocal latest
+            if latest is None or latest[0] != rows:  # one product serves all tiles of these queries
+                dense = (counts[rows] @ self._by_term).astype(np.float32).toarray()
+                dense[dense == 0] = -np.inf
+                latest = rows, dense
+            return torch.from_numpy(latest[1][:, columns].copy())
+
+        return search.top_k_blocks(
+            score_block,
+            len(queries),
+            len(self),
+            k,
+            ceiling=ceiling,
+            exclude=exclude,
+            progress=progress,
+        )

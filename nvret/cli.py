@@ -1,0 +1,104 @@
+"""The command line: ``nvret fetch | mine | run | report``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvret.errors import NvretError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; bad input ends in one message and exit status 2, not in a traceback."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.command(chosen)
+    except NvretError as error:
+        print(f"nvret: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nvret: interrupted; the same command continues where this stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nvret", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("fetch", help="download and convert data sets and models")
+    fetch.add_argument("names", nargs="+", help="names of params/datasets.yaml or models.yaml")
+    fetch.set_defaults(command=_fetch)
+
+    run = commands.add_parser("run", help="compute a profile and execute its notebooks")
+    run.add_argument("params", type=Path, help="for example params/quick.yaml")
+    run.add_argument("--only", action="append", metavar="NOTEBOOK", help="only this notebook")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="write a profile's results into the README")
+    report.add_argument("params", type=Path, help="for example params/quick.yaml")
+    report.set_defaults(command=_report)
+
+    mine = commands.add_parser("mine", help="mine hard negatives for your own queries and corpus")
+    mine.add_argument("--corpus", type=Path, required=True, help="BEIR's corpus.jsonl")
+    mine.add_argument("--queries", type=Path, required=True, help="BEIR's queries.jsonl")
+    mine.add_argument("--qrels", type=Path, required=True, help="a .tsv of labelled positives")
+    mine.add_argument("--teacher", required=True, help="bm25, a model's name, or a model's folder")
+    mine.add_argument("--method", required=True, help="naive, shifted, abs, margin-pos, perc-pos")
+    mine.add_argument("--n", type=int, help="ranks that `shifted` drops")
+    mine.add_argument("--threshold", type=float, help="of `abs`")
+    mine.add_argument("--margin", type=float, help="of `margin-pos`")
+    mine.add_argument("--perc", type=float, help="of `perc-pos`")
+    mine.add_argument("--num-negatives", type=int, default=4)
+    mine.add_argument("--seed", type=int, default=0)
+    mine.add_argument("--output", type=Path, required=True, help="a Parquet file")
+    mine.set_defaults(command=_mine)
+    return parser
+
+
+def _fetch(chosen: argparse.Namespace) -> None:
+    from nvret import assets
+
+    for name in chosen.names:
+        print(f"{name}: {assets.fetch(name)}")
+
+
+def _mine(chosen: argparse.Namespace) -> None:
+    from nvret import data, mining
+    from nvret.params import MethodSettings
+
+    names = ("n", "threshold", "margin", "perc")
+    given = {name: getattr(chosen, name) for name in names}
+    method = MethodSettings(name=chosen.method, **given).build()
+    dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
+    table = mining.mine(dataset, chosen.teacher, method, chosen.num_negatives, seed=chosen.seed)
+    mining.save(table, chosen.output)
+    facts = mining.provenance(table)
+    print(
+        f"{chosen.output}: {table.num_rows} negatives for {facts['pairs']} pairs of query and "
+        f"positive; {facts['pairs_short']} pairs have fewer than {chosen.num_negatives}"
+    )
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    from nvret import notebooks, params
+
+    settings = params.load(chosen.params)
+    notebooks.run(settings, params.read(chosen.params), chosen.only or settings.notebooks)
+
+
+def _report(chosen: argparse.Namespace) -> None:
+    from nvret import params, readme, report
+
+    results = report.results_folder(params.load(chosen.params))
+    readme.update(params.project_root() / "README.md", results)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The front door to data: load a set by name or from a folder, split it, check it for leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nvret import assets, beir
+from nvret.dataset import RetrievalDataset
+from nvret.errors import NvretError
+from nvret.splits import Leaks, Split, check_leaks, leaks, split, with_clusters, without_leaks
+
+__all__ = [
+    "Leaks",
+    "RetrievalDataset",
+    "Split",
+    "check_leaks",
+    "leaks",
+    "load",
+    "split",
+    "with_clusters",
+    "without_leaks",
+]
+
+
+def load(
+    name: str | Path,
+    *,
+    split: str | None = None,
+    source: assets.Source | None = None,
+    drop_empty: bool = False,
+    progress: bool = True,
+) -> RetrievalDataset:
+    """A data set by name, or from a folder.
+
+    Args:
+        name: a name of ``datasets.yaml``; or a folder in BEIR's layout (``corpus.jsonl``,
+            ``queries.jsonl``, ``qrels/<split>.tsv``); or, with ``source="hub"``, the hub id of
+            such a set, as ``owner/name@revision``.
+        split: which judgements to read, where there are several; default the only one, or "test".
+        source: "package" (default) or "hub".
+        drop_empty: leave out passages without any text and their judgements instead of raising an
+            error (some of BEIR's sets have them).
+    Raises:
+        NvretError: an unknown name, or files that are not as expected (file, line and key named).
+    """
+    text = str(name)
+    if not isinstance(name, Path) and text in assets.datasets():
+        folder = assets.dataset_path(text, source=source, progress=progress)
+        entry = assets.datasets()[text]
+        from_hub = entry.converter is None or assets.chosen_source(source) == "hub"
+        if not from_hub and split is not None:
+            raise NvretError(f"{text} has no split {split!r}: it is one set; see nvret.data.split")
+    elif Path(name).is_dir():
+        folder, from_hub = Path(name), False
+    elif source == "hub":
+        folder, from_hub = assets.hub_dataset_path(text), True
+    else:
+        known = ", ".join(sorted(assets.datasets()))
+        raise NvretError(
+            f"{text!r} is no folder and no known data set (known: {known}); for a set of the hub "
+            "use source='hub' and owner/name@revision"
+        )
+    if from_hub:
+        tables = beir.read_hub_folder(folder, split)
+    elif (folder / "corpus.parquet").exists():
+        tables = beir.read_parquet(folder)
+    else:
+        tables = beir.read_folder(folder, split, progress=progress)
+    if drop_empty:
+        tables = beir.drop_empty(tables, text)
+    return RetrievalDataset(text, **tables)

@@ -1,0 +1,250 @@
+"""Retrieval scores per query, by mteb's own task and metric classes.
+
+A data set becomes an ``AbsTaskRetrieval`` of mteb, and an encoder becomes a searcher behind mteb's
+search protocol: the texts are encoded by ``nvret.encode``, the passages are found by the exact
+search of ``nvret.search``, and the numbers come out of the metric code that the MTEB leaderboard
+runs. A ranking that no encoder made (BM25, a reranker) takes the same road.
+
+mteb keeps means rounded to five digits under a model's *name*. Here the scores of every query are
+kept, since intervals and paired comparisons need them, under a hash of weights, texts and code.
+Importing mteb takes seconds, so that it waits for the first evaluation.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nvret import mteb_tasks, store
+from nvret.errors import NvretError
+
+if TYPE_CHECKING:
+    from nvret.data import RetrievalDataset
+    from nvret.encode import Encoder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one system on one data set.
+
+    dataset: name of the data set or mteb task.
+    scores: one row a query, in the order of the data set: ``query_id`` (string), then float64 in
+        [0, 1]: ``ndcg_at_{k}``, ``recall_at_{k}``, ``map_at_{k}``, ``mrr_at_{k}`` for each k.
+
+    >>> table = pa.table({"query_id": ["a", "b"], "ndcg_at_10": [1.0, 0.5]})
+    >>> Evaluation("toy", table).summary
+    {'ndcg_at_10': 0.75}
+    """
+
+    dataset: str
+    scores: pa.Table
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the score columns."""
+        return [name for name in self.scores.column_names if name != "query_id"]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The mean of each metric over the queries."""
+        return {name: float(self.values(name).mean()) for name in self.metrics}
+
+    def values(self, metric: str) -> np.ndarray:
+        """(Q,) float64 scores of one metric, in the order of ``scores``."""
+        if metric not in self.metrics:
+            raise NvretError(f"no metric {metric!r}, expected one of {', '.join(self.metrics)}")
+        return self.scores[metric].to_numpy()
+
+
+def evaluate(
+    encoder: Encoder,
+    dataset: RetrievalDataset,
+    *,
+    query_max_length: int | None,
+    passage_max_length: int | None,
+    k: Sequence[int] = (10, 100),
+    cache: bool = True,
+    cache_embeddings: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Encode queries and passages, search exactly, score every query.
+
+    Queries without a relevant passage have no recall and are left out, as in mteb. Passages with
+    equal scores stand in descending order of their id, as in trec_eval and mteb.
+
+    Args:
+        encoder: ``nvret.encode.Encoder``; its own prompts are used for queries and passages.
+        dataset: graded relevance counts in NDCG; a score of 0 or less is "not relevant".
+        query_max_length: in tokens; None is the encoder's own limit.
+        passage_max_length: likewise.
+        k: ranks at which the metrics are cut; the search goes as deep as the largest.
+        cache: take and keep the result in the store. Its key is the content of the weights, of
+            the data set and of the code, so that two checkpoints never share a result.
+        cache_embeddings: also keep the vectors; worth it for teachers, which are mined with too.
+        progress: show bars.
+    Raises:
+        NvretError: bad ``k``, no query with a relevant passage, an encoder that returns NaN.
+    Source: Thakur et al. 2021 (BEIR), arXiv 2104.08663; Muennighoff et al. 2023 (MTEB), 2210.07316.
+    """
+    lengths = {
+        "query": encoder.limit(query_max_length),
+        "passage": encoder.limit(passage_max_length),
+    }
+    cuts = _check_k(k)
+
+    def compute() -> pa.Table:
+        with mteb_tasks.isolated():
+            task = mteb_tasks.local_task(dataset, cuts)
+            searcher = mteb_tasks.EncoderSearch(encoder, lengths, cache_embeddings, progress)
+            return mteb_tasks.score_queries(task, searcher, "test", "default", cuts)
+
+    key = {"dataset": dataset.fingerprint, **_encoder_key(encoder, lengths, cuts)}
+    return Evaluation(dataset.name, _stored(key, compute) if cache else compute())
+
+
+def evaluate_ranking(
+    ids: np.ndarray, scores: np.ndarray, dataset: RetrievalDataset, *, k: Sequence[int] = (10, 100)
+) -> Evaluation:
+    """Score a ranking that is already there, such as BM25's.
+
+    Args:
+        ids: (Q, depth) integer rows of ``dataset.corpus``, one row a query of ``dataset.queries``;
+            -1 where a query has fewer results. A depth below the largest k lowers its recall.
+        scores: (Q, depth) higher is better; compared as float32, which is what trec_eval reads.
+            The scores alone decide the order; ties stand in descending order of the passage id.
+        dataset: as in ``evaluate``.
+        k: as in ``evaluate``.
+    Raises:
+        NvretError: shapes that do not match, an id outside of the corpus or twice in a row, NaN.
+    """
+    ids, scores = np.asarray(ids), np.asarray(scores, dtype=np.float32)
+    _check_ranking(ids, scores, dataset)
+    cuts = _check_k(k)
+    rows = dict(zip(dataset.queries["id"].to_pylist(), range(len(ids)), strict=True))
+    with mteb_tasks.isolated():
+        task = mteb_tasks.local_task(dataset, cuts)
+        searcher = mteb_tasks.RankingSearch(ids, scores, rows)
+        table = mteb_tasks.score_queries(task, searcher, "test", "default", cuts)
+    return Evaluation(dataset.name, table)
+
+
+def evaluate_hub_task(
+    encoder: Encoder,
+    name: str,
+    *,
+    query_max_length: int | None,
+    passage_max_length: int | None,
+    split: str | None = None,
+    subset: str | None = None,
+    k: Sequence[int] = (10, 100),
+    cache: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """``evaluate`` on one of mteb's own retrieval tasks, which a hub serves.
+
+    Args:
+        encoder: as in ``evaluate``.
+        name: as mteb spells it: "NQ", "FiQA2018", "HotpotQA", ...
+        query_max_length: as in ``evaluate``.
+        passage_max_length: as in ``evaluate``.
+        split: of the task; default: its only one.
+        subset: of the task, such as a language; default: its only one.
+        k: ranks among those that the task computes (1, 3, 5, 10, 20, 100, 1000).
+        cache: as in ``evaluate``; the data set counts by the revision that mteb pins.
+        progress: show bars.
+    Raises:
+        NvretError: an unknown task, one that is not plain retrieval, data that cannot be loaded.
+    """
+    lengths = {
+        "query": encoder.limit(query_max_length),
+        "passage": encoder.limit(passage_max_length),
+    }
+    cuts = _check_k(k)
+    with mteb_tasks.isolated():
+        task = mteb_tasks.hub_task(name)
+        if missing := set(cuts) - set(task.k_values):
+            raise NvretError(f"task {name} has no k = {min(missing)}, only {list(task.k_values)}")
+        split = _only(split, task.eval_splits, f"task {name}: split")
+        subset = _only(subset, task.hf_subsets, f"task {name}: subset")
+        task.hf_subsets = [subset]  # the others are not loaded
+
+        def compute() -> pa.Table:
+            try:
+                task.load_data()
+            except OSError as error:  # covers connection, timeout, not found, offline mode
+                raise NvretError(
+                    f"task {name}: {task.metadata.dataset['path']} could not be loaded from the "
+                    f"hub or its cache ({type(error).__name__}: {error})"
+                ) from error
+            searcher = mteb_tasks.EncoderSearch(encoder, lengths, False, progress)
+            return mteb_tasks.score_queries(task, searcher, split, subset, cuts)
+
+        data = {**task.metadata.dataset, "task": name, "split": split, "subset": subset}
+        key = {"dataset": data, **_encoder_key(encoder, lengths, cuts)}
+        return Evaluation(name, _stored(key, compute) if cache else compute())
+
+
+def _stored(key: dict[str, Any], compute: Callable[[], pa.Table]) -> pa.Table:
+    def build(folder: Path) -> None:
+        pq.write_table(compute(), folder / "scores.parquet")
+
+    return pq.read_table(store.stage("evaluation", key, build) / "scores.parquet")
+
+
+def _encoder_key(encoder: Encoder, lengths: dict[str, int | None], k: list[int]) -> dict[str, Any]:
+    """All that a score depends on, apart from the data set."""
+    from nvret import batching, encode, layout, search
+
+    modules = (sys.modules[__name__], mteb_tasks, batching, encode, layout, search)
+    versions = {name: importlib.metadata.version(name) for name in ("mteb", "pytrec-eval-terrier")}
+    return {
+        "encoder": encoder.fingerprint,
+        "lengths": lengths,
+        "k": k,
+        "code": store.code_version(*modules),
+        **versions,
+    }
+
+
+def _only(chosen: str | None, available: Sequence[str], what: str) -> str:
+    if chosen is None and len(available) == 1:
+        return available[0]
+    if chosen not in available:
+        raise NvretError(f"{what} is {chosen!r}, expected one of {', '.join(available)}")
+    return chosen
+
+
+def _check_k(k: Sequence[int]) -> list[int]:
+    cuts = sorted(set(k))
+    if not cuts or any(isinstance(cut, bool) or int(cut) != cut or cut < 1 for cut in cuts):
+        raise NvretError(f"k is {k!r}, expected one or more whole numbers of at least 1")
+    return [int(cut) for cut in cuts]
+
+
+def _check_ranking(ids: np.ndarray, scores: np.ndarray, dataset: RetrievalDataset) -> None:
+    queries, passages = dataset.queries.num_rows, dataset.corpus.num_rows
+    if ids.ndim != 2 or ids.shape != scores.shape or len(ids) != queries:
+        raise NvretError(
+            f"ids have shape {ids.shape} and scores {scores.shape}, "
+            f"expected ({queries}, depth) for the {queries} queries of {dataset.name}"
+        )
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise NvretError(f"ids have type {ids.dtype}, expected integers")
+    valid = ids >= 0
+    ordered = np.sort(np.where(valid, ids, -1), axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    for bad, problem in (
+        ((ids < -1) | (ids >= passages), f"an id outside of -1 to {passages - 1}"),
+        (repeated, "the same id twice"),
+        (valid & ~np.isfinite(scores), "a score that is not finite"),
+    ):
+        if bad.any():
+            raise NvretError(f"ranking: query row {int(bad.any(1).argmax())} holds {problem}")

@@ -1,0 +1,149 @@
+"""Figures of the notebooks: labelled axes, units, intervals, colours for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from nvret import methods
+
+# Okabe and Ito's palette; a method keeps its colour and marker in every figure
+STYLE = {
+    "Base": ("#999999", "x"),
+    "Random": ("#000000", "D"),
+    "Naive": ("#D55E00", "o"),
+    "shifted": ("#E69F00", "v"),
+    "Abs": ("#CC79A7", "s"),
+    "MarginPos": ("#56B4E9", "^"),
+    "PercPos": ("#0072B2", "P"),
+}
+COLUMN_WIDTH = 6.4  # inches
+
+
+def style(label: str) -> tuple[str, str]:
+    """Colour and marker of a method's label."""
+    return next(value for key, value in STYLE.items() if key in label)
+
+
+def differences(table: pd.DataFrame, student: str) -> Figure:
+    """Forest plot: each method less the reference, a panel per test set, 95 % intervals."""
+    rows = table[table["student"] == student]
+    sets = list(dict.fromkeys(rows["dataset"]))
+    labels = list(dict.fromkeys(rows["method"]))[::-1]
+    figure, axes = plt.subplots(
+        1, len(sets), sharey=True, sharex=True, layout="constrained",
+        figsize=(max(COLUMN_WIDTH, 2.1 * len(sets)), 0.9 + 0.32 * len(labels)),
+    )
+    for axis, dataset in zip(np.atleast_1d(axes), sets, strict=True):
+        axis.axvline(0, color="#D55E00", linewidth=1)
+        for place, label in enumerate(labels):
+            row = rows[(rows["dataset"] == dataset) & (rows["method"] == label)].iloc[0]
+            value, low, high = 100 * row[["difference", "low", "high"]].to_numpy(float)
+            colour, marker = style(label)
+            axis.errorbar(
+                value, place, xerr=[[value - low], [high - value]],
+                color=colour, marker=marker, markersize=5, capsize=2, linewidth=1.2,
+            )
+        axis.set_title(dataset, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="x", linewidth=0.3)
+    np.atleast_1d(axes)[0].set_yticks(range(len(labels)), labels)
+    reference = rows["reference"].iloc[0]
+    figure.supxlabel(f"NDCG@10, points above {reference} (95 % interval)", fontsize=9)
+    figure.suptitle(f"Student: {student}", fontsize=10)
+    return figure
+
+
+def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
+    """Training loss over steps: mean over seeds, band from the lowest to the highest seed."""
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.4), layout="constrained")
+    rows = logs[logs["student"] == student]
+    for label, group in rows.groupby("method", sort=False):
+        curves = group.pivot(index="step", columns="seed", values="loss")
+        window = max(1, len(curves) // 12)
+        curves = curves.rolling(window, min_periods=1).mean()
+        colour, marker = style(label)
+        axis.fill_between(
+            curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.15
+        )
+        axis.plot(
+            curves.index, curves.mean(axis=1), color=colour, marker=marker, label=label,
+            markevery=max(1, len(curves) // 8), markersize=4, linewidth=1.3,
+        )
+    axis.axhline(np.log(num_candidates), color="#777777", linestyle=":", linewidth=1)
+    axis.annotate(
+        f"ln {num_candidates}: a blind guess", (1, np.log(num_candidates)), fontsize=8,
+        xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#555555",
+    )
+    axis.set(xlabel="training step", ylabel="InfoNCE loss (nats)")
+    axis.set_title(f"Student: {student} (running mean over {window} steps)", fontsize=10)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def score_ratios(tables: Mapping[str, pa.Table]) -> Figure:
+    """Where the mined negatives lie: their score as a share of their positive's."""
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.4), layout="constrained")
+    grid = np.linspace(0, 1.6, 400)
+    for label, table in tables.items():
+        scores = table["score"].to_numpy()
+        positives = table["positive_score"].to_numpy()
+        ratio = np.sort(scores[positives > 0] / positives[positives > 0])
+        if len(ratio) == 0:
+            continue
+        colour, marker = style(label)
+        share = 100 * np.searchsorted(ratio, grid, side="right") / len(ratio)
+        axis.plot(grid, share, color=colour, marker=marker, markevery=40, markersize=4, label=label)
+    axis.axvline(1, color="#777777", linestyle=":", linewidth=1)
+    axis.annotate("the positive", (1, 2), fontsize=8, color="#555555", rotation=90, ha="right")
+    axis.set(
+        xlabel="teacher's score of the negative ÷ score of its positive",
+        ylabel="negatives at or below (%)", xlim=(0, 1.6), ylim=(0, 101),
+    )
+    axis.legend(fontsize=8)
+    return figure
+
+
+def ceilings(
+    scores: Sequence[float], names: Sequence[str], pos_score: float, rules: Sequence[methods.Method]
+) -> Figure:
+    """Candidates of one query by score, with each method's ceiling drawn over them.
+
+    Args:
+        scores: (N,) of the candidates, falling.
+        names: (N,) labels of the candidates.
+        pos_score: of the positive.
+        rules: methods; a shift is drawn as the ranks that it drops.
+    """
+    figure, axis = plt.subplots(
+        figsize=(COLUMN_WIDTH + 1.2, 0.9 + 0.3 * len(scores)), layout="constrained"
+    )
+    places = np.arange(len(scores))
+    axis.barh(places, scores, height=0.55, color="#DDDDDD")
+    for place, name in enumerate(names):
+        axis.text(0.005, place, name, va="center", fontsize=8)
+    axis.axvline(pos_score, color="#009E73", linewidth=2.5, label="the positive's score")
+    for rule in rules:
+        colour, _ = style(str(rule))
+        limit = float(rule.ceiling(np.array([pos_score]))[0])
+        if np.isfinite(limit):
+            axis.axvline(
+                limit,
+                color=colour,
+                linestyle="--",
+                linewidth=1.6,
+                label=f"{rule}: below {limit:.2f}",
+            )
+        elif rule.skip:
+            axis.axhspan(-0.5, rule.skip - 0.5, color=colour, alpha=0.2, label=f"{rule}: dropped")
+    axis.set_yticks(places, [f"{rank}" for rank in range(1, len(scores) + 1)])
+    axis.invert_yaxis()
+    axis.set(xlabel="teacher's score (cosine)", ylabel="rank", xlim=(0, max(1.0, *scores) * 1.02))
+    axis.legend(fontsize=8, loc="lower right")
+    return figure

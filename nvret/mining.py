@@ -1,0 +1,257 @@
+"""Hard-negative mining: five methods as a ceiling and a skip, three ways to sample.
+
+A teacher ranks the corpus for each (query, positive) pair. A method says which candidates may be
+negatives: those that score strictly below a *ceiling*, after *skip* leading ranks are dropped. In
+the two positive-aware methods the ceiling depends on the positive's own score, since a candidate
+that the teacher places as high as the positive is likely to be a positive that nobody labelled.
+
+Source: NV-Retriever, arXiv 2407.15831, section 3.1 (methods) and section 4.3 (sampling).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nvret import teachers
+from nvret.data import RetrievalDataset
+from nvret.duplicates import near_duplicate_pairs, normalise
+from nvret.errors import NvretError
+from nvret.methods import (
+    Method,
+    NaiveTopK,
+    RandomNegatives,
+    TopKAbs,
+    TopKMarginPos,
+    TopKPercPos,
+    TopKShifted,
+)
+from nvret.sampling import SampledTopK, Sampling, Top1PlusSampled, TopK, draw, pair_streams
+from nvret.store import atomic_file
+
+__all__ = [
+    "NaiveTopK", "RandomNegatives", "SampledTopK", "Top1PlusSampled", "TopK", "TopKAbs",
+    "TopKMarginPos", "TopKPercPos", "TopKShifted", "forbidden", "load", "mine", "provenance", "save",
+]
+
+logger = logging.getLogger("nvret")
+
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("positive_id", pa.string()),
+        ("negative_id", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("positive_score", pa.float32()),
+        ("teacher", pa.string()),
+        ("method", pa.string()),
+    ]
+)
+
+
+def mine(
+    dataset: RetrievalDataset,
+    teacher: str | teachers.Teacher | teachers.Scorer,
+    method: Method,
+    num_negatives: int = 4,
+    sampling: Sampling = TopK(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    *,
+    anchor: Literal["pair", "lowest"] = "pair",
+    negative_positives: Literal["literal", "safe"] = "literal",
+    near_duplicates: float | None = 0.8,
+    exclude: list[np.ndarray] | None = None,
+    progress: bool = True,
+) -> pa.Table:
+    """Mine negatives for every (query, positive) pair of a data set.
+
+    Args:
+        dataset: queries, corpus and labelled positives.
+        teacher: the scorer, or its name (``"bm25"`` or a model's name).
+        method: which candidates may be negatives.
+        num_negatives: negatives per pair.
+        sampling: which of the candidates are taken.
+        seed: of the sampling. Each pair draws from its own stream, so that the order of the
+            queries and the other queries of the data set do not change a pair's negatives.
+        anchor: whose score sets the ceiling: the pair's own positive (the paper), or the lowest
+            positive of the query ("lowest", as in some other tools).
+        negative_positives: what TopK-PercPos does where the positive's score is below 0 and
+            ``score * perc`` lies *above* it: follow the paper all the same ("literal", with a
+            warning) or lower the ceiling by the same share ("safe").
+        near_duplicates: word-trigram Jaccard similarity from which a passage counts as a copy of a
+            positive and is no negative; None keeps only the check for the same text.
+        exclude: ``forbidden(dataset, near_duplicates)``, when the caller has it already.
+        progress: show a bar.
+    Returns:
+        A table with the columns of ``SCHEMA``; rows of one pair stand together, by rising rank.
+        ``rank`` is the place among the candidates that the method allows, counting those that a
+        shift drops. A pair for which too few candidates are left has fewer rows: ``provenance``
+        counts them. Two calls with the same arguments give the same table.
+    Raises:
+        NvretError: no pair to mine for, or an argument out of its range.
+    """
+    if num_negatives < 1:
+        raise NvretError(f"num_negatives is {num_negatives}, expected at least 1")
+    query_rows, positive_rows = dataset.pairs
+    if len(query_rows) == 0:
+        raise NvretError(f"{dataset.name}: no query has a positive, so there is nothing to mine for")
+    scorer = teachers.prepare(teacher, dataset, progress=progress)
+    pos_scores = scorer.pair_scores(query_rows, positive_rows)
+    below_zero = int((pos_scores < 0).sum())
+    if below_zero and method.scales_with_positive and negative_positives == "literal":
+        logger.warning(
+            "%s: %d of %d positives score below 0, where the ceiling score * perc lies above the "
+            "positive; negative_positives='safe' avoids it",
+            dataset.name, below_zero, len(pos_scores),
+        )
+    anchors = _lowest_of_query(query_rows, pos_scores) if anchor == "lowest" else pos_scores
+    if exclude is None:
+        exclude = forbidden(dataset, near_duplicates)
+    banned = [exclude[row] for row in query_rows]
+
+    if isinstance(method, RandomNegatives):
+        ids = _random_rows(dataset, query_rows, positive_rows, banned, num_negatives, seed)
+        ranks = np.broadcast_to(np.arange(1, num_negatives + 1), ids.shape)
+        scores = np.full(ids.shape, -np.inf, np.float32)
+        held = ids >= 0
+        scores[held] = scorer.pair_scores(
+            np.broadcast_to(query_rows[:, None], ids.shape)[held], ids[held]
+        )
+    else:
+        depth = method.skip + sampling.depth(num_negatives)
+        ceilings = method.ceiling(anchors, safe=negative_positives == "safe")
+        found = scorer.top_k(query_rows, depth, ceilings, banned, progress=progress)
+        ids = found.ids.numpy()[:, method.skip :]
+        scores = found.scores.numpy()[:, method.skip :]
+        width = min(num_negatives, ids.shape[1])
+        chosen = np.broadcast_to(np.arange(width), (len(ids), width))
+        if isinstance(sampling, SampledTopK):
+            streams = _streams(dataset, query_rows, positive_rows, seed)
+            noise = np.stack([stream.gumbel(size=ids.shape[1]) for stream in streams])
+            chosen = draw(scores, noise, num_negatives, sampling)
+        ids = np.take_along_axis(ids, chosen, 1)
+        scores = np.take_along_axis(scores, chosen, 1)
+        ranks = chosen + method.skip + 1
+
+    pair, column = np.nonzero(ids >= 0)
+    table = pa.table(
+        [
+            dataset.queries["id"].take(pa.array(query_rows[pair])),
+            dataset.corpus["id"].take(pa.array(positive_rows[pair])),
+            dataset.corpus["id"].take(pa.array(ids[pair, column])),
+            pa.array(ranks[pair, column], pa.int32()),
+            pa.array(scores[pair, column], pa.float32()),
+            pa.array(pos_scores[pair], pa.float32()),
+            pa.array(np.full(len(pair), scorer.name, object), pa.string()),
+            pa.array(np.full(len(pair), str(method), object), pa.string()),
+        ],
+        schema=SCHEMA,
+    )
+    filled = (ids >= 0).sum(1)
+    facts = {
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "teacher": scorer.name,
+        "teacher_fingerprint": scorer.fingerprint,
+        "method": str(method),
+        "num_negatives": num_negatives,
+        "sampling": {"name": sampling.name, **dataclasses.asdict(sampling)},
+        "seed": seed,
+        "anchor": anchor,
+        "negative_positives": negative_positives,
+        "near_duplicates": near_duplicates,
+        "pairs": len(query_rows),
+        "pairs_short": int((filled < num_negatives).sum()),
+        "pairs_empty": int((filled == 0).sum()),
+        "negatives_missing": int((num_negatives - filled).sum()),
+        "positives_below_zero": below_zero,
+    }
+    return table.replace_schema_metadata({"nvret": json.dumps(facts, sort_keys=True)})
+
+
+def forbidden(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -> list[np.ndarray]:
+    """For each query, the sorted corpus rows that may never be its negatives.
+
+    These are its labelled positives, the passages that have the same text as one of them or nearly
+    so, and passages that are the query itself. "Same" ignores case, punctuation and spacing.
+    """
+    same_text: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(dataset.passages):
+        same_text[normalise(text)].append(row)
+    positives = np.unique(dataset.pairs[1])
+    copies = {row: same_text[normalise(dataset.passages[row])] for row in positives.tolist()}
+    if near_duplicates is not None:
+        left, right, _ = near_duplicate_pairs(
+            [dataset.passages[row] for row in positives], dataset.passages, threshold=near_duplicates
+        )
+        for row, twin in zip(positives[left].tolist(), right.tolist(), strict=True):
+            copies[row] = [*copies[row], twin]
+    return [
+        np.unique([*(c for row in rows.tolist() for c in copies[row]), *same_text.get(normalise(query), [])]).astype(np.int64)
+        for query, rows in zip(dataset.query_texts, dataset.positives, strict=True)
+    ]
+
+
+def provenance(table: pa.Table) -> dict:
+    """What made a table of negatives, and how many it could not fill."""
+    metadata = table.schema.metadata or {}
+    if b"nvret" not in metadata:
+        raise NvretError("the table holds no provenance: it was not written by nvret")
+    return json.loads(metadata[b"nvret"])
+
+
+def save(table: pa.Table, path: Path) -> None:
+    """Write negatives as Parquet, provenance in its metadata, in one step."""
+    with atomic_file(Path(path)) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def load(path: Path) -> pa.Table:
+    """Read negatives written by ``save``."""
+    table = pq.read_table(path)
+    if not table.schema.equals(SCHEMA):
+        raise NvretError(f"{path} has the columns {table.schema.names}, expected {SCHEMA.names}")
+    return table
+
+
+def _lowest_of_query(query_rows: np.ndarray, pos_scores: np.ndarray) -> np.ndarray:
+    lowest = np.full(query_rows.max() + 1, np.inf, np.float32)
+    np.minimum.at(lowest, query_rows, pos_scores)
+    return lowest[query_rows]
+
+
+def _streams(
+    dataset: RetrievalDataset, query_rows: np.ndarray, positive_rows: np.ndarray, seed: int
+) -> Iterator[np.random.Generator]:
+    query_ids = dataset.queries["id"].take(pa.array(query_rows)).to_pylist()
+    positive_ids = dataset.corpus["id"].take(pa.array(positive_rows)).to_pylist()
+    return pair_streams(query_ids, positive_ids, seed)
+
+
+def _random_rows(
+    dataset: RetrievalDataset,
+    query_rows: np.ndarray,
+    rows: np.ndarray,
+    banned: list[np.ndarray],
+    num: int,
+    seed: int,
+) -> np.ndarray:
+    """(P, num) corpus rows drawn uniformly without replacement, none of them banned."""
+    size = dataset.corpus.num_rows
+    drawn = np.full((len(query_rows), num), -1, np.int64)
+    for pair, stream in enumerate(_streams(dataset, query_rows, rows, seed)):
+        # Enough for the case that every banned passage is among the first ones drawn
+        order = stream.choice(size, min(size, num + len(banned[pair])), replace=False)
+        kept = order[~np.isin(order, banned[pair])][:num]
+        drawn[pair, : len(kept)] = kept
+    return drawn

@@ -1,0 +1,90 @@
+"""Compute a profile and execute its notebooks with papermill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nvret import assets, report, store
+from nvret.errors import NvretError
+from nvret.params import Settings, project_root
+from nvret.runs import Comparison
+
+COMPARISONS = ("06_rq3_methods",)  # notebooks that need the trained models
+
+
+def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> None:
+    """Execute notebooks into ``results/<profile>/notebooks``.
+
+    The heavy stages run here first, under one progress bar with the time left; the notebooks then
+    find them in the store. (A notebook that is executed alone computes what it needs by itself.)
+
+    Args:
+        settings: of the profile.
+        values: the file that ``settings`` was read from; injected into every notebook.
+        names: notebooks, without ``.ipynb``.
+    Raises:
+        NvretError: no such notebook; a notebook that failed, with the last line of its error.
+    """
+    root = project_root()
+    for name in names:
+        if not (root / "notebooks" / f"{name}.ipynb").is_file():
+            known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+            raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
+    started = time.monotonic()
+    comparison = Comparison(settings)
+    for name in assets_of(settings):
+        assets.fetch(name)
+    if any(name in COMPARISONS for name in names):
+        comparison.run()
+    for name in names:
+        execute(name, root, report.results_folder(settings), values)
+    facts = report.provenance(
+        settings, comparison.fingerprints(), seconds=time.monotonic() - started
+    )
+    report.save_provenance(settings, facts)
+    folder = report.results_folder(settings)
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+    for kind in ("notebooks", "figures", "tables"):
+        print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")
+        for path in sorted((folder / kind).iterdir()):
+            print(f"    {path.name}")
+
+
+def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Path:
+    """Execute one notebook; its output appears under its name only when it ran to the end."""
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    target = results / "notebooks" / f"{name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    output = target.with_name(f".{name}.partial.ipynb")  # papermill insists on the suffix
+    source = Path("notebooks") / f"{name}.ipynb"
+    try:
+        with contextlib.chdir(root):
+            papermill.execute_notebook(
+                str(source), str(output), parameters=values, kernel_name="python3",
+                request_save_on_cell_execute=False,
+            )
+        executed = nbformat.read(output, as_version=4)
+    except PapermillExecutionError as error:
+        raise NvretError(f"{source}: {error.ename}: {error.evalue}") from error
+    finally:
+        output.unlink(missing_ok=True)
+    # papermill records absolute paths, which are of no use on another machine
+    executed.metadata["papermill"] |= {"input_path": source.as_posix(), "output_path": target.name}
+    with store.atomic_file(target) as partial:
+        nbformat.write(executed, partial)
+    return target
+
+
+def assets_of(settings: Settings) -> list[str]:
+    """Names of the data sets and models that a profile needs."""
+    names = [settings.data.train, *settings.data.out_of_domain, settings.teacher.name]
+    names += [student.name for student in settings.students]
+    return [name for name in dict.fromkeys(names) if name != "bm25"]

@@ -1,0 +1,69 @@
+"""The README's results: written from a profile's tables, so that no figure is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from nvret import store
+from nvret.errors import NvretError
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def section(results: Path) -> str:
+    """Markdown of a profile's results.
+
+    Args:
+        results: ``results/<profile>``.
+    Raises:
+        NvretError: the profile has not been run.
+    """
+    try:
+        claims = pd.read_csv(results / "tables" / "06_claims.csv")
+        means = pd.read_csv(results / "tables" / "06_means.csv")
+        facts = json.loads((results / "provenance.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NvretError(f"{error.filename}: no such file; run the profile first") from error
+    settings = facts["parameters"]
+    lines = [
+        f"Profile `{settings['profile']}`: teacher {settings['teacher']['name']}, "
+        f"{len(settings['seeds'])} seeds, {facts['seconds'] / 60:.0f} minutes after the "
+        f"installation on {facts['hardware']['threads']} threads of {facts['hardware']['processor']}.",
+        "",
+        "**Claims ledger.** Points of NDCG@10, mean of the test sets, 95 % interval over seeds and "
+        "questions. *Reproduced*: the whole interval has the paper's sign. *Not reproduced*: the "
+        "whole interval has the other sign.",
+        "",
+        "| claim of the paper | student | paper | here | verdict |",
+        "|---|---|---:|---:|---|",
+    ]
+    for row in claims.itertuples():
+        here = f"{100 * row.difference:+.2f} [{100 * row.low:+.2f}, {100 * row.high:+.2f}]"
+        lines.append(
+            f"| {row.claim} | {row.student} | {100 * row.paper:+.2f} | {here} | {row.verdict} |"
+        )
+    lines += ["", "**NDCG@10** by test set, mean over seeds and questions:", ""]
+    table = means.pivot_table(
+        index=["student", "method"], columns="dataset", values="mean", sort=False
+    )
+    lines += ["| student | method | " + " | ".join(table.columns) + " |"]
+    lines += ["|---|---|" + "---:|" * len(table.columns)]
+    for (student, method), row in table.iterrows():
+        cells = " | ".join(f"{value:.3f}" for value in row)
+        lines.append(f"| {student} | {method} | {cells} |")
+    return "\n".join(lines)
+
+
+def update(readme: Path, results: Path) -> None:
+    """Replace what stands between the two markers of the README."""
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise NvretError(f"{readme}: expected the markers {BEGIN} and {END}, once each")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    with store.atomic_file(readme) as partial:
+        new = f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+        partial.write_text(new, encoding="utf-8")

@@ -1,0 +1,247 @@
+"""A comparison: mine, train, evaluate over methods, students and seeds; resumable at each step.
+
+Every method trains on exactly the same (query, positive) pairs in the same order for a seed. What
+a method could not fill is counted, never made up by leaving a query out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm.auto import tqdm
+
+from nvret import assets, data, methods, mining, sampling, search, store, teachers
+from nvret.data import RetrievalDataset
+from nvret.params import Settings, StudentSettings
+
+BASE = "Base model"  # the student before any fine-tuning
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One model of the comparison: a student, the negatives it was trained with, and a seed."""
+
+    student: StudentSettings
+    method: methods.Method | None  # None: the student as it came
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return BASE if self.method is None else str(self.method)
+
+
+class Comparison:
+    """What a profile compares. Each part is computed when it is asked for, or found in the store.
+
+    Args:
+        settings: of the profile.
+        progress: show bars.
+    """
+
+    def __init__(self, settings: Settings, *, progress: bool = True) -> None:
+        self.settings = settings
+        self.progress = progress
+
+    @cached_property
+    def parts(self) -> data.Split:
+        """The training set, split by near-duplicate cluster; checked for leaks."""
+        chosen = self.settings.data
+        parts = data.split(
+            data.load(chosen.train), dev=chosen.dev_fraction, test=chosen.test_fraction,
+            corpus=chosen.test_corpus,
+        )
+        data.check_leaks(parts.train, parts.test, threshold=chosen.leak_threshold)
+        return parts
+
+    @cached_property
+    def train(self) -> RetrievalDataset:
+        """Questions to mine and train on; as many as the most demanding student takes."""
+        wanted = [student.queries for student in self.settings.students]
+        return sample_queries(self.parts.train, None if None in wanted else max(wanted))
+
+    @cached_property
+    def tests(self) -> dict[str, RetrievalDataset]:
+        """Held-out questions of the training set, and sets of other domains."""
+        chosen = self.settings.data
+        tests = {self.parts.test.name: sample_queries(self.parts.test, chosen.test_queries)}
+        for name in chosen.out_of_domain:
+            other = sample_queries(data.load(name), chosen.test_queries)
+            data.check_leaks(self.parts.train, other, threshold=chosen.leak_threshold)
+            tests[name] = other
+        return tests
+
+    @cached_property
+    def teacher(self) -> teachers.Scorer:
+        """The teacher, once it has read the training set."""
+        return teachers.prepare(teacher(self.settings), self.train, progress=self.progress)
+
+    @cached_property
+    def _forbidden(self) -> list[np.ndarray]:
+        return mining.forbidden(self.train, self.settings.mining.near_duplicates)
+
+    @property
+    def methods(self) -> list[methods.Method]:
+        return [method.build() for method in self.settings.methods]
+
+    def negatives(self, method: methods.Method, seed: int) -> pa.Table:
+        """Negatives of the whole training set; those that no draw decides are mined once."""
+        seed = seed if isinstance(method, methods.RandomNegatives) else 0
+        inputs = {
+            "dataset": self.train.fingerprint,
+            "teacher": self.teacher.fingerprint,
+            "method": [type(method).__name__, vars(method)],
+            "mining": self.settings.mining.model_dump(),
+            "seed": seed,
+            "code": store.code_version(mining, methods, sampling, search, teachers),
+        }
+
+        def build(folder: Path) -> None:
+            chosen = self.settings.mining
+            table = mining.mine(
+                self.train,
+                self.teacher,
+                method,
+                chosen.num_negatives,
+                seed=seed,
+                anchor=chosen.anchor,
+                negative_positives=chosen.negative_positives,
+                near_duplicates=chosen.near_duplicates,
+                exclude=self._forbidden,
+                progress=False,
+            )
+            mining.save(table, folder / "negatives.parquet")
+
+        return mining.load(store.stage("mining", inputs, build) / "negatives.parquet")
+
+    @cache  # noqa: B019 (a comparison lives as long as the process)
+    def _base_fingerprint(self, student: str) -> str:
+        from nvret.encode import Encoder
+
+        return Encoder.load(assets.model_path(student)).fingerprint
+
+    def conditions(self) -> list[Condition]:
+        """Base models first, then seed by seed, so that early results are comparable."""
+        found = [Condition(student, None, 0) for student in self.settings.students]
+        for student in self.settings.students:
+            for seed in self.settings.seeds:
+                found += [Condition(student, method, seed) for method in self.methods]
+        return found
+
+    def model(self, condition: Condition) -> Path:
+        """The folder of a condition's model, trained now or before."""
+        from nvret import batching, encode, examples, losses, training
+
+        base = assets.model_path(condition.student.name)
+        if condition.method is None:
+            return base
+        dataset = sample_queries(self.train, condition.student.queries)
+        table = self.negatives(condition.method, condition.seed)
+        table = table.filter(pc.is_in(table["query_id"], dataset.queries["id"].combine_chunks()))
+        config = training.TrainingConfig(**condition.student.training.model_dump())
+        key = store.fingerprint(
+            self._base_fingerprint(condition.student.name),
+            dataset.fingerprint,
+            table,
+            dataclasses.asdict(config),
+            condition.seed,
+            store.code_version(batching, encode, examples, losses, training),
+        )
+        output = store.cache_dir() / "training" / key
+        if not output.exists():
+            training.finetune(
+                base, dataset, table, output, config, seed=condition.seed,
+                device=self.settings.device, progress=self.progress,
+            )
+        return output
+
+    def run(self) -> Results:
+        """Train and evaluate every condition; an interrupted run continues where it stopped."""
+        from nvret.encode import Encoder
+        from nvret.evaluation import evaluate
+
+        conditions = self.conditions()
+        scores, logs = [], []
+        work = [self._work(condition) for condition in conditions]
+        bar = tqdm(
+            total=sum(work), unit="text", unit_scale=True, desc="all models",
+            disable=not self.progress, smoothing=0,
+        )
+        with bar:
+            for condition, texts in zip(conditions, work, strict=True):
+                keys = {
+                    "student": condition.student.name,
+                    "method": condition.label,
+                    "seed": condition.seed,
+                }
+                bar.set_postfix_str(" · ".join(map(str, keys.values())))
+                folder = self.model(condition)
+                if condition.method is not None:
+                    log = pd.read_parquet(folder / "training_log.parquet")
+                    logs.append(log.assign(**keys))
+                encoder = Encoder.load(folder, device=self.settings.device)
+                lengths = condition.student.training
+                for name, test in self.tests.items():
+                    found = evaluate(
+                        encoder, test, query_max_length=lengths.query_max_length,
+                        passage_max_length=lengths.passage_max_length, progress=False,
+                    )
+                    scores.append(found.scores.to_pandas().assign(dataset=name, **keys))
+                bar.update(texts)
+        return Results(pd.concat(scores, ignore_index=True), pd.concat(logs, ignore_index=True))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Content hashes of the data and weights that this comparison rests on."""
+        found = {f"data: {self.train.name}": self.parts.train.fingerprint}
+        found |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
+        found["teacher: " + self.teacher.name] = self.teacher.fingerprint
+        for student in self.settings.students:
+            found["student: " + student.name] = self._base_fingerprint(student.name)
+        return found
+
+    def _work(self, condition: Condition) -> int:
+        """Texts that pass through the model, a trained one counted three times (backward pass)."""
+        encoded = sum(t.corpus.num_rows + t.queries.num_rows for t in self.tests.values())
+        if condition.method is None:
+            return encoded
+        pairs = len(sample_queries(self.train, condition.student.queries).pairs[0])
+        per_pair = 2 + self.settings.mining.num_negatives
+        return encoded + 3 * pairs * per_pair * condition.student.training.epochs
+
+
+@dataclass(frozen=True)
+class Results:
+    """scores: a row per (student, method, seed, dataset, query_id), a column per metric.
+    logs: a row per training step and (student, method, seed), with the step's loss.
+    """
+
+    scores: pd.DataFrame
+    logs: pd.DataFrame
+
+
+def teacher(settings: Settings) -> teachers.Teacher:
+    """The teacher that a profile names."""
+    chosen = settings.teacher
+    if chosen.name == "bm25":
+        return teachers.BM25Teacher()
+    lengths = chosen.query_max_length, chosen.passage_max_length
+    return teachers.DenseTeacher(chosen.name, *lengths, device=settings.device)
+
+
+def sample_queries(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
+    """The ``number`` queries whose ids hash lowest: smaller samples are parts of larger ones."""
+    if number is None or number >= dataset.queries.num_rows:
+        return dataset
+    ids = dataset.queries["id"].to_pylist()
+    return dataset.select(sorted(ids, key=_hashed)[:number])
+
+
+def _hashed(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

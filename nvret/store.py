@@ -1,0 +1,181 @@
+"""Content-addressed results: the same inputs give the same folder, and it is there or it is not.
+
+A heavy stage (encode, mine, train, evaluate) is a pure function of its inputs. Its result lies in
+``<cache>/<stage>/<key>/``, where the key is a hash of everything that the result depends on: texts,
+weights, parameters, and the code of the stage. Nothing is keyed by a name. A folder is written
+under a temporary name and renamed when it is complete, so a process that is killed leaves nothing
+that a later run would trust.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+
+def cache_dir() -> Path:
+    """Folder of every downloaded, converted or computed thing.
+
+    ``$NVRET_CACHE`` when set, else the platform's user cache folder.
+    """
+    root = os.environ.get("NVRET_CACHE") or platformdirs.user_cache_dir("nvret")
+    return Path(root).expanduser().absolute()
+
+
+def _feed(digest: Any, part: Any) -> None:
+    """Add one part with its type and length, so that ("ab", "c") and ("a", "bc") differ."""
+    import numpy as np
+    import pyarrow as pa
+
+    if isinstance(part, Path):
+        digest.update(b"file:")
+        with part.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    elif isinstance(part, bytes):
+        digest.update(b"bytes:%d:" % len(part) + part)
+    elif isinstance(part, np.ndarray):
+        digest.update(f"array:{part.dtype.str}:{part.shape}:".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    elif isinstance(part, pa.Table):
+        digest.update(f"table:{part.num_rows}:{part.column_names}:".encode())
+        for column in part.columns:
+            _feed(digest, column.to_pylist())
+    else:
+        text = json.dumps(part, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 (hex) over the content of the parts.
+
+    Args:
+        parts: a ``Path`` stands for that file's content; bytes, NumPy arrays, Arrow tables and
+            anything that JSON can hold stand for themselves.
+
+    >>> fingerprint("ab", "c") == fingerprint("a", "bc")
+    False
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def code_version(*modules: ModuleType) -> str:
+    """Hash of the modules' statements, without comments, docstrings and layout.
+
+    It is part of a stage's key: a result never outlives the code that computed it, and editing a
+    comment does not recompute a night's work.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    body[0].value = ast.Constant(None)
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk: a rename may otherwise outlive what it renames."""
+    with contextlib.suppress(OSError):  # some filesystems cannot sync a folder
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _lock(target: Path) -> FileLock:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(target.with_name(f".{target.name}.lock"))
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
+    """Write a folder under a temporary name; rename it to ``target`` when the block succeeds.
+
+    Args:
+        target: the folder to make.
+        keep_partial: leave the temporary folder in place when the block fails, for a stage that
+            resumes from its own checkpoints. Its name is always the same, so the next call finds it.
+    Yields:
+        the temporary folder, or None when ``target`` exists already (another process made it).
+    """
+    with _lock(target):
+        if target.exists():
+            yield None
+            return
+        partial = target.with_name(f".{target.name}.partial")
+        if partial.exists() and not keep_partial:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+        except BaseException:
+            if not keep_partial:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for path in partial.rglob("*"):
+            _sync(path)
+        os.replace(partial, target)
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write a file under a temporary name; rename it to ``target`` when the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write JSON (sorted keys, UTF-8, no NaN) in one step."""
+    with atomic_file(target) as partial:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def stage(
+    name: str, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False
+) -> Path:
+    """The folder of a stage's result: computed now, or found from an earlier run.
+
+    Args:
+        name: of the stage; the sub-folder of the cache.
+        inputs: everything that the result depends on (JSON); hashed, and kept as ``inputs.json``.
+        build: writes the result into the folder that it is given.
+        resumable: ``build`` continues from what an interrupted call left in its folder.
+    """
+    key = fingerprint(inputs)
+    target = cache_dir() / name / key
+    if not target.exists():
+        with atomic_folder(target, keep_partial=resumable) as partial:
+            if partial is not None:
+                write_json(partial / "inputs.json", inputs)
+                build(partial)
+    return target

@@ -1,0 +1,155 @@
+"""Teachers: a name → something that scores (query, passage) pairs and ranks a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from nvret import search
+from nvret.bm25 import BM25, tokenize
+from nvret.data import RetrievalDataset
+from nvret.store import fingerprint
+
+
+class Scorer(Protocol):
+    """A teacher that has read one data set: rows are rows of its queries and corpus."""
+
+    name: str
+    fingerprint: str
+
+    def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """(P,) float32 scores of P (query, passage) pairs."""
+
+    def top_k(
+        self,
+        query_rows: np.ndarray,
+        k: int,
+        ceiling: np.ndarray | None = None,
+        exclude: Sequence[Sequence[int]] | None = None,
+        *,
+        progress: bool = False,
+    ) -> search.SearchResult:
+        """The k best passages of each row of ``query_rows``, as ``nvret.search.top_k``."""
+
+
+class Teacher(Protocol):
+    """Anything that can read a data set and then score it."""
+
+    name: str
+
+    def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> Scorer: ...
+
+
+@dataclass(frozen=True)
+class DenseTeacher:
+    """An embedding model; scores are cosines.
+
+    Args:
+        name: of the model, as ``nvret.assets`` knows it, or a folder.
+        query_max_length, passage_max_length: tokens that are read of each text.
+        device, dtype: where and in which precision the model runs.
+    """
+
+    name: str
+    query_max_length: int = 64
+    passage_max_length: int = 128
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
+        from nvret.encode import Encoder, embed
+
+        encoder = Encoder.load(model_folder(self.name), device=self.device, dtype=self.dtype)
+        queries = embed(
+            encoder, dataset.query_texts, "query", max_length=self.query_max_length,
+            progress=progress,
+        )
+        corpus = embed(
+            encoder, dataset.passages, "passage", max_length=self.passage_max_length,
+            progress=progress,
+        )
+        lengths = [self.query_max_length, self.passage_max_length]
+        key = fingerprint(encoder.fingerprint, lengths, self.dtype)
+        return DenseScorer(self.name, key, queries, corpus, self.device)
+
+
+@dataclass(frozen=True)
+class DenseScorer:
+    """Vectors of one data set: queries (Q, D) and corpus (N, D), unit length."""
+
+    name: str
+    fingerprint: str
+    queries: np.ndarray
+    corpus: np.ndarray
+    device: str = "cpu"
+
+    def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        scores = np.empty(len(query_rows), np.float32)
+        step = 1 << 14  # the gathered vectors of one step stay in the cache
+        for start in range(0, len(scores), step):
+            rows = slice(start, start + step)
+            scores[rows] = np.einsum(
+                "pd,pd->p", self.queries[query_rows[rows]], self.corpus[passage_rows[rows]]
+            )
+        return scores
+
+    def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
+        return search.top_k(
+            self.queries[query_rows], self.corpus, k,
+            ceiling=ceiling, exclude=exclude, device=self.device, progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class BM25Teacher:
+    """The sparse teacher; scores are BM25 sums, not cosines, and 0 where no word is shared."""
+
+    name: str = "bm25"
+    k1: float = 1.5
+    b: float = 0.75
+
+    def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> BM25Scorer:
+        index = BM25(map(tokenize, dataset.passages), k1=self.k1, b=self.b)
+        queries = [tokenize(text) for text in dataset.query_texts]
+        return BM25Scorer(self.name, fingerprint("bm25", self.k1, self.b), index, queries)
+
+
+@dataclass(frozen=True)
+class BM25Scorer:
+    name: str
+    fingerprint: str
+    index: BM25
+    queries: list[list[str]]
+
+    def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        return self.index.pair_scores([self.queries[row] for row in query_rows], passage_rows)
+
+    def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
+        queries = [self.queries[row] for row in query_rows]
+        return self.index.top_k(queries, k, ceiling=ceiling, exclude=exclude, progress=progress)
+
+
+def model_folder(name: str):
+    """The folder of a model: a packaged one by its name, or a path."""
+    from pathlib import Path
+
+    from nvret import assets
+
+    return Path(name) if Path(name).is_dir() else assets.model_path(name)
+
+
+def prepare(
+    teacher: str | Teacher | Scorer, dataset: RetrievalDataset, *, progress: bool = True
+) -> Scorer:
+    """A scorer of one data set.
+
+    Args:
+        teacher: ``"bm25"``, the name or folder of a model, a teacher, or a scorer that has read
+            this data set already.
+    """
+    if isinstance(teacher, str):
+        teacher = BM25Teacher() if teacher == "bm25" else DenseTeacher(teacher)
+    return teacher.prepare(dataset, progress=progress) if hasattr(teacher, "prepare") else teacher

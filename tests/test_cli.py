@@ -1,0 +1,81 @@
+"""The command line on files of a user's own."""
+
+import json
+
+import pytest
+
+from nvret import cli, mining
+
+
+@pytest.fixture
+def files(tmp_path):
+    passages = [
+        "Paris is the capital of France",
+        "Lyon is a large city of France",
+        "Berlin is the capital of Germany",
+        "Bananas grow in bunches in warm countries",
+    ]
+    corpus = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(passages)]
+    queries = [{"_id": "q0", "text": "what is the capital of France"}]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
+    return tmp_path
+
+
+def command(folder, *more, teacher="bm25"):
+    return cli.main(
+        [
+            "mine",
+            *("--corpus", str(folder / "corpus.jsonl")),
+            *("--queries", str(folder / "queries.jsonl")),
+            *("--qrels", str(folder / "qrels.tsv")),
+            *("--teacher", teacher, "--output", str(folder / "negatives.parquet")),
+            *more,
+        ]
+    )
+
+
+@pytest.mark.parametrize("teacher", ["bm25", "potion-base-8m"])
+def test_mine(files, capsys, teacher):
+    more = ("--method", "perc-pos", "--perc", "0.95", "--num-negatives", "2")
+    assert command(files, *more, teacher=teacher) == 0
+    table = mining.load(files / "negatives.parquet")
+    assert "d0" not in table["negative_id"].to_pylist()
+    assert table["negative_id"][0].as_py() in {"d1", "d2"}
+    assert (table["score"].to_numpy() < 0.95 * table["positive_score"].to_numpy() + 1e-6).all()
+    assert "2 negatives for 1 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "qrels.tsv").unlink(), "qrels.tsv"),
+        (lambda f: (f / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td0\t1\n"), "q9"),
+        (lambda f: (f / "queries.jsonl").write_text("{oops"), "queries.jsonl"),
+        (
+            lambda f: (f / "corpus.jsonl").write_text(
+                '{"_id": "d0", "text": "a"}\n{"_id": "d0", "text": "b"}\n'
+            ),
+            "d0",
+        ),
+        (
+            lambda f: (f / "corpus.jsonl").write_text(
+                '{"_id": "d0", "text": "a"}\n{"_id": "d1", "text": " "}\n'
+            ),
+            "d1",
+        ),
+    ],
+)
+def test_bad_files_end_in_one_message(files, capsys, break_it, message):
+    break_it(files)
+    assert command(files, "--method", "naive") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) < 10
+    assert not (files / "negatives.parquet").exists()
+
+
+def test_a_method_does_not_take_anothers_parameter(files, capsys):
+    assert command(files, "--method", "naive", "--perc", "0.9") == 2
+    assert "perc" in capsys.readouterr().err

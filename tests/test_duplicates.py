@@ -1,0 +1,92 @@
+"""Near-duplicates against a brute-force oracle over Python sets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret import duplicates
+from nvret.duplicates import clusters, components, near_duplicate_pairs, normalise
+from nvret.errors import NvretError
+
+# few words, so that many texts share n-grams; punctuation, so that normalising matters
+texts = st.lists(
+    st.lists(st.sampled_from(["a", "b", "C", "c,", "?"]), max_size=9).map(" ".join), max_size=7
+)
+thresholds = st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 0.6, 2 / 3, 0.75, 0.9, 1.0])
+
+
+def brute_force(left, right, threshold, measure, ngram):
+    def grams(text):
+        words = text.split()
+        return {tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)}
+
+    found = []
+    first = [normalise(text) for text in left]
+    second = first if right is None else [normalise(text) for text in right]
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            if right is None and i >= j:
+                continue
+            x, y = grams(a), grams(b)
+            if not x and not y:
+                similarity = float(a == b)
+            elif not x or not y:
+                similarity = 0.0
+            else:
+                size = len(x | y) if measure == "jaccard" else min(len(x), len(y))
+                similarity = len(x & y) / size
+            if similarity >= threshold:
+                found.append((i, j, similarity))
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    texts, st.none() | texts, thresholds, st.sampled_from(["jaccard", "overlap"]), st.integers(1, 4)
+)
+def test_pairs_are_those_of_the_brute_force(left, right, threshold, measure, ngram):
+    arrays = near_duplicate_pairs(left, right, threshold=threshold, measure=measure, ngram=ngram)
+    assert [array.dtype for array in arrays] == [np.int64, np.int64, np.float64]
+    found = list(zip(*(array.tolist() for array in arrays), strict=True))
+    assert found == brute_force(left, right, threshold, measure, ngram)
+
+
+@pytest.mark.parametrize("measure", ["jaccard", "overlap"])
+def test_block_size_does_not_change_the_result(monkeypatch, measure):
+    generator = np.random.default_rng(0)
+    some = [" ".join(generator.choice(list("abcd"), 12)) for _ in range(60)]
+    whole = near_duplicate_pairs(some, threshold=0.3, measure=measure)
+    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    blocks = near_duplicate_pairs(some, threshold=0.3, measure=measure)
+    assert len(whole[0]) > 10
+    for a, b in zip(whole, blocks, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_overlap_finds_a_text_inside_another():
+    long = "one two three four five six seven eight nine ten"
+    assert near_duplicate_pairs(["four five six seven"], [long], threshold=0.9)[0].size == 0
+    found = near_duplicate_pairs(["four five six seven"], [long], threshold=1, measure="overlap")
+    assert found[2].tolist() == [1.0]
+
+
+def test_clusters_are_numbered_by_their_first_text():
+    chain = ["a b c d e", "x y z", "c d e f g", "b c d e f", "X, y: z!"]
+    assert clusters(chain, threshold=0.5).tolist() == [0, 1, 0, 0, 1]
+    assert clusters([], threshold=0.5).tolist() == []
+    assert components(0, np.array([], np.int64), np.array([], np.int64)).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": 0}, "threshold is 0"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"threshold": 0.5, "measure": "dice"}, "measure is 'dice'"),
+        ({"threshold": 0.5, "ngram": 0}, "ngram is 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(NvretError, match=message):
+        near_duplicate_pairs(["a b c"], **arguments)

@@ -1,0 +1,365 @@
+"""Scores against a plain oracle and mteb's own search; nothing shared, leaked or fetched."""
+
+import math
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret import store
+from nvret.data import RetrievalDataset
+from nvret.errors import NvretError
+from nvret.evaluation import Evaluation, evaluate, evaluate_hub_task, evaluate_ranking
+from nvret.search import top_k
+
+LENGTHS = {"query_max_length": 32, "passage_max_length": 64, "progress": False}
+PASSAGES = {
+    "moon": ("The Moon", "Apollo 11 landed on the Moon in July 1969 with two astronauts."),
+    "mars": ("", "The rover Curiosity has been driving across a crater on Mars since 2012."),
+    "bread": ("Bread", "Sourdough bread rises slowly because wild yeast ferments the flour."),
+    "beer": ("", "Brewers add hops to the boiling wort, then yeast turns sugar into alcohol."),
+    "wine": ("", "Wine is made of grapes that are pressed and fermented in barrels."),
+    "piano": ("", "A concert grand piano has eighty-eight keys and three pedals."),
+    "violin": ("Violin", "The violin is tuned in fifths and played with a bow of horsehair."),
+    "twin": ("", "A concert grand piano has eighty-eight keys and three pedals."),
+}
+QUERIES = {
+    "q1": "Which mission brought people to the Moon?",
+    "q2": "What makes dough rise?",
+    "q3": "How are alcoholic drinks made?",
+    "q4": "How many keys does a piano have?",
+    "q5": "Who won the elections?",
+}
+QRELS = [
+    ("q3", "beer", 2),
+    ("q1", "moon", 1),
+    ("q1", "mars", 0),
+    ("q2", "bread", 1),
+    ("q3", "wine", 1),
+    ("q3", "bread", 1),
+    ("q4", "piano", 1),
+]
+
+
+def make_dataset(passages, queries, qrels, name="toy"):
+    ids, texts = list(passages), list(passages.values())
+    corpus = {"id": ids, "title": [t[0] for t in texts], "text": [t[1] for t in texts]}
+    columns = zip(*qrels, strict=True) if qrels else ([], [], [])
+    types = (pa.string(), pa.string(), pa.int32())
+    named = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
+    return RetrievalDataset(
+        name=name,
+        corpus=pa.table(corpus),
+        queries=pa.table({"id": list(queries), "text": list(queries.values())}),
+        qrels=pa.table(named, names=["query_id", "corpus_id", "score"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return make_dataset(PASSAGES, QUERIES, QRELS)
+
+
+@pytest.fixture(scope="module")
+def model_folder():
+    from nvret.assets import model_path
+
+    return model_path("potion-base-8m")
+
+
+@pytest.fixture
+def encoder(model_folder):
+    from nvret.encode import Encoder
+
+    return Encoder.load(model_folder)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, request):
+    if "model_folder" in request.fixturenames:
+        request.getfixturevalue("model_folder")  # comes out of the shared cache
+    monkeypatch.setenv("NVRET_CACHE", str(tmp_path / "cache"))
+
+
+# --- the metrics -------------------------------------------------------------------------------
+
+
+def oracle(ranked, relevant, k):
+    """trec_eval's metrics of one query, from their definitions."""
+    gains = [relevant.get(passage, 0) for passage in ranked[:k]]
+    ideal = sorted(relevant.values(), reverse=True)[:k]
+    discounted = [sum(g / math.log2(r + 2) for r, g in enumerate(v)) for v in (gains, ideal)]
+    hits = [rank for rank, gain in enumerate(gains, 1) if gain]
+    return {
+        f"ndcg_at_{k}": discounted[0] / discounted[1],
+        f"recall_at_{k}": len(hits) / len(relevant),
+        f"map_at_{k}": sum(n / rank for n, rank in enumerate(hits, 1)) / len(relevant),
+        f"mrr_at_{k}": 1 / hits[0] if hits else 0.0,
+    }
+
+
+@st.composite
+def rankings(draw):
+    num_passages, num_queries = draw(st.integers(1, 12)), draw(st.integers(1, 5))
+    names = draw(
+        st.lists(
+            st.text("abAB01", min_size=1, max_size=3),
+            min_size=num_passages,
+            max_size=num_passages,
+            unique=True,
+        )
+    )
+    depth = draw(st.integers(1, 14))
+    seed = draw(st.integers(0, 2**16))
+    rng = np.random.default_rng(seed)
+    ids = np.full((num_queries, depth), -1)
+    for row in ids:
+        found = rng.permutation(num_passages)[: rng.integers(0, min(depth, num_passages) + 1)]
+        row[rng.permutation(depth)[: len(found)]] = found
+    scores = rng.integers(-2, 3, ids.shape) / 2  # many ties
+    if draw(st.booleans()):
+        scores = rng.standard_normal(ids.shape)
+    scores[ids < 0] = -np.inf
+    grades = rng.choice([0, 0, 1, 2, 3], (num_queries, num_passages))
+    grades[draw(st.integers(0, num_queries - 1)), 0] = 1  # one query has an answer
+    return names, ids, scores, grades
+
+
+@given(rankings(), st.sampled_from([(1,), (3, 10), (10, 2)]))
+@settings(max_examples=60, deadline=None)
+def test_ranking_scores_match_the_definitions(case, cuts):
+    names, ids, scores, grades = case
+    queries = [f"q{row}" for row in range(len(ids))]
+    qrels = [
+        (query, name, int(grade))
+        for query, row in zip(queries, grades, strict=True)
+        for name, grade in zip(names, row, strict=True)
+        if grade
+    ]
+    dataset = make_dataset(
+        {name: ("", f"text {name}") for name in names}, {q: f"text {q}" for q in queries}, qrels
+    )
+    found = evaluate_ranking(ids, scores, dataset, k=cuts).scores.to_pylist()
+    expected = []
+    for row, query in enumerate(queries):
+        relevant = {n: int(g) for n, g in zip(names, grades[row], strict=True) if g}
+        pairs = zip(ids[row], scores[row].astype(np.float32), strict=True)
+        ranked = sorted(((s, names[i]) for i, s in pairs if i >= 0), reverse=True)
+        if relevant:
+            metrics = {"query_id": query}
+            for k in cuts:
+                metrics |= oracle([name for _, name in ranked], relevant, k)
+            expected.append(metrics)
+    assert [row["query_id"] for row in found] == [row["query_id"] for row in expected]
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted | {"query_id": row["query_id"]}, abs=1e-6)
+
+
+def test_summary_is_the_mean_over_queries():
+    table = pa.table({"query_id": ["a", "b", "c"], "mrr_at_10": [1.0, 0.0, 0.5]})
+    found = Evaluation("toy", table)
+    assert found.summary == {"mrr_at_10": 0.5}
+    with pytest.raises(NvretError, match="no metric 'ndcg', expected one of mrr_at_10"):
+        found.values("ndcg")
+
+
+# --- an encoder end to end ---------------------------------------------------------------------
+
+
+def test_encoder_equals_its_own_ranking_and_finds_the_answers(encoder, toy):
+    found = evaluate(encoder, toy, **LENGTHS)
+    assert found.scores["query_id"].to_pylist() == ["q1", "q2", "q3", "q4"]  # q5 has no answer
+    assert found.summary["recall_at_10"] == 1  # eight passages: all found, the other two are -1
+    assert found.summary["ndcg_at_10"] > 0.7
+    queries = encoder.encode(toy.query_texts, "query", max_length=32, progress=False)
+    passages = encoder.encode(toy.passages, "passage", max_length=64, progress=False)
+    ranking = top_k(queries, passages, 10)
+    assert evaluate_ranking(ranking.ids, ranking.scores, toy).scores.equals(found.scores)
+
+
+def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
+    """The same task, the same weights, mteb's own encoder wrapper, search and means."""
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import PromptType
+
+    from nvret import mteb_tasks
+
+    class Wrapped(AbsEncoder):
+        mteb_model_meta = ModelMeta.create_empty(
+            {"name": "a/b", "revision": "c", "similarity_fn_name": ScoringFunction.COSINE}
+        )
+
+        def __init__(self):
+            pass
+
+        def encode(self, inputs, *, prompt_type, **_):
+            kind = "query" if prompt_type == PromptType.query else "passage"
+            texts = [text for batch in inputs for text in batch["text"]]
+            return encoder.encode(texts, kind, max_length=64, progress=False)
+
+    with mteb_tasks.isolated():
+        kwargs = {"batch_size": 4, "show_progress_bar": False}
+        task = mteb_tasks.local_task(toy, [3, 10])
+        theirs = task.evaluate(Wrapped(), "test", encode_kwargs=kwargs)["default"]
+    lengths = LENGTHS | {"query_max_length": 64}
+    ours = evaluate(encoder, toy, k=(3, 10), cache=False, **lengths).summary
+    for name, value in ours.items():
+        assert value == pytest.approx(theirs[name], abs=5.1e-6), name  # theirs has five digits
+
+
+def test_a_kept_result_is_found_again_and_never_by_another_checkpoint(encoder, toy):
+    def kept():
+        return set((store.cache_dir() / "evaluation").glob("[!.]*"))
+
+    first = evaluate(encoder, toy, **LENGTHS)
+    assert len(kept()) == 1
+    weight = next(encoder.parameters())
+    original = weight.detach().clone()
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    second = evaluate(encoder, toy, **LENGTHS)
+    assert len(kept()) == 2
+    assert second.summary != first.summary
+    with torch.no_grad():
+        weight.copy_(original)
+    assert evaluate(encoder, toy, **LENGTHS).scores.equals(first.scores)
+    assert len(kept()) == 2
+    evaluate(encoder, toy, **(LENGTHS | {"passage_max_length": 4}))
+    evaluate(encoder, toy, k=(5,), **LENGTHS)
+    evaluate(encoder, make_dataset(PASSAGES, QUERIES, QRELS[:-1]), **LENGTHS)
+    assert len(kept()) == 5
+    evaluate(encoder, toy, k=(7,), cache=False, **LENGTHS)
+    assert len(kept()) == 5
+    assert not (store.cache_dir() / "embeddings").exists()
+
+
+def test_random_generators_are_left_as_they_were(encoder, toy):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    def seed():
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    seed()
+    expected = draw()
+    seed()
+    evaluate(encoder, toy, cache=False, **LENGTHS)
+    assert draw() == expected
+
+
+def test_needs_no_network_and_writes_only_to_the_cache(tmp_path, model_folder):
+    """In a fresh process: mteb's import, a local evaluation, and a hub task without a hub."""
+    tests = Path(__file__).parent
+    script = f"""
+        import socket, sys
+
+        def refuse(*arguments, **_):
+            raise AssertionError(f"network: {{arguments}}")
+
+        socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+        sys.path[:0] = {[str(tests), str(tests.parent)]!r}
+        import nvret.evaluation
+        assert not {{"torch", "mteb"}} & set(sys.modules)
+        from nvret.encode import Encoder
+        from test_evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
+
+        encoder = Encoder.load({str(model_folder)!r})
+        toy = make_dataset(PASSAGES, QUERIES, QRELS)
+        assert nvret.evaluation.evaluate(encoder, toy, **LENGTHS).summary["mrr_at_10"] > 0.7
+        for name in ("NFCorpus", "NoSuchTask", "AskUbuntuDupQuestions"):
+            try:
+                nvret.evaluation.evaluate_hub_task(encoder, name, **LENGTHS)
+            except nvret.errors.NvretError as error:
+                print(str(error).partition("(")[0])
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {"MTEB_CACHE", "HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in kept}
+    environment |= {"HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=home,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "task NFCorpus: mteb/nfcorpus could not be loaded from the hub or its cache ",
+        "mteb task 'NoSuchTask' not found and no similar keys were found.",
+        "task AskUbuntuDupQuestions is Reranking, expected Retrieval",
+    ]
+    assert done.stderr == ""
+    assert list(home.rglob("*")) == []
+    written = {path.name for path in store.cache_dir().iterdir()}
+    assert written == {"evaluation", "mteb"}
+
+
+def test_hub_task_runs_on_the_same_searcher(encoder, toy, monkeypatch):
+    """A real task of mteb; only its download is replaced."""
+    from mteb.abstasks import AbsTaskRetrieval
+
+    from nvret import mteb_tasks
+
+    with mteb_tasks.isolated():
+        data = mteb_tasks.local_task(toy, [10])
+        data.load_data()
+
+    def load(task, **_):
+        task.dataset, task.data_loaded = data.dataset, True
+
+    monkeypatch.setattr(AbsTaskRetrieval, "load_data", load)
+    found = evaluate_hub_task(encoder, "NFCorpus", **LENGTHS)
+    assert found.dataset == "NFCorpus"
+    assert found.scores.equals(evaluate(encoder, toy, **LENGTHS).scores)
+    with pytest.raises(NvretError, match="task NFCorpus: split is 'dev', expected one of test"):
+        evaluate_hub_task(encoder, "NFCorpus", split="dev", **LENGTHS)
+    with pytest.raises(NvretError, match="no k = 7"):
+        evaluate_hub_task(encoder, "NFCorpus", k=(7, 10), **LENGTHS)
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids, scores: (ids[:4], scores[:4]), r"expected \(5, depth\) for the 5 queries"),
+        (lambda ids, scores: (ids, scores[:, :1]), "ids have shape"),
+        (lambda ids, scores: (ids.astype(float), scores), "ids have type float64"),
+        (lambda ids, scores: (ids + 7, scores), "query row 0 holds an id outside of -1 to 7"),
+        (lambda ids, scores: (ids * 0, scores), "query row 0 holds the same id twice"),
+        (lambda ids, scores: (ids, scores * np.nan), "query row 0 holds a score that is not fin"),
+    ],
+)
+def test_bad_rankings_are_named(toy, change, message):
+    ids = np.tile(np.arange(3), (5, 1))
+    with pytest.raises(NvretError, match=message):
+        evaluate_ranking(*change(ids, np.ones((5, 3))), toy)
+
+
+@pytest.mark.parametrize("k", [(), (0,), (1.5,), (True,)])
+def test_bad_k_is_named(toy, k):
+    with pytest.raises(NvretError, match="k is"):
+        evaluate_ranking(np.zeros((5, 1), int), np.ones((5, 1)), toy, k=k)
+
+
+def test_a_set_without_answers_is_refused():
+    dataset = make_dataset(PASSAGES, QUERIES, [("q1", "mars", 0)], name="empty")
+    with pytest.raises(NvretError, match="empty"):
+        evaluate_ranking(np.zeros((5, 1), int), np.ones((5, 1)), dataset)

@@ -1,0 +1,252 @@
+"""Mining against a float64 brute-force oracle, on data with every trap that real sets have."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret import mining, search
+from nvret.data import from_texts
+from nvret.duplicates import normalise
+from nvret.errors import NvretError
+from nvret.mining import (
+    NaiveTopK,
+    RandomNegatives,
+    SampledTopK,
+    Top1PlusSampled,
+    TopK,
+    TopKAbs,
+    TopKMarginPos,
+    TopKPercPos,
+    TopKShifted,
+)
+
+METHODS = [
+    NaiveTopK(),
+    TopKShifted(2),
+    TopKAbs(0.3),
+    TopKMarginPos(0.05),
+    TopKMarginPos(-0.5),
+    TopKPercPos(0.95),
+    TopKPercPos(0.5),
+    TopKPercPos(1.05),
+]
+
+
+@dataclass
+class MatrixTeacher:
+    """A teacher whose scores are given; real teachers are tested in test_teachers.py."""
+
+    matrix: np.ndarray
+    name: str = "matrix"
+    fingerprint: str = "matrix"
+
+    def pair_scores(self, query_rows, passage_rows):
+        return self.matrix[query_rows, passage_rows]
+
+    def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
+        scores = torch.from_numpy(self.matrix[query_rows])
+        return search.top_k_blocks(
+            lambda rows, columns: scores[rows, columns].clone(),
+            len(query_rows), self.matrix.shape[1], k, ceiling=ceiling, exclude=exclude,
+        )  # fmt: skip
+
+
+def dataset(passages, queries, positives):
+    return from_texts("toy", passages, queries, positives)
+
+
+@st.composite
+def problems(draw):
+    """Scores on a coarse grid (ties, negative values); twins; queries that stand in the corpus."""
+    n, q = draw(st.integers(1, 25)), draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    words = [f"Text number {rng.integers(0, 2 * n)}" for _ in range(n)]
+    passages = [w.upper() if rng.random() < 0.3 else w for w in words]
+    queries = [
+        passages[rng.integers(n)] + "?" if rng.random() < 0.3 else f"question {i}"
+        for i in range(q)
+    ]  # fmt: skip
+    positives = [sorted(rng.permutation(n)[: rng.integers(1, 4)].tolist()) for _ in range(q)]
+    grid = draw(st.sampled_from([3, 8, 1000]))
+    scores = (rng.integers(-grid, grid + 1, (q, n)) / grid).astype(np.float32)
+    return dataset(passages, queries, positives), scores
+
+
+def oracle(data, scores, method, num, anchor="pair", safe=False):
+    """Rows (query, positive, negative, rank) by the definition, one pair at a time."""
+    rows = []
+    passages = [normalise(text) for text in data.passages]
+    for q, positives in enumerate(data.positives):
+        banned = {
+            c
+            for c, text in enumerate(passages)
+            if text in {passages[p] for p in positives} | {normalise(data.query_texts[q])}
+        }
+        exact = scores[q].astype(np.float64)
+        for p in positives:
+            anchor_score = exact[positives].min() if anchor == "lowest" else exact[p]
+            match method:
+                case TopKAbs():
+                    limit = method.threshold
+                case TopKMarginPos():
+                    limit = anchor_score - method.margin
+                case TopKPercPos() if safe and anchor_score < 0:
+                    limit = anchor_score * (2 - method.perc)
+                case TopKPercPos():
+                    limit = anchor_score * method.perc
+                case _:
+                    limit = np.inf
+            limit = np.float32(limit)
+            ranked = sorted(
+                (c for c in range(len(passages)) if c not in banned and scores[q, c] < limit),
+                key=lambda c: (-exact[c], c),
+            )
+            kept = list(enumerate(ranked, 1))[method.skip :][:num]
+            rows += [(f"q{q}", f"p{p}", f"p{c}", rank) for rank, c in kept]
+    return rows
+
+
+def rows_of(table):
+    columns = ("query_id", "positive_id", "negative_id", "rank")
+    return list(zip(*(table[c].to_pylist() for c in columns), strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(1, 5), st.sampled_from(["pair", "lowest"]), st.booleans())
+def test_equals_the_definition(method, problem, num, anchor, safe):
+    data, scores = problem
+    table = mining.mine(
+        data, MatrixTeacher(scores), method, num, anchor=anchor, near_duplicates=None,
+        negative_positives="safe" if safe else "literal", progress=False,
+    )  # fmt: skip
+    expected = oracle(data, scores, method, num, anchor, safe)
+    assert rows_of(table) == expected
+    facts = mining.provenance(table)
+    pairs = sum(map(len, data.positives))
+    assert facts["pairs"] == pairs
+    assert facts["negatives_missing"] == pairs * num - len(expected)
+    assert facts["pairs_empty"] == pairs - len({row[:2] for row in expected})
+
+
+@pytest.mark.parametrize("method", [*METHODS, RandomNegatives()], ids=str)
+@pytest.mark.parametrize("sampling", [TopK(), SampledTopK(5), Top1PlusSampled(5)], ids=str)
+@settings(max_examples=20, deadline=None)
+@given(problems(), st.integers(0, 3))
+def test_draws_do_not_depend_on_the_other_queries(method, sampling, problem, seed):
+    data, scores = problem
+    ask = {"num_negatives": 3, "sampling": sampling, "seed": seed, "progress": False}
+    whole = mining.mine(data, MatrixTeacher(scores), method, **ask)
+    assert whole.equals(mining.mine(data, MatrixTeacher(scores), method, **ask))
+    backwards = list(range(len(scores)))[::-1]
+    reordered = data.select([f"q{q}" for q in backwards])
+    order = [int(name[1:]) for name in reordered.queries["id"].to_pylist()]
+    other = mining.mine(reordered, MatrixTeacher(scores[order]), method, **ask)
+    assert sorted(rows_of(whole)) == sorted(rows_of(other))
+    one = data.select(["q0"])
+    alone = mining.mine(one, MatrixTeacher(scores[:1]), method, **ask)
+    assert rows_of(alone) == [row for row in rows_of(whole) if row[0] == "q0"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([NaiveTopK(), TopKShifted(1), TopKPercPos(0.9)]))
+def test_samples_come_from_the_first_k_of_the_method(problem, method):
+    data, scores = problem
+    first = rows_of(mining.mine(data, MatrixTeacher(scores), method, 6, progress=False))
+    for sampling in (SampledTopK(6), Top1PlusSampled(6)):
+        table = mining.mine(data, MatrixTeacher(scores), method, 3, sampling, progress=False)
+        drawn = rows_of(table)
+        assert set(drawn) <= set(first)
+        assert len(set(drawn)) == len(drawn)
+        for pair in {row[:2] for row in first}:
+            possible = sum(row[:2] == pair for row in first)
+            assert sum(row[:2] == pair for row in drawn) == min(3, possible)
+            if isinstance(sampling, Top1PlusSampled):
+                best = next(row for row in first if row[:2] == pair)
+                assert best in drawn
+
+
+def test_the_draw_is_a_softmax_over_the_scores():
+    passages = [f"passage number {i}" for i in range(5)]
+    scores = np.array([[0.0, 3.0, 2.0, 1.0, 0.0]], np.float32)
+    data = dataset(passages, ["question"], [[0]])
+    counts = np.zeros(5)
+    draws = 4000
+    for seed in range(draws):
+        table = mining.mine(
+            data, MatrixTeacher(scores), NaiveTopK(), 1, SampledTopK(4), seed, progress=False,
+            exclude=[np.array([0])],
+        )  # fmt: skip
+        counts[int(table["negative_id"][0].as_py()[1:])] += 1
+    weights = np.exp(scores[0, 1:]) / np.exp(scores[0, 1:]).sum()
+    np.testing.assert_allclose(counts[1:] / draws, weights, atol=0.03)
+
+
+def test_near_identical_passages_are_no_negatives():
+    text = "the tower was finished in the year 1889 and stands on the champ de mars in paris france"
+    passages = [text, text.replace("1889", "1887"), text.upper() + "!", "something else entirely"]
+    scores = np.array([[0.9, 0.8, 0.8, 0.1]], np.float32)
+    data = dataset(passages, ["when was it finished"], [[0]])
+    strict = mining.mine(data, MatrixTeacher(scores), NaiveTopK(), 3, near_duplicates=0.5,
+                         progress=False)  # fmt: skip
+    assert strict["negative_id"].to_pylist() == ["p3"]
+    same_text = mining.mine(data, MatrixTeacher(scores), NaiveTopK(), 3, near_duplicates=None,
+                            progress=False)  # fmt: skip
+    assert same_text["negative_id"].to_pylist() == ["p1", "p3"]
+
+
+def test_a_negative_positive_score_is_taken_literally_with_a_warning(caplog):
+    scores = np.array([[-0.4, -0.39, -0.41, -0.5]], np.float32)
+    data = dataset([f"passage {i}" for i in range(4)], ["question"], [[0]])
+    ask = {"near_duplicates": None, "progress": False}
+    literal = mining.mine(data, MatrixTeacher(scores), TopKPercPos(0.95), **ask)
+    assert literal["negative_id"].to_pylist() == ["p1", "p2", "p3"]  # -0.39 beats the positive
+    assert "1 of 1 positives score below 0" in caplog.text
+    safe = mining.mine(
+        data, MatrixTeacher(scores), TopKPercPos(0.95), negative_positives="safe", **ask
+    )
+    assert safe["negative_id"].to_pylist() == ["p3"]
+    assert mining.provenance(literal)["positives_below_zero"] == 1
+
+
+def test_every_positive_has_its_own_ceiling():
+    scores = np.array([[0.9, 0.5, 0.7, 0.4]], np.float32)
+    data = dataset([f"passage {i}" for i in range(4)], ["question"], [[0, 1]])
+    ask = {"near_duplicates": None, "progress": False}
+    table = mining.mine(data, MatrixTeacher(scores), TopKMarginPos(0.05), **ask)
+    assert [row[1:3] for row in rows_of(table)] == [("p0", "p2"), ("p0", "p3"), ("p1", "p3")]
+    lowest = mining.mine(data, MatrixTeacher(scores), TopKMarginPos(0.05), anchor="lowest", **ask)
+    assert [row[1:3] for row in rows_of(lowest)] == [("p0", "p3"), ("p1", "p3")]
+
+
+def test_a_table_survives_the_disk(tmp_path):
+    scores = np.array([[0.9, 0.5, 0.7, 0.4]], np.float32)
+    data = dataset([f"passage {i}" for i in range(4)], ["question"], [[0]])
+    table = mining.mine(data, MatrixTeacher(scores), NaiveTopK(), progress=False)
+    mining.save(table, tmp_path / "negatives.parquet")
+    back = mining.load(tmp_path / "negatives.parquet")
+    assert back.equals(table)
+    assert mining.provenance(back) == mining.provenance(table)
+    assert [p.name for p in tmp_path.iterdir()] == ["negatives.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d, t: mining.mine(d, t, NaiveTopK(), 0), "num_negatives is 0"),
+        (lambda d, t: mining.mine(d, t, NaiveTopK(), 4, SampledTopK(3)), "k is smaller"),
+        (lambda d, t: mining.mine(dataset(["a"], ["b"], [[]]), t, NaiveTopK()), "nothing to mine"),
+        (lambda d, t: TopKShifted(-1), "n is -1"),
+        (lambda d, t: TopKPercPos(float("nan")), "perc is nan"),
+        (lambda d, t: TopKPercPos(-0.5), "perc is -0.5"),
+        (lambda d, t: TopKAbs("0.7"), "threshold is '0.7'"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    data = dataset(["one passage", "two passages"], ["question"], [[0]])
+    with pytest.raises(NvretError, match=message):
+        call(data, MatrixTeacher(np.array([[0.5, 0.4]], np.float32)))

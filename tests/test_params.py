@@ -1,0 +1,102 @@
+"""A profile is checked key by key, from a file and from a notebook's variables."""
+
+from pathlib import Path
+
+import pytest
+
+from nvret import methods, params
+from nvret.errors import NvretError
+
+ROOT = Path(__file__).parents[1]
+PROFILES = sorted((ROOT / "params").glob("*.yaml"))
+
+
+@pytest.fixture
+def values():
+    return params.read(ROOT / "params" / "smoke.yaml")
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_shipped_profiles_are_valid(path):
+    settings = params.load(path)
+    assert settings.profile == path.stem
+    for name in settings.notebooks:
+        assert (ROOT / "notebooks" / f"{name}.ipynb").is_file()
+    assert isinstance(settings.methods[-1].build(), methods.TopKPercPos)
+
+
+def edited(values, path, value):
+    *parents, last = path
+    for part in parents:
+        values = values[part]
+    if value is ...:
+        del values[last]
+    else:
+        values[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("seed",), [1], "seed: unknown key, did you mean 'seeds'?"),
+        (("mining", "num_negative"), 4, "mining.num_negative: unknown key, did you mean 'num_neg"),
+        (("students", 0, "training", "learning_rat"), 0.1, "did you mean 'learning_rate'"),
+        (("students", 0, "training", "learning_rate"), "1e-5", "learning_rate: .*number.*'1e-5'"),
+        (("mining", "num_negatives"), ..., "mining.num_negatives: missing"),
+        (("mining", "num_negatives"), 0, "mining.num_negatives: .*greater than 0, found 0"),
+        (("teacher",), ..., "teacher: missing"),
+        (("device",), "tpu", "device: .*'cpu' or 'cuda'"),
+        (("methods", 0, "name"), "randum", "methods.0: no mining method 'randum'"),
+        (("methods", 5, "perc"), "0.95", "methods.5.perc"),
+        (("methods", 1, "margin"), 0.1, "method 'naive' does not take margin"),
+        (("seeds",), [1, 1], "seeds names 1 more than once"),
+        (("seeds",), [], "seeds: .*at least 1"),
+    ],
+)
+def test_an_error_names_the_key(values, path, value, message):
+    edited(values, path, value)
+    with pytest.raises(NvretError, match=message) as error:
+        params.check(values, "file.yaml")
+    assert str(error.value).startswith("file.yaml: ")
+    assert len(str(error.value).splitlines()) < 10
+
+
+def test_every_error_is_listed(values):
+    edited(values, ("teacher",), ...)
+    edited(values, ("seed",), 1)
+    with pytest.raises(NvretError) as error:
+        params.check(values, "file.yaml")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(NvretError, match="no such file"):
+        params.load(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(NvretError, match="holds list"):
+        params.load(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(NvretError, match="is not YAML"):
+        params.load(tmp_path / "broken.yaml")
+
+
+def test_a_notebook_takes_the_profile_and_what_was_injected(monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    namespace = {"profile": "smoke", "seeds": [5], "_hidden": 1, "In": [], "Out": {}}
+    settings = params.notebook(namespace)
+    assert settings.seeds == [5]
+    assert settings.teacher == params.load(ROOT / "params" / "smoke.yaml").teacher
+
+
+def test_a_misspelt_parameter_stops_a_notebook(monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    with pytest.raises(NvretError, match="sedes: unknown key, did you mean 'seeds'"):
+        params.notebook({"profile": "smoke", "sedes": [5]})
+    with pytest.raises(NvretError, match="sets no profile"):
+        params.notebook({})
+
+
+def test_outside_of_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NvretError, match="not inside the repository"):
+        params.notebook({"profile": "smoke"})

@@ -1,0 +1,148 @@
+"""Exact search against a brute-force oracle, on adversarial scores."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret import search
+from nvret.errors import NvretError
+from nvret.search import top_k, top_k_blocks
+
+
+def oracle(scores, k, ceiling=None, exclude=None):
+    """Sort every allowed passage of a (Q, N) float64 matrix by (-score, id)."""
+    ids = np.full((len(scores), k), -1)
+    best = np.full((len(scores), k), -np.inf)
+    for row, values in enumerate(scores):
+        limit = np.inf if ceiling is None else ceiling[row]
+        banned = set() if exclude is None else set(exclude[row])
+        allowed = [c for c, s in enumerate(values) if s < limit and c not in banned]
+        allowed.sort(key=lambda c: (-values[c], c))
+        ids[row, : len(allowed[:k])] = allowed[:k]
+        best[row, : len(allowed[:k])] = values[allowed[:k]]
+    return ids, best
+
+
+@st.composite
+def problems(draw):
+    """Small integer vectors: exact in float32, full of ties, negative scores among them."""
+    q, n = draw(st.integers(1, 9)), draw(st.integers(1, 700))
+    d = draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    spread = draw(st.integers(0, 6))
+    queries = rng.integers(-spread, spread + 1, (q, d)).astype(np.float32)
+    corpus = rng.integers(-spread, spread + 1, (n, d)).astype(np.float32)
+    k = draw(st.sampled_from([1, 2, 3, 5, n, n + 3]))
+    ceiling = rng.integers(-20, 30, q).astype(np.float32) if draw(st.booleans()) else None
+    exclude = None
+    if draw(st.booleans()):
+        exclude = [rng.permutation(n)[: rng.integers(0, n + 1)].tolist() for _ in range(q)]
+    return queries, corpus, k, ceiling, exclude
+
+
+@pytest.fixture(params=[None, "one query a tile", "small tiles"])
+def tiles(request, monkeypatch):
+    """The answer may not depend on how the work is cut up."""
+    if request.param == "one query a tile":
+        monkeypatch.setattr(search, "QUERY_TILE", 1)
+    if request.param == "small tiles":
+        monkeypatch.setattr(search, "BLOCK", 4)
+        monkeypatch.setattr(search, "QUERY_TILE", 3)
+        return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 100 passages a tile
+    return {}
+
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_equals_the_oracle(tiles, device):
+    @settings(max_examples=150, deadline=None)
+    @given(problems())
+    def check(problem):
+        queries, corpus, k, ceiling, exclude = problem
+        got = top_k(queries, corpus, k, ceiling=ceiling, exclude=exclude, device=device, **tiles)
+        ids, scores = oracle(
+            queries.astype(np.float64) @ corpus.astype(np.float64).T, k, ceiling, exclude
+        )
+        np.testing.assert_array_equal(got.ids.numpy(), ids)
+        np.testing.assert_array_equal(got.scores.numpy(), scores.astype(np.float32))
+
+    check()
+
+
+def test_real_valued_scores_on_the_block_path():
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((300, 16)).astype(np.float32)
+    corpus = rng.standard_normal((5003, 16)).astype(np.float32)
+    exact = queries.astype(np.float64) @ corpus.astype(np.float64).T
+    ceiling = np.quantile(exact, 0.99, axis=1).astype(np.float32)
+    exclude = [np.argsort(-row)[50:60].tolist() for row in exact]
+    got = top_k(queries, corpus, 7, ceiling=ceiling, exclude=exclude)
+    ids, scores = oracle(exact, 7, ceiling, exclude)
+    np.testing.assert_array_equal(got.ids.numpy(), ids)
+    np.testing.assert_allclose(got.scores.numpy(), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_agrees_with_faiss():
+    faiss = pytest.importorskip("faiss")
+    rng = np.random.default_rng(1)
+    queries = rng.standard_normal((50, 32)).astype(np.float32)
+    corpus = rng.standard_normal((4000, 32)).astype(np.float32)
+    index = faiss.IndexFlatIP(32)
+    index.add(corpus)
+    scores, ids = index.search(queries, 10)
+    got = top_k(queries, corpus, 10)
+    np.testing.assert_array_equal(got.ids.numpy(), ids)
+    np.testing.assert_allclose(got.scores.numpy(), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_the_ceiling_is_strict():
+    passages = torch.tensor([[0.5], [0.25], [0.125]])
+    got = top_k(torch.ones(1, 1), passages, 3, ceiling=torch.tensor([0.5]))
+    assert got.ids.tolist() == [[1, 2, -1]]
+
+
+def test_a_large_corpus_of_equal_scores_is_ordered_by_id():
+    got = top_k(torch.ones(2, 4), torch.ones(3000, 4), 5, exclude=[[1], []])
+    assert got.ids.tolist() == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
+
+
+def test_memory_map_and_half_precision(tmp_path):
+    corpus = np.random.default_rng(2).standard_normal((100, 8)).astype(np.float16)
+    np.save(tmp_path / "corpus.npy", corpus)
+    mapped = np.load(tmp_path / "corpus.npy", mmap_mode="r")
+    expected, _ = oracle(corpus[:5].astype(np.float64) @ corpus.astype(np.float64).T, 3)
+    np.testing.assert_array_equal(top_k(mapped[:5], mapped, 3).ids.numpy(), expected)
+
+
+def test_no_query_and_no_passage():
+    assert top_k(torch.ones(0, 4), torch.ones(3, 4), 2).ids.shape == (0, 2)
+    assert top_k(torch.ones(2, 4), torch.ones(0, 4), 2).ids.tolist() == [[-1, -1], [-1, -1]]
+
+
+def test_a_scorer_may_refuse_candidates():
+    scores = torch.tensor([[1.0, -torch.inf, 0.5]])
+    got = top_k_blocks(lambda rows, columns: scores[rows, columns].clone(), 1, 3, 3)
+    assert got.ids.tolist() == [[0, 2, -1]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v: top_k(v, v[:, :2], 1), "dimensions"),
+        (lambda v: top_k(v, v, 0), "at least 1"),
+        (lambda v: top_k(v, torch.where(torch.arange(6)[:, None] == 4, torch.nan, v), 1), "row 4"),
+        (lambda v: top_k(torch.where(torch.arange(6)[:, None] == 2, torch.inf, v), v, 1), "row 2"),
+        (lambda v: top_k(v, v, 1, ceiling=torch.tensor([0, 0, torch.nan, 0, 0, 0])), "row 2"),
+        (lambda v: top_k(v, v, 1, ceiling=torch.zeros(5)), "shape"),
+        (lambda v: top_k(v, v, 1, exclude=[[]] * 5), "5 lists for 6"),
+        (lambda v: top_k(v, v, 1, exclude=[[], [6], [], [], [], []]), "row 1 names passage 6"),
+        (lambda v: top_k(v.long(), v, 1), "floating-point"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(NvretError, match=message):
+        call(torch.ones(6, 3))
