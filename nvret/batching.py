@@ -108,7 +108,9 @@ def tokenize(
         tokenizer.enable_truncation(max_length)
     flat: list[np.ndarray] = []
     lengths = np.zeros(len(texts), np.int64)
-    with tqdm(total=len(texts), desc="tokenize", unit="text", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=len(texts), desc="tokenize", unit="text", leave=False, disable=not progress
+    ) as bar:
         for start in range(0, len(texts), CHUNK):
             chunk = [prompt + text for text in texts[start : start + CHUNK]]
             encoded = tokenizer.encode_batch_fast(chunk, add_special_tokens=special_tokens)

@@ -74,6 +74,8 @@ def _texts(path: Path, *, title: bool, progress: bool) -> pa.Table:
 
 def _qrels(path: Path) -> pa.Table:
     rows: list[tuple[str, str, int]] = []
+    if not path.is_file():
+        raise NvretError(f"{path}: no such file; expected judgements, tab-separated")
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             fields = line.rstrip("\r\n").split("\t")
@@ -123,17 +125,25 @@ def read_folder(folder: Path, split: str | None, *, progress: bool = True) -> Ta
     if not files:
         raise NvretError(f"{folder / 'qrels'}: no .tsv file; expected BEIR's layout")
     path = files[_choose(list(files), split, str(folder / "qrels"))]
-    qrels = _qrels(path)
-    corpus = _texts(folder / "corpus.jsonl", title=True, progress=progress)
-    queries = _texts(folder / "queries.jsonl", title=False, progress=progress)
+    return read_files(folder / "corpus.jsonl", folder / "queries.jsonl", path, progress)
+
+
+def read_files(
+    corpus_file: Path, queries_file: Path, qrels_file: Path, progress: bool = True
+) -> Tables:
+    """The three files of BEIR's layout. Only queries that the qrels judge are kept."""
+    qrels = _qrels(qrels_file)
+    corpus = _texts(corpus_file, title=True, progress=progress)
+    queries = _texts(queries_file, title=False, progress=progress)
     for column, table, file in (
-        ("query_id", queries, "queries.jsonl"),
-        ("corpus_id", corpus, "corpus.jsonl"),
+        ("query_id", queries, queries_file.name),
+        ("corpus_id", corpus, corpus_file.name),
     ):
         row = pc.index(pc.is_null(pc.index_in(qrels[column], table["id"])), True).as_py()
         if row >= 0:
-            raise NvretError(f"{path}: {column} {qrels[column][row].as_py()!r} is not in {file}")
-    return {"corpus": corpus, "queries": _judged(queries, qrels, str(path)), "qrels": qrels}
+            said = qrels[column][row].as_py()
+            raise NvretError(f"{qrels_file}: {column} {said!r} is not in {file}")
+    return {"corpus": corpus, "queries": _judged(queries, qrels, str(qrels_file)), "qrels": qrels}
 
 
 def _judged(queries: pa.Table, qrels: pa.Table, where: str) -> pa.Table:

@@ -25,9 +25,39 @@ from nvret.errors import NvretError
 # Lucene's English stop words
 STOP_WORDS = frozenset(
     {
-        "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is",
-        "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there",
-        "these", "they", "this", "to", "was", "will", "with",
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "such",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "was",
+        "will",
+        "with",
     }
 )
 
@@ -106,7 +136,7 @@ class BM25:
         return dense
 
     def pair_scores(self, queries: Sequence[Sequence[str]], passages: np.ndarray) -> np.ndarray:
-        """(P,) float32 scores of query i with passage ``passages[i]``; 0 where no word is shared."""
+        """(P,) float32 scores of query i with passage ``passages[i]``; 0 where none is shared."""
         product = self._counts(queries).multiply(self._weights[np.asarray(passages, np.int64)])
         return np.asarray(product.sum(1), np.float32).ravel()
 

@@ -15,6 +15,9 @@ from nvret.errors import NvretError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends in one message and exit status 2, not in a traceback."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # Every notebook gets the whole profile, and papermill warns of each key that a notebook's
+    # parameters cell does not repeat; nvret.params checks the keys instead
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     chosen = _parser().parse_args(arguments)
     try:
         chosen.command(chosen)
@@ -32,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     fetch = commands.add_parser("fetch", help="download and convert data sets and models")
-    fetch.add_argument("names", nargs="+", help="names of params/datasets.yaml or models.yaml")
+    fetch.add_argument("names", nargs="+", help="names of nvret/registry/*.yaml")
     fetch.set_defaults(command=_fetch)
 
     run = commands.add_parser("run", help="compute a profile and execute its notebooks")
@@ -64,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _fetch(chosen: argparse.Namespace) -> None:
     from nvret import assets
 
-    for name in chosen.names:
-        print(f"{name}: {assets.fetch(name)}")
+    for name, folder in assets.fetch(chosen.names).items():
+        print(f"{name}: {folder}")
 
 
 def _mine(chosen: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from nvret import assets, beir
-from nvret.dataset import RetrievalDataset
+from nvret.dataset import RetrievalDataset, from_texts
 from nvret.errors import NvretError
 from nvret.splits import Leaks, Split, check_leaks, leaks, split, with_clusters, without_leaks
 
@@ -14,8 +16,11 @@ __all__ = [
     "RetrievalDataset",
     "Split",
     "check_leaks",
+    "cleaning",
+    "from_texts",
     "leaks",
     "load",
+    "load_files",
     "split",
     "with_clusters",
     "without_leaks",
@@ -69,3 +74,22 @@ def load(
     if drop_empty:
         tables = beir.drop_empty(tables, text)
     return RetrievalDataset(text, **tables)
+
+
+def load_files(
+    corpus: Path, queries: Path, qrels: Path, *, progress: bool = True
+) -> RetrievalDataset:
+    """A data set from three files of BEIR's layout that lie anywhere; errors as in ``load``."""
+    return RetrievalDataset(
+        Path(corpus).stem, **beir.read_files(Path(corpus), Path(queries), Path(qrels), progress)
+    )
+
+
+def cleaning(name: str) -> list[dict[str, Any]]:
+    """What the conversion of a packaged set kept and dropped, step by step, and why.
+
+    >>> sorted(cleaning("nq")[0])
+    ['dropped', 'kept', 'step', 'unit', 'why']
+    """
+    path = assets.dataset_path(name, source="package") / "cleaning.json"
+    return json.loads(path.read_text(encoding="utf-8"))

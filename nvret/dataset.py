@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,6 +136,42 @@ class RetrievalDataset:
                 )
             qrels = qrels.filter(kept)
         return RetrievalDataset(name or self.name, corpus, queries, qrels)
+
+
+def from_texts(
+    name: str,
+    passages: Sequence[str],
+    queries: Sequence[str],
+    positives: Sequence[Sequence[int]],
+) -> RetrievalDataset:
+    """A small set from lists.
+
+    Args:
+        passages, queries: texts; their ids become p0, p1, … and q0, q1, …
+        positives: for each query the places of its relevant passages.
+
+    >>> from_texts("toy", ["Paris", "Rome"], ["capital of France?"], [[0]]).positives
+    [array([0])]
+    """
+    pairs = [(f"q{query}", f"p{row}") for query, rows in enumerate(positives) for row in rows]
+    return RetrievalDataset(
+        name,
+        pa.table(
+            {
+                "id": [f"p{row}" for row in range(len(passages))],
+                "title": [""] * len(passages),
+                "text": list(passages),
+            }
+        ),
+        pa.table({"id": [f"q{row}" for row in range(len(queries))], "text": list(queries)}),
+        pa.table(
+            {
+                "query_id": pa.array([pair[0] for pair in pairs], pa.string()),
+                "corpus_id": pa.array([pair[1] for pair in pairs], pa.string()),
+                "score": pa.array([1] * len(pairs), pa.int32()),
+            }
+        ),
+    )
 
 
 def _cast(where: str, table: pa.Table, columns: Mapping[str, pa.DataType]) -> pa.Table:

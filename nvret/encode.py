@@ -8,11 +8,9 @@ and a text's vector does not depend on its neighbours in the batch beyond float 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,19 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nvret import batching, layout, store
+from nvret import backbones, batching, layout, network, store
 from nvret.batching import Ragged
 from nvret.errors import NvretError
 from nvret.layout import Layout
+from nvret.network import Network
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a batch, and of its padding: a CPU's batch should stay within its caches, and a GPU's
-# be large. The padding is what a further batch costs. Measured, see benchmarks.
-BUDGETS = {"cpu": (2048, 64), "cuda": (65536, 4096)}
+# be large. The padding is what a further batch costs.
+BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096)}
 
 
-class Encoder(nn.Module):
+class Encoder(Network):
     """A sentence encoder: tokenizer, backbone, pooling, prompts.
 
     Attributes:
@@ -46,16 +45,13 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, tokenizer: Any, layout: Layout) -> None:
-        super().__init__()
+        super().__init__(backbone, layout, getattr(tokenizer, "pad_token_id", None) or 0)
         if not layout.include_prompt and layout.pooling == "cls":
             raise NvretError("include_prompt=False leaves no token to pooling 'cls'")
-        self.backbone = backbone
         self._tokenizer = tokenizer  # what is saved: transformers' for a transformer
         self.tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if not hasattr(self.tokenizer, "encode_batch_fast"):
             raise NvretError(f"{type(tokenizer).__name__} is not a fast tokenizer")
-        self.layout = layout
-        self._fingerprint: tuple[Any, str] = (None, "")
 
     @classmethod
     def load(
@@ -84,7 +80,9 @@ class Encoder(nn.Module):
             pooling: "mean", "cls" or "last", instead of what the folder says (nothing: "mean").
             prompts: {"query": ..., "passage": ...}, instead of what the folder says.
             include_prompt: whether the prompt's tokens are pooled, instead of what the folder says.
-            bidirectional: whether each token of a decoder sees those after it.
+            bidirectional: whether each token of a decoder sees those after it (arXiv 2407.15831,
+                section 4). Saved as ``is_causal`` in config.json; transformers itself follows it
+                in padded batches only.
             dropout: in training, instead of the rates in the model's configuration.
         Raises:
             NvretError: no such model, an unknown dtype or pooling, weights that are missing.
@@ -107,47 +105,29 @@ class Encoder(nn.Module):
             include_prompt=shape.include_prompt if include_prompt is None else include_prompt,
         )
         if shape.static:
-            backbone, tokenizer = _load_static(folder, DTYPES[dtype])
+            backbone, tokenizer = backbones.load_static(folder, DTYPES[dtype])
         else:
-            settings = {} if bidirectional is None else {"is_causal": not bidirectional}
-            backbone, tokenizer = _load_transformer(
-                folder, DTYPES[dtype], settings, dropout, trust_remote_code
+            backbone, tokenizer = backbones.load_transformer(
+                folder, DTYPES[dtype], bidirectional, dropout, trust_remote_code
             )
         return cls(backbone, tokenizer, shape).to(device).eval()
 
     @property
-    def dimension(self) -> int:
-        if self.layout.static:
-            return self.backbone.embedding_dim
-        return self.backbone.config.hidden_size
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, configuration, tokenizer and layout; not of any name."""
-        state = tuple((id(p), p._version) for p in self.parameters())
-        if self._fingerprint[0] != state:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.state_dict().items()):
-                digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().data)
-            self.tokenizer.no_truncation()
-            self.tokenizer.no_padding()
-            config = {} if self.layout.static else self.backbone.config.to_diff_dict()
-            names = ("_name_or_path", "transformers_version", "dtype")
-            config = {key: value for key, value in config.items() if key not in names}
-            said = [config, repr(self.layout), self.tokenizer.to_str()]
-            digest.update(json.dumps(said, sort_keys=True, default=str).encode())
-            self._fingerprint = (state, digest.hexdigest())
-        return self._fingerprint[1]
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        config = {} if self.layout.static else self.backbone.config.to_diff_dict()
+        names = ("_name_or_path", "transformers_version", "dtype")
+        config = {key: value for key, value in config.items() if key not in names}
+        said = [config, repr(self.layout), self.tokenizer.to_str()]
+        digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
     def limit(self, max_length: int | None) -> int | None:
         """Tokens after which a text is cut; `NvretError` when the model has fewer positions."""
@@ -200,95 +180,6 @@ class Encoder(nn.Module):
                 f"texts[{row}] has {tokens.lengths[row]} tokens, {skip} of them of the prompt"
             )
         return tokens
-
-    def collate(self, tokens: Ragged, rows: np.ndarray | Sequence[int]) -> dict[str, Tensor]:
-        """Arguments of `forward` for some rows; no mask where no row is padded."""
-        if self.layout.static:
-            flat, lengths = tokens.flat(rows)
-            offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-            return {"input_ids": torch.from_numpy(flat), "offsets": torch.from_numpy(offsets)}
-        ids, lengths = tokens.padded(rows, getattr(self._tokenizer, "pad_token_id", None) or 0)
-        batch = {"input_ids": torch.from_numpy(ids)}
-        if lengths.min() < ids.shape[1]:
-            mask = np.arange(ids.shape[1]) < lengths[:, None]
-            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-        return batch
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        offsets: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        prompt_tokens: int = 0,
-    ) -> Tensor:
-        """Vectors of one batch.
-
-        Args:
-            input_ids: (B, L) padded on the right; for a static model (T,), the texts' ids one
-                after another.
-            attention_mask: (B, L), 1 for a token and 0 for padding; None: no padding.
-            offsets: (B,) where each text starts; static models only.
-            inputs_embeds: (B, L, H) word vectors of ``input_ids``, if looked up already.
-            prompt_tokens: leading tokens that the mean leaves out.
-        Returns:
-            (B, D) L2-normalised, float32 (float64 for a float64 model).
-        """
-        if self.layout.static:
-            pooled = self.backbone(input_ids, offsets)
-        else:
-            words = {"input_ids": input_ids}
-            if inputs_embeds is not None:
-                words = {"inputs_embeds": inputs_embeds}
-            hidden = self.backbone(
-                **words, attention_mask=attention_mask, **self._call
-            ).last_hidden_state
-            with torch.autocast(hidden.device.type, enabled=False):
-                pooled = self._pool(hidden, attention_mask, prompt_tokens)
-        if pooled.dtype in (torch.float16, torch.bfloat16):
-            pooled = pooled.float()
-        return nn.functional.normalize(pooled, dim=-1)
-
-    def forward_all(
-        self, batches: Sequence[dict[str, Tensor]], prompt_tokens: Sequence[int]
-    ) -> list[Tensor]:
-        """`forward` of several batches, for training.
-
-        The words of all batches are looked up at once. The gradient of the word table is dense, so
-        each look-up would clear and add up a table of tens of megabytes of its own.
-        """
-        if self.layout.static:
-            return [self(**batch) for batch in batches]
-        shapes = [batch["input_ids"].shape for batch in batches]
-        flat = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
-        words = self.backbone.get_input_embeddings()(flat)
-        parts = words.split([shape.numel() for shape in shapes])
-        return [
-            self(**batch, inputs_embeds=part.view(*shape, -1), prompt_tokens=skip)
-            for batch, part, shape, skip in zip(batches, parts, shapes, prompt_tokens, strict=True)
-        ]
-
-    @property
-    def _call(self) -> dict[str, Any]:
-        """A decoder keeps keys and values for generation unless told not to."""
-        return {"use_cache": False} if hasattr(self.backbone.config, "use_cache") else {}
-
-    def _pool(self, hidden: Tensor, mask: Tensor | None, skip: int) -> Tensor:
-        if self.layout.pooling == "cls":
-            return hidden[:, 0]
-        if self.layout.pooling == "last":
-            if mask is None:
-                return hidden[:, -1]
-            return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-        if hidden.dtype in (torch.float16, torch.bfloat16):
-            hidden = hidden.float()
-        hidden = hidden[:, skip:]
-        if mask is None:
-            return hidden.mean(1)
-        weights = mask[:, skip:].to(hidden.dtype)
-        # a batched matrix product: no (B, L, H) intermediate, unlike multiply and sum
-        summed = torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)
-        return summed / weights.sum(1, keepdim=True)
 
     def encode(
         self,
@@ -356,9 +247,8 @@ class Encoder(nn.Module):
         for rows in batching.token_budget_batches(tokens.lengths, budget, slack=slack):
             batch = self.collate(tokens, rows)
             if cuda:
-                batch = {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in batch.items()}
-            else:
-                batch = {k: v.to(self.device) for k, v in batch.items()}
+                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            batch = {k: v.to(self.device, non_blocking=cuda) for k, v in batch.items()}
             pending.append((rows, self(**batch, prompt_tokens=skip)))
             if len(pending) == 32:
                 yield drain()
@@ -379,81 +269,10 @@ class Encoder(nn.Module):
             save_file({"embedding.weight": weight}, folder / "model.safetensors")
             self.tokenizer.save(str(folder / "tokenizer.json"))
         else:
-            with _quiet():
+            with backbones.quiet():
                 self.backbone.save_pretrained(folder)
                 self._tokenizer.save_pretrained(folder)
         layout.write(folder, self.layout, self.dimension)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _load_static(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """The token table of a StaticEmbedding or model2vec folder, and its tokenizer."""
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
-    for name in ("model.safetensors", "tokenizer.json"):
-        if not (folder / name).exists():
-            raise NvretError(f"{folder}: has no {name}")
-    weights = load_file(folder / "model.safetensors")
-    table = weights.get("embedding.weight", weights.get("embeddings"))
-    if table is None:
-        raise NvretError(f"{folder / 'model.safetensors'}: no 'embedding.weight' or 'embeddings'")
-    if "mapping" in weights:  # model2vec: a token's row, where several tokens share one
-        table = table[weights["mapping"].long()]
-    if "weights" in weights:
-        table = table.float() * weights["weights"].float()[:, None]
-    bag = nn.EmbeddingBag.from_pretrained(table.to(dtype), freeze=False, mode="mean")
-    return bag, Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def _load_transformer(
-    folder: Path,
-    dtype: torch.dtype,
-    settings: dict[str, Any],
-    dropout: float | None,
-    trust_remote_code: bool,
-) -> tuple[nn.Module, Any]:
-    """A transformers backbone without its task head, and its fast tokenizer."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
-    if not (folder / "config.json").exists():
-        raise NvretError(f"{folder}: has no config.json, so it is not a model folder")
-    trust = {"trust_remote_code": trust_remote_code}
-    with _quiet():
-        config = AutoConfig.from_pretrained(folder, **settings, **trust)
-        rates = {}
-        if dropout is not None:  # all of its names end so, from BERT's to GPT-2's
-            rates = {k: v for k, v in vars(config).items() if k.endswith(("dropout", "dropout_prob", "pdrop"))}
-            vars(config).update(dict.fromkeys(rates, dropout))
-        extra = {}
-        kind = MODEL_MAPPING.get(type(config), None)
-        if kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters:
-            extra = {"add_pooling_layer": False}  # BERT's own pooler is not used
-        backbone, info = AutoModel.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True,
-            output_loading_info=True, **extra, **trust,
-        )
-        vars(backbone.config).update(rates)  # built with `dropout`, saved with its own
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, **trust)
-    if missing := sorted(info["missing_keys"]):
-        raise NvretError(f"{folder}: weights missing: {', '.join(missing[:4])} ({len(missing)} in all)")
-    return backbone, tokenizer
 
 
 def embed(
@@ -479,7 +298,7 @@ def embed(
         encoder._prompt(kind),
         encoder.limit(max_length),
         str(encoder.dtype),
-        store.code_version(sys.modules[__name__], batching, layout),
+        store.code_version(sys.modules[__name__], backbones, batching, layout, network),
     )
     target = store.cache_dir() / "embeddings" / f"{key}.npy"
     if not target.exists():

@@ -20,7 +20,7 @@ from nvret.batching import Ragged, token_budget_batches
 from nvret.errors import NvretError
 
 if TYPE_CHECKING:
-    from nvret.data import RetrievalDataset
+    from nvret.dataset import RetrievalDataset
     from nvret.encode import Encoder
 
 
@@ -51,7 +51,8 @@ def _rows(column: pa.ChunkedArray, ids: pa.ChunkedArray, name: str) -> np.ndarra
     rows = rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows
     if rows.null_count:
         row = pc.is_null(rows).index(True).as_py()
-        raise NvretError(f"negatives row {row}: {name} {column[row].as_py()!r} is not in the data set")
+        said = f"{name} {column[row].as_py()!r}"
+        raise NvretError(f"negatives row {row}: {said} is not in the data set")
     return rows.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
@@ -117,7 +118,7 @@ class Collator:
     query_slot: np.ndarray
     passage_slot: np.ndarray
     relevant: Sequence[np.ndarray] | None = None
-    budget: int = 4096
+    budget: int = 2048
     slack: int = 64
 
     def _groups(self, tokens: Ragged, rows: np.ndarray) -> tuple[list[dict[str, Tensor]], Tensor]:

@@ -36,7 +36,11 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
     sets = list(dict.fromkeys(rows["dataset"]))
     labels = list(dict.fromkeys(rows["method"]))[::-1]
     figure, axes = plt.subplots(
-        1, len(sets), sharey=True, sharex=True, layout="constrained",
+        1,
+        len(sets),
+        sharey=True,
+        sharex=True,
+        layout="constrained",
         figsize=(max(COLUMN_WIDTH, 2.1 * len(sets)), 0.9 + 0.32 * len(labels)),
     )
     for axis, dataset in zip(np.atleast_1d(axes), sets, strict=True):
@@ -46,8 +50,14 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
             value, low, high = 100 * row[["difference", "low", "high"]].to_numpy(float)
             colour, marker = style(label)
             axis.errorbar(
-                value, place, xerr=[[value - low], [high - value]],
-                color=colour, marker=marker, markersize=5, capsize=2, linewidth=1.2,
+                value,
+                place,
+                xerr=[[value - low], [high - value]],
+                color=colour,
+                marker=marker,
+                markersize=5,
+                capsize=2,
+                linewidth=1.2,
             )
         axis.set_title(dataset, fontsize=9)
         axis.tick_params(labelsize=8)
@@ -72,17 +82,31 @@ def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
             curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.15
         )
         axis.plot(
-            curves.index, curves.mean(axis=1), color=colour, marker=marker, label=label,
-            markevery=max(1, len(curves) // 8), markersize=4, linewidth=1.3,
+            curves.index,
+            curves.mean(axis=1),
+            color=colour,
+            marker=marker,
+            label=label,
+            markevery=max(1, len(curves) // 8),
+            markersize=4,
+            linewidth=1.3,
         )
     axis.axhline(np.log(num_candidates), color="#777777", linestyle=":", linewidth=1)
     axis.annotate(
-        f"ln {num_candidates}: a blind guess", (1, np.log(num_candidates)), fontsize=8,
-        xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#555555",
+        f"ln {num_candidates}: a blind guess",
+        (1, np.log(num_candidates)),
+        fontsize=8,
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        color="#555555",
     )
     axis.set(xlabel="training step", ylabel="InfoNCE loss (nats)")
-    axis.set_title(f"Student: {student} (running mean over {window} steps)", fontsize=10)
+    axis.set_title(
+        f"Student: {student} (running mean over {window} step{'s' * (window > 1)})", fontsize=10
+    )
     axis.set_ylim(bottom=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8, ncols=2)
     return figure
 
@@ -104,46 +128,55 @@ def score_ratios(tables: Mapping[str, pa.Table]) -> Figure:
     axis.annotate("the positive", (1, 2), fontsize=8, color="#555555", rotation=90, ha="right")
     axis.set(
         xlabel="teacher's score of the negative ÷ score of its positive",
-        ylabel="negatives at or below (%)", xlim=(0, 1.6), ylim=(0, 101),
+        ylabel="negatives at or below (%)",
+        xlim=(0, 1.6),
+        ylim=(0, 101),
     )
     axis.legend(fontsize=8)
     return figure
 
 
 def ceilings(
-    scores: Sequence[float], names: Sequence[str], pos_score: float, rules: Sequence[methods.Method]
+    scores: Sequence[float],
+    names: Sequence[str],
+    truths: Sequence[str],
+    pos_score: float,
+    rules: Sequence[methods.Method],
 ) -> Figure:
     """Candidates of one query by score, with each method's ceiling drawn over them.
 
     Args:
         scores: (N,) of the candidates, falling.
         names: (N,) labels of the candidates.
+        truths: (N,) what they are in truth; answers are drawn hatched.
         pos_score: of the positive.
         rules: methods; a shift is drawn as the ranks that it drops.
     """
     figure, axis = plt.subplots(
-        figsize=(COLUMN_WIDTH + 1.2, 0.9 + 0.3 * len(scores)), layout="constrained"
+        figsize=(1.45 * COLUMN_WIDTH, 1.3 + 0.33 * len(scores)), layout="constrained"
     )
     places = np.arange(len(scores))
-    axis.barh(places, scores, height=0.55, color="#DDDDDD")
-    for place, name in enumerate(names):
-        axis.text(0.005, place, name, va="center", fontsize=8)
+    for truth in dict.fromkeys(truths):
+        mine = np.array([t == truth for t in truths])
+        answers = truth.startswith("answers")
+        axis.barh(
+            places[mine], np.asarray(scores)[mine], height=0.6, label=truth, edgecolor="white",
+            color="#F0E442" if answers else "#BBBBBB" if truth == "hard" else "#E4E4E4",
+            hatch="///" if answers else None,
+        )  # fmt: skip
     axis.axvline(pos_score, color="#009E73", linewidth=2.5, label="the positive's score")
     for rule in rules:
         colour, _ = style(str(rule))
         limit = float(rule.ceiling(np.array([pos_score]))[0])
         if np.isfinite(limit):
-            axis.axvline(
-                limit,
-                color=colour,
-                linestyle="--",
-                linewidth=1.6,
-                label=f"{rule}: below {limit:.2f}",
-            )
+            label = f"{rule}: below {limit:.2f}"
+            axis.axvline(limit, color=colour, linestyle="--", linewidth=1.6, label=label)
         elif rule.skip:
-            axis.axhspan(-0.5, rule.skip - 0.5, color=colour, alpha=0.2, label=f"{rule}: dropped")
-    axis.set_yticks(places, [f"{rank}" for rank in range(1, len(scores) + 1)])
+            label = f"{rule}: dropped"
+            axis.axhspan(-0.5, rule.skip - 0.5, color=colour, alpha=0.2, label=label, zorder=0)
+    axis.set_yticks(places, [f"{name}  {rank}" for rank, name in enumerate(names, 1)], fontsize=8)
     axis.invert_yaxis()
-    axis.set(xlabel="teacher's score (cosine)", ylabel="rank", xlim=(0, max(1.0, *scores) * 1.02))
-    axis.legend(fontsize=8, loc="lower right")
+    axis.set(xlabel="teacher's score (cosine)", xlim=(0, max(0.8, *scores) * 1.05))
+    axis.set_ylabel("candidate and its rank")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure

@@ -1,8 +1,8 @@
 """The folder layout of sentence-transformers: what it says about pooling, prompts and lengths.
 
 ``modules.json`` lists the modules; ``1_Pooling/config.json`` holds the pooling,
-``config_sentence_transformers.json`` the prompts, ``sentence_bert_config.json`` the length limit.
-Folders written here load in transformers (``AutoModel``) and in ``SentenceTransformer`` as they are.
+``config_sentence_transformers.json`` the prompts, ``sentence_bert_config.json`` the length
+limit. Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Layout:
 
 
 def read_json(path: Path) -> Any:
-    """The file's JSON, None when there is no such file; `NvretError` names a file that is not JSON."""
+    """The file's JSON; None when there is no such file. `NvretError` when it is not JSON."""
     if not path.exists():
         return None
     try:
@@ -71,7 +71,9 @@ def read(folder: Path) -> Layout:
     kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     known = {"Transformer", "Pooling", "Normalize", "StaticEmbedding"}
     if unknown := sorted(set(kinds) - known):
-        raise NvretError(f"{folder / 'modules.json'}: {unknown} not supported, only {sorted(known)}")
+        raise NvretError(
+            f"{folder / 'modules.json'}: {unknown} not supported, only {sorted(known)}"
+        )
     config = read_json(folder / "config.json") or {}
     general = read_json(folder / "config_sentence_transformers.json") or {}
     bert = read_json(folder / "sentence_bert_config.json") or {}
@@ -143,4 +145,6 @@ def resolve(path: str | Path, *, revision: str | None = None) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise NvretError(f"{path}: no such folder, and not to be had from the hub ({reason})") from None
+        raise NvretError(
+            f"{path}: no such folder, and not to be had from the hub ({reason})"
+        ) from None

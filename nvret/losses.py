@@ -59,12 +59,14 @@ def info_nce(
         raise NvretError(f"queries and passages have shapes {shapes}, expected (B, D) and (U, D)")
     if positives.shape != (size,) or negatives.ndim != 2 or len(negatives) != size:
         shapes = f"{tuple(positives.shape)} and {tuple(negatives.shape)}"
-        raise NvretError(f"positives and negatives are {shapes}, expected ({size},) and ({size}, K)")
+        raise NvretError(
+            f"positives and negatives are {shapes}, expected ({size},) and ({size}, K)"
+        )
     if known is not None and known.shape != (size, pool):
         raise NvretError(f"known has shape {tuple(known.shape)}, expected {(size, pool)}")
 
     with torch.autocast(queries.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(queries.dtype, passages.dtype), torch.float32)
+        dtype = torch.promote_types(queries.dtype, torch.float32)
         scores = queries.to(dtype) @ passages.to(dtype).T / temperature
         listed = torch.cat([positives.unsqueeze(1), negatives], 1)
         absent = listed < 0
@@ -74,4 +76,4 @@ def info_nce(
             own.scatter_(1, listed.masked_fill(absent, pool), True)  # -1 goes to a spare column
             own = own[:, :pool] if known is None else own[:, :pool] | known
             logits = torch.cat([logits, scores.masked_fill(own, -torch.inf)], 1)
-        return (logits.logsumexp(1) - logits[:, 0]).mean()
+        return -logits.log_softmax(1)[:, 0].mean()

@@ -39,8 +39,20 @@ from nvret.sampling import SampledTopK, Sampling, Top1PlusSampled, TopK, draw, p
 from nvret.store import atomic_file
 
 __all__ = [
-    "NaiveTopK", "RandomNegatives", "SampledTopK", "Top1PlusSampled", "TopK", "TopKAbs",
-    "TopKMarginPos", "TopKPercPos", "TopKShifted", "forbidden", "load", "mine", "provenance", "save",
+    "NaiveTopK",
+    "RandomNegatives",
+    "SampledTopK",
+    "Top1PlusSampled",
+    "TopK",
+    "TopKAbs",
+    "TopKMarginPos",
+    "TopKPercPos",
+    "TopKShifted",
+    "forbidden",
+    "load",
+    "mine",
+    "provenance",
+    "save",
 ]
 
 logger = logging.getLogger("nvret")
@@ -104,7 +116,9 @@ def mine(
         raise NvretError(f"num_negatives is {num_negatives}, expected at least 1")
     query_rows, positive_rows = dataset.pairs
     if len(query_rows) == 0:
-        raise NvretError(f"{dataset.name}: no query has a positive, so there is nothing to mine for")
+        raise NvretError(
+            f"{dataset.name}: no query has a positive, so there is nothing to mine for"
+        )
     scorer = teachers.prepare(teacher, dataset, progress=progress)
     pos_scores = scorer.pair_scores(query_rows, positive_rows)
     below_zero = int((pos_scores < 0).sum())
@@ -112,7 +126,9 @@ def mine(
         logger.warning(
             "%s: %d of %d positives score below 0, where the ceiling score * perc lies above the "
             "positive; negative_positives='safe' avoids it",
-            dataset.name, below_zero, len(pos_scores),
+            dataset.name,
+            below_zero,
+            len(pos_scores),
         )
     anchors = _lowest_of_query(query_rows, pos_scores) if anchor == "lowest" else pos_scores
     if exclude is None:
@@ -192,12 +208,19 @@ def forbidden(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) ->
     copies = {row: same_text[normalise(dataset.passages[row])] for row in positives.tolist()}
     if near_duplicates is not None:
         left, right, _ = near_duplicate_pairs(
-            [dataset.passages[row] for row in positives], dataset.passages, threshold=near_duplicates
+            [dataset.passages[row] for row in positives],
+            dataset.passages,
+            threshold=near_duplicates,
         )
         for row, twin in zip(positives[left].tolist(), right.tolist(), strict=True):
             copies[row] = [*copies[row], twin]
     return [
-        np.unique([*(c for row in rows.tolist() for c in copies[row]), *same_text.get(normalise(query), [])]).astype(np.int64)
+        np.unique(
+            [
+                *(c for row in rows.tolist() for c in copies[row]),
+                *same_text.get(normalise(query), []),
+            ]
+        ).astype(np.int64)
         for query, rows in zip(dataset.query_texts, dataset.positives, strict=True)
     ]
 

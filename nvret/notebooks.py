@@ -37,8 +37,7 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
             raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
     started = time.monotonic()
     comparison = Comparison(settings)
-    for name in assets_of(settings):
-        assets.fetch(name)
+    assets.fetch(assets_of(settings))
     if any(name in COMPARISONS for name in names):
         comparison.run()
     for name in names:
@@ -68,8 +67,12 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
     try:
         with contextlib.chdir(root):
             papermill.execute_notebook(
-                str(source), str(output), parameters=values, kernel_name="python3",
+                str(source),
+                str(output),
+                parameters=values,
+                kernel_name="python3",
                 request_save_on_cell_execute=False,
+                extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )
         executed = nbformat.read(output, as_version=4)
     except PapermillExecutionError as error:
@@ -85,6 +88,7 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
 
 def assets_of(settings: Settings) -> list[str]:
     """Names of the data sets and models that a profile needs."""
-    names = [settings.data.train, *settings.data.out_of_domain, settings.teacher.name]
-    names += [student.name for student in settings.students]
+    names = [settings.data.train, settings.teacher.name]
+    for student in settings.students:
+        names += [student.name, *student.out_of_domain]
     return [name for name in dict.fromkeys(names) if name != "bm25"]

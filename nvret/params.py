@@ -83,10 +83,12 @@ class TrainingSettings(Lengths):
 
 
 class StudentSettings(Section):
-    """A model to fine-tune, and on how many (query, positive) pairs of the training part."""
+    """A model to fine-tune, on how many questions of the training part (null: all of them), and
+    the sets that it is tested on beside the held-out part of the training set."""
 
     name: str
     queries: int | None = Field(gt=0)
+    out_of_domain: list[str]
     training: TrainingSettings
 
 
@@ -94,7 +96,6 @@ class DataSettings(Section):
     train: str
     dev_fraction: float = Field(gt=0, lt=0.5)
     test_fraction: float = Field(gt=0, lt=0.5)
-    out_of_domain: list[str]
     test_queries: int | None = Field(gt=0)
     test_corpus: Literal["full", "own"]
     leak_threshold: float = Field(gt=0, le=1)
@@ -179,7 +180,8 @@ def notebook(namespace: Mapping[str, Any]) -> Settings:
     given = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_") and isinstance(value, (str, int, float, list, dict, type(None)))
+        if not name.startswith("_")
+        and isinstance(value, (str, int, float, list, dict, type(None)))
         and name not in {"In", "Out"}
     }
     if not isinstance(given.get("profile"), str):

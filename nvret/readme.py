@@ -30,8 +30,8 @@ def section(results: Path) -> str:
     settings = facts["parameters"]
     lines = [
         f"Profile `{settings['profile']}`: teacher {settings['teacher']['name']}, "
-        f"{len(settings['seeds'])} seeds, {facts['seconds'] / 60:.0f} minutes after the "
-        f"installation on {facts['hardware']['threads']} threads of {facts['hardware']['processor']}.",
+        f"{len(settings['seeds'])} seeds, {facts['seconds'] / 60:.0f} minutes after installation "
+        f"on {facts['hardware']['threads']} threads of {facts['hardware']['processor']}.",
         "",
         "**Claims ledger.** Points of NDCG@10, mean of the test sets, 95 % interval over seeds and "
         "questions. *Reproduced*: the whole interval has the paper's sign. *Not reproduced*: the "

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 PAPER_STUDENT = "e5-large-unsupervised"
 AVERAGE = "average"  # the mean over the test sets, each with the same weight
-PACKAGES = "torch transformers sentence-transformers mteb datasets numpy scipy pyarrow".split()
+PACKAGES = [
+    "datasets",
+    "mteb",
+    "numpy",
+    "pyarrow",
+    "sentence-transformers",
+    "torch",
+    "transformers",
+]
 
 
 def seeds_by_queries(

@@ -55,7 +55,9 @@ class Comparison:
         """The training set, split by near-duplicate cluster; checked for leaks."""
         chosen = self.settings.data
         parts = data.split(
-            data.load(chosen.train), dev=chosen.dev_fraction, test=chosen.test_fraction,
+            data.load(chosen.train),
+            dev=chosen.dev_fraction,
+            test=chosen.test_fraction,
             corpus=chosen.test_corpus,
         )
         data.check_leaks(parts.train, parts.test, threshold=chosen.leak_threshold)
@@ -72,11 +74,16 @@ class Comparison:
         """Held-out questions of the training set, and sets of other domains."""
         chosen = self.settings.data
         tests = {self.parts.test.name: sample_queries(self.parts.test, chosen.test_queries)}
-        for name in chosen.out_of_domain:
+        for name in dict.fromkeys(n for s in self.settings.students for n in s.out_of_domain):
             other = sample_queries(data.load(name), chosen.test_queries)
             data.check_leaks(self.parts.train, other, threshold=chosen.leak_threshold)
             tests[name] = other
         return tests
+
+    def tests_of(self, student: StudentSettings) -> dict[str, RetrievalDataset]:
+        """The test sets of one student: the held-out questions, and its sets of other domains."""
+        names = [self.parts.test.name, *student.out_of_domain]
+        return {name: self.tests[name] for name in names}
 
     @cached_property
     def teacher(self) -> teachers.Scorer:
@@ -157,8 +164,14 @@ class Comparison:
         output = store.cache_dir() / "training" / key
         if not output.exists():
             training.finetune(
-                base, dataset, table, output, config, seed=condition.seed,
-                device=self.settings.device, progress=self.progress,
+                base,
+                dataset,
+                table,
+                output,
+                config,
+                seed=condition.seed,
+                device=self.settings.device,
+                progress=self.progress,
             )
         return output
 
@@ -171,8 +184,12 @@ class Comparison:
         scores, logs = [], []
         work = [self._work(condition) for condition in conditions]
         bar = tqdm(
-            total=sum(work), unit="text", unit_scale=True, desc="all models",
-            disable=not self.progress, smoothing=0,
+            total=sum(work),
+            unit="text",
+            unit_scale=True,
+            desc="all models",
+            disable=not self.progress,
+            smoothing=0,
         )
         with bar:
             for condition, texts in zip(conditions, work, strict=True):
@@ -188,10 +205,13 @@ class Comparison:
                     logs.append(log.assign(**keys))
                 encoder = Encoder.load(folder, device=self.settings.device)
                 lengths = condition.student.training
-                for name, test in self.tests.items():
+                for name, test in self.tests_of(condition.student).items():
                     found = evaluate(
-                        encoder, test, query_max_length=lengths.query_max_length,
-                        passage_max_length=lengths.passage_max_length, progress=False,
+                        encoder,
+                        test,
+                        query_max_length=lengths.query_max_length,
+                        passage_max_length=lengths.passage_max_length,
+                        progress=False,
                     )
                     scores.append(found.scores.to_pandas().assign(dataset=name, **keys))
                 bar.update(texts)
@@ -208,7 +228,10 @@ class Comparison:
 
     def _work(self, condition: Condition) -> int:
         """Texts that pass through the model, a trained one counted three times (backward pass)."""
-        encoded = sum(t.corpus.num_rows + t.queries.num_rows for t in self.tests.values())
+        encoded = sum(
+            t.corpus.num_rows + t.queries.num_rows
+            for t in self.tests_of(condition.student).values()
+        )
         if condition.method is None:
             return encoded
         pairs = len(sample_queries(self.train, condition.student.queries).pairs[0])

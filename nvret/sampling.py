@@ -28,7 +28,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class SampledTopK:
-    """``num_negatives`` drawn without replacement from the first ``k``, by a softmax over scores."""
+    """Drawn without replacement from the first ``k`` candidates, by a softmax over their scores."""
 
     k: int
     temperature: float = 1.0
@@ -47,7 +47,7 @@ class SampledTopK:
 
 @dataclass(frozen=True)
 class Top1PlusSampled(SampledTopK):
-    """The first candidate, and the others drawn as by ``SampledTopK`` from the rest of the ``k``."""
+    """The first candidate, and the others drawn as by ``SampledTopK`` from the rest."""
 
     name: ClassVar[str] = "top-1 + sampled"
     always: ClassVar[int] = 1
@@ -61,8 +61,8 @@ def draw(scores: np.ndarray, noise: np.ndarray, num: int, sampling: SampledTopK)
 
     Args:
         scores: (P, k) of the candidates, by falling score; -inf where there is none.
-        noise: (P, k) standard Gumbel noise; adding it to the logits and keeping the ``num``
-            largest draws without replacement (Kool et al. 2019, arXiv 1903.06059).
+        noise: (P, k) standard Gumbel noise; adding it to the logits and keeping the largest
+            ``num`` draws without replacement (Kool et al. 2019, arXiv 1903.06059).
     Returns:
         (P, num) chosen columns, rising.
 
@@ -71,7 +71,9 @@ def draw(scores: np.ndarray, noise: np.ndarray, num: int, sampling: SampledTopK)
     array([[0, 2]])
     """
     keys = scores / sampling.temperature + noise
-    keys[:, : sampling.always] = np.where(np.isneginf(scores[:, : sampling.always]), -np.inf, np.inf)
+    keys[:, : sampling.always] = np.where(
+        np.isneginf(scores[:, : sampling.always]), -np.inf, np.inf
+    )
     return np.sort(np.argsort(-keys, axis=1, kind="stable")[:, :num], axis=1)
 
 

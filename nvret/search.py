@@ -183,7 +183,7 @@ def _select(tile: Tensor, k: int) -> SearchResult:
     rest = torch.arange(whole, width, device=tile.device).expand(tile.shape[0], -1)
     columns = torch.cat([columns, rest], 1)
     values, place = tile.gather(1, columns).topk(k + 1)
-    # The best score outside of the gathered blocks can tie with the last one kept; it cannot beat it
+    # The best score outside of the gathered blocks may tie with the last one kept, never beat it
     values[:, k] = torch.maximum(values[:, k], block_max[:, k])
     return _order(tile, values, columns.gather(1, place), k)
 
@@ -209,7 +209,9 @@ def _merge(best: SearchResult | None, found: SearchResult, k: int) -> SearchResu
     """The k best of two results; every id of ``best`` is smaller than those of ``found``."""
     if best is None:
         return found
-    scores, order = torch.cat([best.scores, found.scores], 1).sort(dim=1, descending=True, stable=True)
+    scores, order = torch.cat([best.scores, found.scores], 1).sort(
+        dim=1, descending=True, stable=True
+    )
     ids = torch.cat([best.ids, found.ids], 1).gather(1, order[:, :k])
     return SearchResult(ids, scores[:, :k])
 
@@ -235,7 +237,9 @@ def _check_finite(matrix: Tensor, name: str) -> None:
             bad = (~torch.isfinite(part)).any(1).nonzero()
             if len(bad):
                 row = start + int(bad[0])
-                raise NvretError(f"{name}: row {row} holds NaN or infinity, expected finite numbers")
+                raise NvretError(
+                    f"{name}: row {row} holds NaN or infinity, expected finite numbers"
+                )
 
 
 def _ceiling(ceiling: Tensor | np.ndarray | None, rows: int, device: torch.device) -> Tensor | None:

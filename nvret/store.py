@@ -116,7 +116,7 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
     Args:
         target: the folder to make.
         keep_partial: leave the temporary folder in place when the block fails, for a stage that
-            resumes from its own checkpoints. Its name is always the same, so the next call finds it.
+            resumes from its own checkpoints; the next call finds it under the same name.
     Yields:
         the temporary folder, or None when ``target`` exists already (another process made it).
     """

@@ -64,11 +64,17 @@ class DenseTeacher:
 
         encoder = Encoder.load(model_folder(self.name), device=self.device, dtype=self.dtype)
         queries = embed(
-            encoder, dataset.query_texts, "query", max_length=self.query_max_length,
+            encoder,
+            dataset.query_texts,
+            "query",
+            max_length=self.query_max_length,
             progress=progress,
         )
         corpus = embed(
-            encoder, dataset.passages, "passage", max_length=self.passage_max_length,
+            encoder,
+            dataset.passages,
+            "passage",
+            max_length=self.passage_max_length,
             progress=progress,
         )
         lengths = [self.query_max_length, self.passage_max_length]
@@ -98,8 +104,13 @@ class DenseScorer:
 
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         return search.top_k(
-            self.queries[query_rows], self.corpus, k,
-            ceiling=ceiling, exclude=exclude, device=self.device, progress=progress,
+            self.queries[query_rows],
+            self.corpus,
+            k,
+            ceiling=ceiling,
+            exclude=exclude,
+            device=self.device,
+            progress=progress,
         )
 
 

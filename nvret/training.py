@@ -10,33 +10,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from nvret import examples, store
+from nvret import examples, store, trainer
 from nvret.encode import Encoder
 from nvret.errors import NvretError
-from nvret.examples import Collator, Examples
-from nvret.losses import info_nce
 
 if TYPE_CHECKING:
-    from nvret.data import RetrievalDataset
+    from nvret.dataset import RetrievalDataset
 
 log = logging.getLogger("nvret")
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-_COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class TrainingConfig:
     dropout: float | None = None
     max_grad_norm: float = 1.0
     checkpoint_steps: int = 100
-    logging_steps: int = 10
+    logging_steps: int = 1
 
     def __post_init__(self) -> None:
         above = ("epochs", "batch_size", "learning_rate", "temperature", "query_max_length")
@@ -99,170 +91,11 @@ class TrainingConfig:
             raise NvretError(f"precision is {self.precision!r}, expected 'float32' or 'bfloat16'")
 
 
-class Student(nn.Module):
-    """The encoder with its loss, in the form that ``Trainer`` calls."""
-
-    def __init__(self, encoder: Encoder, config: TrainingConfig) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
-        self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
-
-    def forward(
-        self,
-        query_batches: list[dict[str, Tensor]],
-        passage_batches: list[dict[str, Tensor]],
-        query_order: Tensor,
-        passage_order: Tensor,
-        positives: Tensor,
-        negatives: Tensor,
-        known: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Loss of one batch as `nvret.examples.Collator` makes it."""
-        count = len(query_batches)
-        skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
-        vectors = self.encoder.forward_all([*query_batches, *passage_batches], skips)
-        loss = info_nce(
-            torch.cat(vectors[:count])[query_order],
-            torch.cat(vectors[count:])[passage_order],
-            positives,
-            negatives,
-            temperature=self.temperature,
-            in_batch=self.in_batch,
-            known=known,
-        )
-        return {"loss": loss}
-
-
-class Shuffle(torch.utils.data.Sampler[int]):
-    """A new order every epoch, that depends on the seed and the number of pairs alone.
-
-    >>> list(Shuffle(4, seed=0)) == list(Shuffle(4, seed=0))
-    True
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        return iter(rng.permutation(self.size).tolist())
-
-
-def _collator(
-    encoder: Encoder,
-    dataset: RetrievalDataset,
-    pairs: Examples,
-    config: TrainingConfig,
-    progress: bool,
-) -> Collator:
-    """Tokenize the texts that the pairs use, once."""
-    texts = (dataset.query_texts, dataset.passages)
-    used = (pairs.queries, np.append(pairs.positives, pairs.negatives))
-    lengths = (config.query_max_length, config.passage_max_length)
-    tokens, slots = [], []
-    for kind, text, rows, length in zip(("query", "passage"), texts, used, lengths, strict=True):
-        rows = np.unique(rows[rows >= 0])
-        slot = np.full(len(text), -1, np.int64)
-        slot[rows] = np.arange(len(rows))
-        chosen = [text[row] for row in rows]
-        tokens.append(encoder.tokenize(chosen, kind, max_length=length, progress=progress))
-        slots.append(slot)
-    relevant = dataset.positives if config.in_batch_negatives else None
-    return Collator(pairs, encoder, *tokens, *slots, relevant=relevant)
-
-
-def _trainer(
-    encoder: Encoder,
-    collator: Collator,
-    config: TrainingConfig,
-    seed: int,
-    folder: Path,
-    progress: bool,
-) -> Any:
-    """transformers' ``Trainer``, quiet, with our order of the pairs and one progress bar."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    size = len(collator.examples)
-
-    class Callback(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            done = min(state.global_step * args.train_batch_size, round(size * config.epochs))
-            total = round(size * config.epochs)
-            self.bar = tqdm(
-                total=total, initial=done, desc="train", unit="pair", disable=not progress
-            )
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.update(min(args.train_batch_size, self.bar.total - self.bar.n))
-            # a checkpoint starts a new window of the mean loss, so that a resumed log is the same
-            control.should_log |= control.should_save or state.global_step == state.max_steps
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoint = folder / f"checkpoint-{state.global_step}"
-            if state.is_world_process_zero:
-                for path in checkpoint.iterdir():
-                    with path.open("rb") as stream:
-                        os.fsync(stream.fileno())
-                (checkpoint / _COMPLETE).touch()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.close()
-
-    class Ordered(Trainer):
-        def _get_train_sampler(self, train_dataset: Any = None) -> Shuffle:
-            return Shuffle(size, seed)
-
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=config.precision == "bfloat16",
-        use_cpu=encoder.device.type == "cpu",
-        seed=seed,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if config.checkpoint_steps else "no",
-        save_steps=config.checkpoint_steps or 1,
-        save_total_limit=2,  # the older one is whole while the newer one is being written
-        dataloader_pin_memory=encoder.device.type == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-    )
-    trainer = Ordered(
-        model=Student(encoder, config),
-        args=arguments,
-        train_dataset=collator.examples,
-        data_collator=collator,
-        callbacks=[Callback()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 def _last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; those cut off are removed."""
     found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
     for step in sorted(found, reverse=True):
-        if (found[step] / _COMPLETE).exists():
+        if (found[step] / trainer.COMPLETE).exists():
             return found[step]
         shutil.rmtree(found[step])
     return None
@@ -272,7 +105,8 @@ def _log_table(history: list[dict[str, float]]) -> pa.Table:
     rows = [row for row in history if "loss" in row]
     columns = {"step": pa.int32(), "epoch": pa.float64(), "loss": pa.float64()}
     columns |= {"learning_rate": pa.float64(), "grad_norm": pa.float64()}
-    return pa.table({name: pa.array([row.get(name) for row in rows], kind) for name, kind in columns.items()})
+    schema = pa.schema(list(columns.items()))
+    return pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows], schema)
 
 
 def finetune(
@@ -330,10 +164,10 @@ def finetune(
         resume = _last_checkpoint(checkpoints)
         if resume:
             log.info("%s: continuing from %s", output, resume.name)
-        collator = _collator(encoder, dataset, pairs, config, progress)
-        trainer = _trainer(encoder, collator, config, seed, checkpoints, progress)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        table = _log_table(trainer.state.log_history)
+        batches = trainer.collator(encoder, dataset, pairs, config, progress)
+        run = trainer.trainer(encoder, batches, config, seed, checkpoints, progress)
+        run.train(resume_from_checkpoint=str(resume) if resume else None)
+        table = _log_table(run.state.log_history)
         if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
             raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
         encoder.eval().save(partial)
@@ -350,4 +184,4 @@ def _check_inputs(folder: Path, inputs: dict[str, Any]) -> None:
     if not (folder / "training.json").exists():
         raise NvretError(f"{folder} exists and is not a training run")
     if not _same_inputs(folder, inputs):
-        raise NvretError(f"{folder} holds a run with other inputs; remove it or choose another folder")
+        raise NvretError(f"{folder} holds a run with other inputs; choose another folder")

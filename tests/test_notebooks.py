@@ -23,8 +23,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 @pytest.fixture(scope="module")
 def fetched():
     """The assets of the profile, in the real cache."""
-    for name in notebooks.assets_of(params.load(SMOKE)):
-        assets.fetch(name)
+    assets.fetch(notebooks.assets_of(params.load(SMOKE)))
     return store.cache_dir()
 
 

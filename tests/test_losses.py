@@ -1,0 +1,112 @@
+"""InfoNCE against its definition in float64, one pair at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret.errors import NvretError
+from nvret.losses import info_nce
+
+
+def oracle(queries, passages, positives, negatives, temperature, in_batch, known):
+    losses = []
+    for q, (positive, listed) in enumerate(zip(positives, negatives, strict=True)):
+        own = [n for n in listed if n >= 0]
+        pool = list(own)
+        if in_batch:
+            left_out = {positive, *own} | {p for p in range(len(passages)) if known[q][p]}
+            pool += [p for p in range(len(passages)) if p not in left_out]
+        score = [math.exp(float(queries[q] @ passages[p]) / temperature) for p in [positive, *pool]]
+        losses.append(-math.log(score[0] / sum(score)))
+    return sum(losses) / len(losses)
+
+
+@st.composite
+def batches(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size, pool, count = draw(st.integers(1, 5)), draw(st.integers(1, 8)), draw(st.integers(0, 4))
+    vectors = [rng.standard_normal((n, 4)) for n in (size, pool)]
+    queries, passages = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors)
+    positives = rng.integers(0, pool, size)
+    negatives = rng.integers(-1, pool, (size, count))  # with repetitions and gaps
+    known = rng.random((size, pool)) < 0.3
+    return queries, passages, positives, negatives, known
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(), st.sampled_from([0.05, 0.5, 1.0]), st.booleans())
+def test_equals_the_definition(batch, temperature, in_batch):
+    queries, passages, positives, negatives, known = batch
+    got = info_nce(
+        torch.from_numpy(queries),
+        torch.from_numpy(passages),
+        torch.from_numpy(positives),
+        torch.from_numpy(negatives),
+        temperature=temperature,
+        in_batch=in_batch,
+        known=torch.from_numpy(known) if in_batch else None,
+    )
+    expected = oracle(queries, passages, positives, negatives, temperature, in_batch, known)
+    assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_gradients():
+    torch.manual_seed(0)
+    queries = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    passages = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    positives, negatives = torch.tensor([0, 1, 4]), torch.tensor([[2, 2], [3, -1], [-1, -1]])
+    for in_batch in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda q, p, on=in_batch: info_nce(
+                q, p, positives, negatives, temperature=0.5, in_batch=on
+            ),
+            (queries, passages),
+        )
+
+
+def test_a_pair_without_negatives_moves_nothing_and_counts():
+    queries = torch.eye(2, requires_grad=True)
+    passages = torch.eye(2)
+    negatives = torch.tensor([[1], [-1]])
+    loss = info_nce(queries, passages, torch.tensor([0, 1]), negatives, temperature=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) / 2)
+    assert queries.grad[1].abs().sum() == 0
+    assert queries.grad[0].abs().sum() > 0
+
+
+def test_equal_scores_give_the_logarithm_of_the_candidates():
+    vectors = torch.ones(1, 4) / 2
+    loss = info_nce(
+        vectors,
+        vectors.expand(5, 4),
+        torch.tensor([0]),
+        torch.tensor([[1, 2, 3, 4]]),
+        temperature=0.02,
+    )
+    assert loss.item() == pytest.approx(math.log(5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"passages": torch.ones(3, 5)}, "shapes"),
+        ({"positives": torch.tensor([0])}, "expected"),
+        ({"known": torch.zeros(1, 1, dtype=torch.bool), "in_batch": True}, "known has shape"),
+    ],
+)
+def test_shapes_that_do_not_fit(change, message):
+    given_ = {
+        "queries": torch.ones(2, 4),
+        "passages": torch.ones(3, 4),
+        "positives": torch.tensor([0, 1]),
+        "negatives": torch.tensor([[2], [2]]),
+        "temperature": 0.1,
+    }
+    with pytest.raises(NvretError, match=message):
+        info_nce(**{**given_, **change})

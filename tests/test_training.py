@@ -1,0 +1,335 @@
+"""Fine-tuning: exact gradients, one order for all methods, resumption, the saved folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nvret import assets, examples, trainer
+from nvret.dataset import RetrievalDataset
+from nvret.encode import Encoder
+from nvret.errors import NvretError
+from nvret.losses import info_nce
+from nvret.training import TrainingConfig, finetune
+
+STATIC = assets.model_path("potion-base-8m")
+BERT = assets.model_path("paraphrase-minilm-l3")
+RATE = {"static": 0.1, "bert": 1e-3}  # a table of tokens needs a far higher learning rate
+CONFIG = TrainingConfig(batch_size=8, learning_rate=0.1, logging_steps=2, checkpoint_steps=0)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """An untrained BERT of two narrow layers, with dropout and a real tokenizer."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = BertConfig(vocab_size=30522, num_attention_heads=4, **sizes)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BERT).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["static", "bert"])
+def base(request, bert):
+    return STATIC if request.param == "static" else bert
+
+
+def fitting(base, **changes):
+    """A configuration with the learning rate that the kind of model needs."""
+    kind = "static" if base == STATIC else "bert"
+    return replace(CONFIG, learning_rate=RATE[kind], **changes)
+
+
+def toy(queries=40, passages=60, words=12, seed=0):
+    """Random words; some queries have two positives."""
+    rng = np.random.default_rng(seed)
+    vocabulary = ["river", "stone", "moon", "market", "tide", "law", "garden", "engine", "salt"]
+
+    def text(n):
+        return " ".join(rng.choice(vocabulary, int(rng.integers(2, n))))
+
+    qrels = {(int(q), int(rng.integers(passages))) for q in [*range(queries), *range(5)]}
+    rows = [(f"q{q}", f"p{p}", 1) for q, p in sorted(qrels)]
+    columns = [pa.array(list(column)) for column in zip(*rows, strict=True)]
+    ids = [f"p{i}" for i in range(passages)]
+    texts = [text(words) for _ in range(passages)]
+    return RetrievalDataset(
+        "toy",
+        corpus=pa.table({"id": ids, "title": [""] * passages, "text": texts}),
+        queries=pa.table(
+            {"id": [f"q{i}" for i in range(queries)], "text": [text(6) for _ in range(queries)]}
+        ),
+        qrels=pa.table(columns, names=["query_id", "corpus_id", "score"]),
+    )
+
+
+def mined(dataset, per_pair=3, seed=0, skip=()):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for query, positive in zip(*dataset.pairs, strict=True):
+        allowed = np.setdiff1d(np.arange(dataset.corpus.num_rows), dataset.positives[query])
+        if query in skip:
+            continue
+        for rank, negative in enumerate(rng.choice(allowed, per_pair, replace=False), 1):
+            rows.append((f"q{query}", f"p{positive}", f"p{negative}", rank))
+    names = ["query_id", "positive_id", "negative_id", "rank"]
+    order = rng.permutation(len(rows))  # the table's order must not matter
+    return pa.table([pa.array([rows[i][c] for i in order]) for c in range(4)], names=names)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(a, b, atol=0.0):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=name)
+
+
+def run(output, dataset=None, negatives=None, config=CONFIG, base=STATIC, seed=1):
+    dataset = dataset or toy()
+    negatives = mined(dataset) if negatives is None else negatives
+    return finetune(
+        base, dataset, negatives, output, config, seed=seed, device="cpu", progress=False
+    )
+
+
+def test_examples_join_pairs_and_negatives():
+    dataset = toy()
+    pairs = examples.build(dataset, mined(dataset, skip={3, 7}))
+    queries, positives = dataset.pairs
+    np.testing.assert_array_equal(pairs.queries, queries)
+    np.testing.assert_array_equal(pairs.positives, positives)
+    without = np.isin(queries, [3, 7])
+    assert (pairs.negatives[without] == -1).all()
+    assert (pairs.negatives[~without] >= 0).all()
+    table = mined(dataset, skip={3, 7}).sort_by([("rank", "ascending")]).to_pylist()
+    for row, (query, positive) in enumerate(zip(queries, positives, strict=True)):
+        key = f"q{query}", f"p{positive}"
+        listed = [
+            int(r["negative_id"][1:]) for r in table if (r["query_id"], r["positive_id"]) == key
+        ]
+        assert [n for n in pairs.negatives[row] if n >= 0] == listed
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("q0", "p0", "nowhere", 1), "negatives row 1: negative_id 'nowhere' is not in the data"),
+        (("q0", "p59", "p1", 1), r"row 1: \('q0', 'p59'\) is not a positive pair of toy"),
+    ],
+)
+def test_negatives_that_do_not_fit_are_named(row, message):
+    dataset = toy()
+    names = ["query_id", "positive_id", "negative_id", "rank"]
+    query, positive = (int(rows[0]) for rows in dataset.pairs)
+    good = (f"q{query}", f"p{positive}", f"p{(positive + 1) % 60}", 1)
+    table = pa.table([pa.array(list(c)) for c in zip(good, row, strict=True)], names=names)
+    with pytest.raises(NvretError, match=message):
+        examples.build(dataset, table)
+    own = (f"q{query}", f"p{positive}", f"p{positive}", 1)
+    table = pa.table([pa.array([c]) for c in own], names=names)
+    with pytest.raises(NvretError, match="is the pair's own positive"):
+        examples.build(dataset, table)
+    with pytest.raises(NvretError, match="no column 'rank'"):
+        examples.build(dataset, table.drop_columns("rank"))
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
+    """Against every text encoded on its own, no text shared, in float64."""
+    dataset = toy()
+    config = replace(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
+    encoder = Encoder.load(base, dropout=0.0).double().train()
+    pairs = examples.build(dataset, mined(dataset, skip={2}))
+    batches = trainer.collator(encoder, dataset, pairs, config, False)
+    batches = replace(batches, budget=40, slack=4)
+    chosen = [0, 1, 2, 9]
+    loss = trainer.Student(encoder, config)(**batches(chosen))["loss"]
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+    encoder.zero_grad()
+
+    def vector(text, kind, length):
+        tokens = encoder.tokenize([text], kind, max_length=length, progress=False)
+        return encoder(**encoder.collate(tokens, [0]))
+
+    pool = np.unique(np.column_stack([pairs.positives, pairs.negatives])[chosen])
+    pool = pool[pool >= 0]
+    q = torch.cat([vector(dataset.query_texts[pairs.queries[i]], "query", 32) for i in chosen])
+    p = torch.cat([vector(dataset.passages[j], "passage", 64) for j in pool])
+    slot = {int(j): i for i, j in enumerate(pool)} | {-1: -1}
+    known = [np.isin(pool, dataset.positives[pairs.queries[i]]) for i in chosen]
+    plain = info_nce(
+        q,
+        p,
+        torch.tensor([slot[int(pairs.positives[i])] for i in chosen]),
+        torch.tensor([[slot[int(j)] for j in pairs.negatives[i]] for i in chosen]),
+        temperature=0.1,
+        in_batch=in_batch,
+        known=torch.from_numpy(np.stack(known)) if in_batch else None,
+    )
+    plain.backward()
+    torch.testing.assert_close(loss, plain, atol=1e-10, rtol=0)
+    expected = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=1e-7)
+
+
+def test_the_order_is_that_of_the_seed_alone():
+    first, again, other = (trainer.Shuffle(50, seed) for seed in (0, 0, 1))
+    assert list(first) == list(again) != list(other)
+    assert sorted(first) == list(range(50))
+    again.set_epoch(1)
+    assert list(first) != list(again)
+
+
+def test_equal_runs_end_with_equal_weights(base, tmp_path):
+    dataset = toy(16)
+    config = fitting(base)  # with BERT's own dropout
+    for name in ("a", "b"):
+        run(tmp_path / name, dataset, base=base, config=config)
+    assert_same(tmp_path / "a", tmp_path / "b")
+    run(tmp_path / "c", dataset, base=base, config=config, seed=2)
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_training_lowers_the_loss(base, tmp_path, precision, in_batch):
+    config = fitting(base, epochs=8, precision=precision, in_batch_negatives=in_batch)
+    log = run(tmp_path / "model", base=base, config=config)
+    assert log.column_names == ["step", "epoch", "loss", "learning_rate", "grad_norm"]
+    loss = log["loss"].to_pylist()
+    assert loss[-1] < 0.75 * loss[0]
+    assert log["step"][-1].as_py() == 8 * -(-len(toy().pairs[0]) // 8)
+    assert log["epoch"][-1].as_py() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("base", [STATIC, BERT])
+def test_the_folder_loads_elsewhere_with_the_same_vectors(base, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    dataset = toy(16)
+    run(
+        tmp_path / "model",
+        dataset,
+        base=base,
+        config=replace(CONFIG, learning_rate=0.1 if base == STATIC else 1e-4),
+    )
+    ours = Encoder.load(tmp_path / "model").encode(dataset.passages, progress=False)
+    before = Encoder.load(base).encode(dataset.passages, progress=False)
+    assert np.abs(ours - before).max() > 1e-3
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(
+        ours, theirs.encode(dataset.passages, show_progress_bar=False), atol=1e-5
+    )
+    if base == BERT:
+        from transformers import AutoConfig, AutoModel
+
+        AutoModel.from_pretrained(tmp_path / "model")
+        assert AutoConfig.from_pretrained(tmp_path / "model").hidden_dropout_prob == 0.1
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"training_log.parquet", "training.json", "model.safetensors"} <= files
+    assert "checkpoints" not in files
+
+
+def test_a_complete_run_is_not_repeated_and_not_mistaken_for_another(tmp_path):
+    log = run(tmp_path / "model")
+    written = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    assert run(tmp_path / "model").equals(log)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(NvretError, match="holds a run with other inputs"):
+        run(tmp_path / "model", seed=9)
+
+
+def test_dropout_is_the_configs_own_or_the_given_one():
+    def rates(**options):
+        modules = Encoder.load(BERT, **options).modules()
+        return {module.p for module in modules if isinstance(module, torch.nn.Dropout)}
+
+    assert rates() == {0.1}
+    assert rates(dropout=0.0) == {0.0}
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training as t
+base = Path({base!r})
+config = t.fitting(base, checkpoint_steps=3)
+t.run(Path({output!r}), t.toy(64), base=base, config=config)
+"""
+
+
+def test_killed_and_resumed_is_the_same_as_uninterrupted(base, tmp_path):
+    output = tmp_path / "killed"
+    code = SCRIPT.format(tests=os.path.dirname(__file__), output=str(output), base=str(base))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    partial = tmp_path / ".killed.partial" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not list(partial.glob(f"checkpoint-*/{trainer.COMPLETE}")):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    cut_off = partial / "checkpoint-999"  # as if the kill had come in the middle of a checkpoint
+    cut_off.mkdir()
+    (cut_off / "model.safetensors").write_bytes(b"half")
+    config = fitting(base, checkpoint_steps=3)
+    dataset = toy(64)
+    resumed = run(output, dataset, base=base, config=config)
+    whole = run(tmp_path / "whole", dataset, base=base, config=config)
+    assert resumed["step"].equals(whole["step"])
+    np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)
+    assert_same(output, tmp_path / "whole", atol=1e-6)
+    assert not (output / "checkpoints").exists()
+
+
+def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog):
+    (tmp_path / ".model.partial" / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / ".model.partial" / "training.json").write_text("{}")
+    run(tmp_path / "model")
+    assert "had other inputs, starting anew" in caplog.text
+    run(tmp_path / "fresh")
+    assert_same(tmp_path / "model", tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, expected > 0"),
+        ({"temperature": float("nan")}, "temperature is nan, expected > 0"),
+        ({"warmup_ratio": 1.0}, r"warmup_ratio is 1.0, expected in \[0, 1\)"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"schedule": "step"}, "schedule is 'step'"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
+    ],
+)
+def test_a_bad_configuration_is_refused(change, message):
+    with pytest.raises(NvretError, match=message):
+        TrainingConfig(**change)
+
+
+def test_weights_that_blow_up_are_not_saved(tmp_path):
+    with pytest.raises(NvretError, match="not finite"):
+        run(tmp_path / "model", config=replace(CONFIG, learning_rate=1e38, max_grad_norm=0))
+    assert not (tmp_path / "model").exists()
