@@ -73,11 +73,11 @@ def _fetch(chosen: argparse.Namespace) -> None:
 
 def _mine(chosen: argparse.Namespace) -> None:
     from nvret import data, mining
-    from nvret.params import MethodSettings
+    from nvret.methods import build_method
 
     names = ("n", "threshold", "margin", "perc")
     given = {name: getattr(chosen, name) for name in names}
-    method = MethodSettings(name=chosen.method, **given).build()
+    method = build_method(chosen.method, **given)
     dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
     table = mining.mine(dataset, chosen.teacher, method, chosen.num_negatives, seed=chosen.seed)
     mining.save(table, chosen.output)

@@ -160,6 +160,25 @@ BY_NAME: dict[str, type[Method]] = {
 }
 
 
+def build_method(name: str, **parameters: float | None) -> Method:
+    """A method by its short name.
+
+    Args:
+        name: a key of ``BY_NAME``.
+        **parameters: of the method; those that are None are left at the paper's best setting.
+
+    >>> build_method("perc-pos", perc=0.9, n=None)
+    TopKPercPos(perc=0.9)
+    """
+    given = {key: value for key, value in parameters.items() if value is not None}
+    if name not in BY_NAME:
+        raise NvretError(f"no mining method {name!r}, expected one of {', '.join(BY_NAME)}")
+    try:
+        return BY_NAME[name](**given)
+    except TypeError:
+        raise NvretError(f"method {name!r} does not take {', '.join(given)}") from None
+
+
 def _finite(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise NvretError(f"{name} is {value!r}, expected a finite number")

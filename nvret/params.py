@@ -46,7 +46,7 @@ class MiningSettings(Section):
 
 
 class MethodSettings(Section):
-    """A name of ``nvret.methods.BY_NAME`` and that method's parameter."""
+    """A name of ``nvret.methods.BY_NAME``, and that method's parameter (default: the paper's)."""
 
     name: str
     n: int | None = None
@@ -55,14 +55,7 @@ class MethodSettings(Section):
     perc: float | None = None
 
     def build(self) -> methods.Method:
-        given = {k: v for k, v in self.model_dump().items() if k != "name" and v is not None}
-        try:
-            return methods.BY_NAME[self.name](**given)
-        except KeyError:
-            known = ", ".join(methods.BY_NAME)
-            raise NvretError(f"no mining method {self.name!r}, expected one of {known}") from None
-        except TypeError:
-            raise NvretError(f"method {self.name!r} does not take {', '.join(given)}") from None
+        return methods.build_method(**self.model_dump())
 
     @model_validator(mode="after")
     def _check(self) -> MethodSettings:
@@ -80,6 +73,7 @@ class TrainingSettings(Lengths):
     weight_decay: float = Field(ge=0)
     temperature: float = Positive
     in_batch_negatives: bool
+    dropout: float | None = Field(ge=0, lt=1)
 
 
 class StudentSettings(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -134,17 +135,28 @@ class Comparison:
 
         return Encoder.load(assets.model_path(student)).fingerprint
 
-    def conditions(self) -> list[Condition]:
-        """Base models first, then seed by seed, so that early results are comparable."""
-        found = [Condition(student, None, 0) for student in self.settings.students]
-        for student in self.settings.students:
-            for seed in self.settings.seeds:
-                found += [Condition(student, method, seed) for method in self.methods]
-        return found
+    def conditions(self, student: StudentSettings) -> list[Condition]:
+        """The base model first, then seed by seed, so that early results are comparable."""
+        trained = [
+            Condition(student, method, seed)
+            for seed in self.settings.seeds
+            for method in self.methods
+        ]
+        return [Condition(student, None, 0), *trained]
 
     def model(self, condition: Condition) -> Path:
         """The folder of a condition's model, trained now or before."""
-        from nvret import batching, encode, examples, losses, training
+        from nvret import (
+            backbones,
+            batching,
+            encode,
+            examples,
+            layout,
+            losses,
+            network,
+            trainer,
+            training,
+        )
 
         base = assets.model_path(condition.student.name)
         if condition.method is None:
@@ -159,7 +171,9 @@ class Comparison:
             table,
             dataclasses.asdict(config),
             condition.seed,
-            store.code_version(batching, encode, examples, losses, training),
+            store.code_version(
+                backbones, batching, encode, examples, layout, losses, network, trainer, training
+            ),
         )
         output = store.cache_dir() / "training" / key
         if not output.exists():
@@ -176,67 +190,48 @@ class Comparison:
         return output
 
     def run(self) -> Results:
-        """Train and evaluate every condition; an interrupted run continues where it stopped."""
-        from nvret.encode import Encoder
-        from nvret.evaluation import evaluate
+        """Train and evaluate every condition; an interrupted run continues where it stopped.
 
-        conditions = self.conditions()
+        Each student has a bar of its own, since only its own models take about the same time.
+        """
+        _ = self.teacher, self.tests  # their bars come first
         scores, logs = [], []
-        work = [self._work(condition) for condition in conditions]
-        bar = tqdm(
-            total=sum(work),
-            unit="text",
-            unit_scale=True,
-            desc="all models",
-            disable=not self.progress,
-            smoothing=0,
-        )
-        with bar:
-            for condition, texts in zip(conditions, work, strict=True):
+        for student in self.settings.students:
+            conditions = self.conditions(student)
+            bar = tqdm(conditions, desc=student.name, unit="model", disable=not self.progress)
+            for condition in bar:
+                bar.set_postfix_str(f"{condition.label}, seed {condition.seed}")
                 keys = {
-                    "student": condition.student.name,
+                    "student": student.name,
                     "method": condition.label,
                     "seed": condition.seed,
                 }
-                bar.set_postfix_str(" · ".join(map(str, keys.values())))
                 folder = self.model(condition)
                 if condition.method is not None:
                     log = pd.read_parquet(folder / "training_log.parquet")
                     logs.append(log.assign(**keys))
-                encoder = Encoder.load(folder, device=self.settings.device)
-                lengths = condition.student.training
-                for name, test in self.tests_of(condition.student).items():
-                    found = evaluate(
-                        encoder,
-                        test,
-                        query_max_length=lengths.query_max_length,
-                        passage_max_length=lengths.passage_max_length,
-                        progress=False,
-                    )
-                    scores.append(found.scores.to_pandas().assign(dataset=name, **keys))
-                bar.update(texts)
+                for name, table in self._evaluations(student, folder):
+                    scores.append(table.assign(dataset=name, **keys))
         return Results(pd.concat(scores, ignore_index=True), pd.concat(logs, ignore_index=True))
 
-    def fingerprints(self) -> dict[str, str]:
-        """Content hashes of the data and weights that this comparison rests on."""
-        found = {f"data: {self.train.name}": self.parts.train.fingerprint}
-        found |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
-        found["teacher: " + self.teacher.name] = self.teacher.fingerprint
-        for student in self.settings.students:
-            found["student: " + student.name] = self._base_fingerprint(student.name)
-        return found
+    def _evaluations(
+        self, student: StudentSettings, folder: Path
+    ) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Name and per-query scores of each of the student's test sets."""
+        from nvret.encode import Encoder
+        from nvret.evaluation import evaluate
 
-    def _work(self, condition: Condition) -> int:
-        """Texts that pass through the model, a trained one counted three times (backward pass)."""
-        encoded = sum(
-            t.corpus.num_rows + t.queries.num_rows
-            for t in self.tests_of(condition.student).values()
-        )
-        if condition.method is None:
-            return encoded
-        pairs = len(sample_queries(self.train, condition.student.queries).pairs[0])
-        per_pair = 2 + self.settings.mining.num_negatives
-        return encoded + 3 * pairs * per_pair * condition.student.training.epochs
+        encoder = Encoder.load(folder, device=self.settings.device)
+        lengths = student.training
+        for name, test in self.tests_of(student).items():
+            found = evaluate(
+                encoder,
+                test,
+                query_max_length=lengths.query_max_length,
+                passage_max_length=lengths.passage_max_length,
+                progress=False,
+            )
+            yield name, found.scores.to_pandas()
 
 
 @dataclass(frozen=True)
