@@ -1,0 +1,151 @@
+"""A result is there whole, or it is not there."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from nvret import store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NVRET_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_stage_is_computed_once():
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "value").write_text("42")
+
+    first = store.stage("toy", {"a": 1}, build)
+    assert store.stage("toy", {"a": 1}, build) == first
+    assert len(calls) == 1
+    assert (first / "value").read_text() == "42"
+    assert json.loads((first / "inputs.json").read_text()) == {"a": 1}
+    assert store.stage("toy", {"a": 2}, build) != first
+
+
+def test_a_stage_that_fails_leaves_nothing(cache):
+    def build(folder):
+        (folder / "half").write_text("written")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        store.stage("toy", {"a": 1}, build)
+    assert visible(cache / "toy") == []
+    assert not list((cache / "toy").glob(".*.partial"))
+
+
+def test_a_resumable_stage_keeps_its_folder_for_the_next_call(cache):
+    def build(folder):
+        if not (folder / "step").exists():
+            (folder / "step").write_text("1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.stage("toy", {}, build, resumable=True)
+    assert visible(cache / "toy") == []
+    assert (store.stage("toy", {}, build, resumable=True) / "step").read_text() == "1"
+
+
+def test_killed_while_writing(cache):
+    program = textwrap.dedent("""
+        import sys, time
+        from nvret import store
+        def build(folder):
+            (folder / "half").write_text("written")
+            print("started", flush=True)
+            time.sleep(60)
+        store.stage("toy", {}, build)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"started\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert visible(cache / "toy") == []
+    folder = store.stage("toy", {}, lambda folder: (folder / "whole").write_text("x"))
+    assert visible(folder) == ["inputs.json", "whole"]
+
+
+def test_two_processes_compute_a_stage_once(cache):
+    program = textwrap.dedent("""
+        import time
+        from nvret import store
+        def build(folder):
+            time.sleep(1)
+            print("built", flush=True)
+        store.stage("toy", {}, build)
+    """)
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in started]
+    assert sorted(outputs) == [b"", b"built\n"]
+
+
+def test_a_file_that_is_cut_off_keeps_the_old_one(tmp_path):
+    target = tmp_path / "value.json"
+    store.write_json(target, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        store.write_json(target, {"a": float("nan")})
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert visible(tmp_path) == ["value.json"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (("ab", "c"), ("a", "bc")),
+        ((1,), ("1",)),
+        ((b"x",), ("x",)),
+        ((np.zeros(2, np.float32),), (np.zeros(2, np.int32),)),
+        ((np.zeros((1, 2)),), (np.zeros((2, 1)),)),
+        ((pa.table({"x": ["ab", "c"]}),), (pa.table({"x": ["a", "bc"]}),)),
+    ],
+)
+def test_different_content_has_different_fingerprints(a, b):
+    assert store.fingerprint(*a) != store.fingerprint(*b)
+
+
+def test_the_layout_of_a_table_does_not_matter():
+    whole = pa.table({"x": ["a", "b", "c"]})
+    parts = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert store.fingerprint(whole) == store.fingerprint(parts)
+
+
+def test_a_files_content_is_what_counts(tmp_path):
+    (tmp_path / "a").write_text("same")
+    (tmp_path / "b").write_text("same")
+    assert store.fingerprint(tmp_path / "a") == store.fingerprint(tmp_path / "b")
+
+
+def module(source, tmp_path):
+    name = f"module_{time.perf_counter_ns()}"
+    (tmp_path / f"{name}.py").write_text(source)
+    made = types.ModuleType(name)
+    made.__file__ = str(tmp_path / f"{name}.py")
+    exec(compile(source, made.__file__, "exec"), made.__dict__)
+    return made
+
+
+def test_comments_do_not_change_the_code_version(tmp_path):
+    plain = module("def f(x):\n    return x + 1\n", tmp_path)
+    prose = module('"""Doc."""\n\n# why\ndef f(x):\n    "Doc."\n    return x + 1\n', tmp_path)
+    other = module("def f(x):\n    return x + 2\n", tmp_path)
+    assert store.code_version(other) != store.code_version(plain)
+    assert store.code_version(prose) == store.code_version(plain)
