@@ -203,7 +203,7 @@ def save_figure(settings: Settings, name: str, figure: Figure) -> None:
     """Write ``figures/<name>.png``."""
     with store.atomic_file(results_folder(settings) / "figures" / f"{name}.png") as partial:
         figure.savefig(
-            partial, format="png", dpi=200, bbox_inches="tight", metadata={"Software": None}
+            partial, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
         )
 
 

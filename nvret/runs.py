@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -135,6 +135,20 @@ class Comparison:
 
         return Encoder.load(assets.model_path(student)).fingerprint
 
+    @cache  # noqa: B019
+    def _pairs(self, queries: int | None) -> RetrievalDataset:
+        """What a student trains on; kept, since its fingerprint takes longer than its choice."""
+        return sample_queries(self.train, queries)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Content hashes of the data and weights that this comparison rests on."""
+        found = {f"data: {self.parts.train.name}": self.parts.train.fingerprint}
+        found |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
+        found["teacher: " + self.teacher.name] = self.teacher.fingerprint
+        for student in self.settings.students:
+            found["student: " + student.name] = self._base_fingerprint(student.name)
+        return found
+
     def conditions(self, student: StudentSettings) -> list[Condition]:
         """The base model first, then seed by seed, so that early results are comparable."""
         trained = [
@@ -146,22 +160,12 @@ class Comparison:
 
     def model(self, condition: Condition) -> Path:
         """The folder of a condition's model, trained now or before."""
-        from nvret import (
-            backbones,
-            batching,
-            encode,
-            examples,
-            layout,
-            losses,
-            network,
-            trainer,
-            training,
-        )
+        from nvret import examples, losses, trainer, training
 
         base = assets.model_path(condition.student.name)
         if condition.method is None:
             return base
-        dataset = sample_queries(self.train, condition.student.queries)
+        dataset = self._pairs(condition.student.queries)
         table = self.negatives(condition.method, condition.seed)
         table = table.filter(pc.is_in(table["query_id"], dataset.queries["id"].combine_chunks()))
         config = training.TrainingConfig(**condition.student.training.model_dump())
@@ -171,9 +175,7 @@ class Comparison:
             table,
             dataclasses.asdict(config),
             condition.seed,
-            store.code_version(
-                backbones, batching, encode, examples, layout, losses, network, trainer, training
-            ),
+            store.code_version(examples, losses, trainer, training, *encoding_modules()),
         )
         output = store.cache_dir() / "training" / key
         if not output.exists():
@@ -210,28 +212,43 @@ class Comparison:
                 if condition.method is not None:
                     log = pd.read_parquet(folder / "training_log.parquet")
                     logs.append(log.assign(**keys))
-                for name, table in self._evaluations(student, folder):
-                    scores.append(table.assign(dataset=name, **keys))
+                table = pd.read_parquet(self._evaluated(student, folder) / "scores.parquet")
+                scores.append(table.assign(**keys))
         return Results(pd.concat(scores, ignore_index=True), pd.concat(logs, ignore_index=True))
 
-    def _evaluations(
-        self, student: StudentSettings, folder: Path
-    ) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Name and per-query scores of each of the student's test sets."""
-        from nvret.encode import Encoder
-        from nvret.evaluation import evaluate
+    def _evaluated(self, student: StudentSettings, folder: Path) -> Path:
+        """The per-query scores of one model on the student's test sets.
 
-        encoder = Encoder.load(folder, device=self.settings.device)
-        lengths = student.training
-        for name, test in self.tests_of(student).items():
-            found = evaluate(
-                encoder,
-                test,
-                query_max_length=lengths.query_max_length,
-                passage_max_length=lengths.passage_max_length,
-                progress=False,
-            )
-            yield name, found.scores.to_pandas()
+        They are kept under the name of the model's folder, which is a hash of all that made it,
+        so that a finished run is read back without loading a single model.
+        """
+        from nvret import evaluation, mteb_tasks
+        from nvret.encode import Encoder
+
+        tests, lengths = self.tests_of(student), student.training
+        inputs = {
+            "model": folder.name,
+            "tests": {name: test.fingerprint for name, test in tests.items()},
+            "lengths": [lengths.query_max_length, lengths.passage_max_length],
+            "code": store.code_version(evaluation, mteb_tasks, search, *encoding_modules()),
+        }
+
+        def build(target: Path) -> None:
+            encoder = Encoder.load(folder, device=self.settings.device)
+            tables = []
+            for name, test in tests.items():
+                found = evaluation.evaluate(
+                    encoder,
+                    test,
+                    query_max_length=lengths.query_max_length,
+                    passage_max_length=lengths.passage_max_length,
+                    cache=False,
+                    progress=False,
+                )
+                tables.append(found.scores.to_pandas().assign(dataset=name))
+            pd.concat(tables, ignore_index=True).to_parquet(target / "scores.parquet")
+
+        return store.stage("scores", inputs, build)
 
 
 @dataclass(frozen=True)
@@ -242,6 +259,13 @@ class Results:
 
     scores: pd.DataFrame
     logs: pd.DataFrame
+
+
+def encoding_modules() -> list[ModuleType]:
+    """The modules that a vector depends on."""
+    from nvret import backbones, batching, encode, layout, network
+
+    return [backbones, batching, encode, layout, network]
 
 
 def teacher(settings: Settings) -> teachers.Teacher:
