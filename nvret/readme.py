@@ -9,6 +9,7 @@ import pandas as pd
 
 from nvret import store
 from nvret.errors import NvretError
+from nvret.report import AVERAGE
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -49,10 +50,11 @@ def section(results: Path) -> str:
     table = means.pivot_table(
         index=["student", "method"], columns="dataset", values="mean", sort=False
     )
+    table = table[[*(name for name in table if name != AVERAGE), AVERAGE]]
     lines += ["| student | method | " + " | ".join(table.columns) + " |"]
     lines += ["|---|---|" + "---:|" * len(table.columns)]
     for (student, method), row in table.iterrows():
-        cells = " | ".join(f"{value:.3f}" for value in row)
+        cells = " | ".join("–" if pd.isna(value) else f"{value:.3f}" for value in row)
         lines.append(f"| {student} | {method} | {cells} |")
     return "\n".join(lines)
 
