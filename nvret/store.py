@@ -84,7 +84,10 @@ def code_version(*modules: ModuleType) -> str:
     It is part of a stage's key: a result never outlives the code that computed it, and editing a
     comment does not recompute a night's work.
     """
-    return fingerprint([_statements(module) for module in modules])
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(_statements(module).encode())
+    return digest.hexdigest()
 
 
 @cache  # the code that is loaded does not change, and a run asks hundreds of times
@@ -93,7 +96,7 @@ def _statements(module: ModuleType) -> str:
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return ast.dump(tree)
 
 
 def _sync(path: Path) -> None:
