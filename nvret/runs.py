@@ -19,7 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from nvret import assets, data, methods, mining, sampling, search, store, teachers
+from nvret import (
+    assets,
+    data,
+    duplicates,
+    methods,
+    mining,
+    sampling,
+    search,
+    splits,
+    store,
+    teachers,
+)
 from nvret.data import RetrievalDataset
 from nvret.params import Settings, StudentSettings
 
@@ -61,7 +72,7 @@ class Comparison:
             test=chosen.test_fraction,
             corpus=chosen.test_corpus,
         )
-        data.check_leaks(parts.train, parts.test, threshold=chosen.leak_threshold)
+        self._check_leaks(parts.train, parts.test)
         return parts
 
     @cached_property
@@ -77,9 +88,22 @@ class Comparison:
         tests = {self.parts.test.name: sample_queries(self.parts.test, chosen.test_queries)}
         for name in dict.fromkeys(n for s in self.settings.students for n in s.out_of_domain):
             other = sample_queries(data.load(name), chosen.test_queries)
-            data.check_leaks(self.parts.train, other, threshold=chosen.leak_threshold)
+            self._check_leaks(self.parts.train, other)
             tests[name] = other
         return tests
+
+    def _check_leaks(self, train: RetrievalDataset, test: RetrievalDataset) -> None:
+        """Stop if there is a leak; that there is none is kept like any other result."""
+        threshold = self.settings.data.leak_threshold
+        inputs = {
+            "train": train.fingerprint,
+            "test": test.fingerprint,
+            "threshold": threshold,
+            "code": store.code_version(splits, duplicates),
+        }
+        store.stage(
+            "leak-checks", inputs, lambda _: data.check_leaks(train, test, threshold=threshold)
+        )
 
     def tests_of(self, student: StudentSettings) -> dict[str, RetrievalDataset]:
         """The test sets of one student: the held-out questions, and its sets of other domains."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nvret import data, mining, params, report, runs
+from nvret.errors import NvretError
 from nvret.runs import Comparison, sample_queries
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
@@ -45,6 +46,13 @@ def test_train_and_test_do_not_touch(comparison):
             comparison.parts.train.queries["id"].to_pylist()
         ), name
         data.check_leaks(comparison.parts.train, test)
+
+
+def test_a_leak_stops_the_comparison_every_time(comparison):
+    test = next(iter(comparison.tests.values()))
+    for _ in range(2):  # a leak is not kept as "checked"
+        with pytest.raises(NvretError, match="leaks into"):
+            comparison._check_leaks(test, test)
 
 
 def test_every_method_is_mined_for_the_same_pairs(comparison):
