@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nvret import mining, statistics, store
+from nvret import machine, mining, statistics, store
 from nvret.params import Settings, project_root
 
 if TYPE_CHECKING:
@@ -28,6 +24,7 @@ PACKAGES = [
     "datasets",
     "mteb",
     "numpy",
+    "nvret",
     "pyarrow",
     "sentence-transformers",
     "torch",
@@ -209,45 +206,19 @@ def save_figure(settings: Settings, name: str, figure: Figure) -> None:
 
 def provenance(settings: Settings, fingerprints: dict[str, str], seconds: float) -> dict[str, Any]:
     """What produced a profile's results."""
-    import torch
-
+    root = project_root()
     return {
         "parameters": settings.model_dump(),
         "fingerprints": fingerprints,
-        "versions": {"python": platform.python_version(), "nvret": metadata.version("nvret")}
-        | {name: metadata.version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
+        "versions": machine.versions(PACKAGES),
+        "commit": machine.git(root, "rev-parse", "HEAD"),
         "uncommitted_changes": bool(
-            _git("status", "--porcelain", "--", "nvret", "notebooks", "params")
+            machine.git(root, "status", "--porcelain", "--", "nvret", "notebooks", "params")
         ),
-        "hardware": {
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "hardware": machine.hardware(),
         "seconds": round(seconds),
     }
 
 
 def save_provenance(settings: Settings, facts: dict[str, Any]) -> None:
     store.write_json(results_folder(settings) / "provenance.json", json.loads(json.dumps(facts)))
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in the checkout; None outside of one."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

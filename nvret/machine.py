@@ -1,0 +1,63 @@
+"""What a result was computed on: processor, memory, threads, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, GPU, and the threads that torch uses.
+
+    >>> sorted(hardware())
+    ['cores', 'gpu', 'machine', 'processor', 'threads']
+    """
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Installed versions, of Python too; None for a package that is not installed.
+
+    >>> versions(["no-such-package"])["no-such-package"] is None
+    True
+    """
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git(checkout: Path, *arguments: str) -> str | None:
+    """Output of git in a checkout; None outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
