@@ -90,13 +90,29 @@ class Network(nn.Module):
             pooled = pooled.float()
         return nn.functional.normalize(pooled, dim=-1)
 
+    def words(self, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        """(B, L, H) word vectors of each batch, in one look-up. Not for a static model.
+
+        The gradient of the word table is dense, so each look-up would clear and add up a table of
+        tens of megabytes of its own.
+        """
+        shapes = [batch["input_ids"].shape for batch in batches]
+        flat = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
+        parts = self.backbone.get_input_embeddings()(flat).split([s.numel() for s in shapes])
+        return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
+
     def forward_all(
-        self, batches: Sequence[dict[str, Tensor]], prompt_tokens: Sequence[int]
+        self,
+        batches: Sequence[dict[str, Tensor]],
+        prompt_tokens: Sequence[int],
+        words: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """`forward` of several batches, for training.
 
-        The words of all batches are looked up at once. The gradient of the word table is dense, so
-        each look-up would clear and add up a table of tens of megabytes of its own.
+        Args:
+            batches: arguments of `forward`.
+            prompt_tokens: of each batch.
+            words: `words` of the batches, if looked up already.
         """
         if self.layout.static:
             starts = np.cumsum([0, *(len(batch["input_ids"]) for batch in batches)])
@@ -107,13 +123,11 @@ class Network(nn.Module):
                 ),
             )
             return list(vectors.split([len(batch["offsets"]) for batch in batches]))
-        shapes = [batch["input_ids"].shape for batch in batches]
-        flat = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
-        words = self.backbone.get_input_embeddings()(flat)
-        parts = words.split([shape.numel() for shape in shapes])
         return [
-            self(**batch, inputs_embeds=part.view(*shape, -1), prompt_tokens=skip)
-            for batch, part, shape, skip in zip(batches, parts, shapes, prompt_tokens, strict=True)
+            self(**batch, inputs_embeds=part, prompt_tokens=skip)
+            for batch, part, skip in zip(
+                batches, words or self.words(batches), prompt_tokens, strict=True
+            )
         ]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from nvret.encode import Encoder
 from nvret.examples import Collator, Examples
+from nvret.gradcache import chunked_loss
 from nvret.losses import info_nce
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
+        self.chunk_tokens = config.chunk_tokens or sys.maxsize
         self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
 
     def forward(
@@ -48,17 +51,20 @@ class Student(nn.Module):
         """Loss of one batch as `nvret.examples.Collator` makes it."""
         count = len(query_batches)
         skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
-        vectors = self.encoder.forward_all([*query_batches, *passage_batches], skips)
-        loss = info_nce(
-            torch.cat(vectors[:count])[query_order],
-            torch.cat(vectors[count:])[passage_order],
-            positives,
-            negatives,
-            temperature=self.temperature,
-            in_batch=self.in_batch,
-            known=known,
-        )
-        return {"loss": loss}
+
+        def loss_of(vectors: list[Tensor]) -> Tensor:
+            return info_nce(
+                torch.cat(vectors[:count])[query_order],
+                torch.cat(vectors[count:])[passage_order],
+                positives,
+                negatives,
+                temperature=self.temperature,
+                in_batch=self.in_batch,
+                known=known,
+            )
+
+        batches = [*query_batches, *passage_batches]
+        return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
 
 
 class Shuffle(torch.utils.data.Sampler[int]):
@@ -103,6 +109,7 @@ def collator(
         slots.append(slot)
     relevant = dataset.positives if config.in_batch_negatives else None
     budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
+    budget = min(budget, config.chunk_tokens or budget)
     return Collator(pairs, encoder, *tokens, *slots, relevant=relevant, budget=budget, slack=slack)
 
 

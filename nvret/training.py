@@ -50,6 +50,8 @@ class TrainingConfig:
             configuration (0.1 for BERT). Drawn from the seed. A static model has none.
         max_grad_norm: gradients are scaled down to this norm; 0: never.
         checkpoint_steps: steps between checkpoints; 0: none.
+        chunk_tokens: most tokens, padding included, whose activations are held at once, at the
+            cost of a second forward pass; None: those of the whole batch. Changes no gradient.
         logging_steps: steps between rows of the training log.
 
     >>> TrainingConfig(epochs=0)
@@ -71,6 +73,7 @@ class TrainingConfig:
     dropout: float | None = None
     max_grad_norm: float = 1.0
     checkpoint_steps: int = 100
+    chunk_tokens: int | None = None
     logging_steps: int = 1
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class TrainingConfig:
                 raise NvretError(f"{name} is {getattr(self, name)}, expected >= 0")
         if not 0 <= self.warmup_ratio < 1:
             raise NvretError(f"warmup_ratio is {self.warmup_ratio}, expected in [0, 1)")
+        if self.chunk_tokens is not None and not self.chunk_tokens > 0:
+            raise NvretError(f"chunk_tokens is {self.chunk_tokens}, expected > 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise NvretError(f"dropout is {self.dropout}, expected in [0, 1)")
         if self.schedule not in SCHEDULES:

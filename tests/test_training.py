@@ -190,6 +190,170 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
         torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=1e-7)
 
 
+def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes):
+    """A student in training mode and its collator, which makes many small groups."""
+    config = replace(CONFIG, temperature=0.1, **changes)
+    encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
+    pairs = examples.build(dataset, mined(dataset, skip={2}))
+    batches = trainer.collator(encoder, dataset, pairs, config, False)
+    return trainer.Student(encoder, config), replace(batches, budget=40, slack=4)
+
+
+def to(device, batch):
+    if isinstance(batch, dict):
+        return {name: to(device, value) for name, value in batch.items()}
+    return [to(device, item) for item in batch] if isinstance(batch, list) else batch.to(device)
+
+
+def loss_and_gradients(model, batch, chunk_tokens, scale=1.0, precision=None):
+    """With the random state of seed 3; also the random state that is left."""
+    device = model.encoder.device.type
+    model.chunk_tokens = chunk_tokens
+    model.zero_grad()
+    torch.manual_seed(3)
+    with torch.autocast(device, dtype=precision, enabled=precision is not None):
+        loss = model(**batch)["loss"]
+    (loss * scale).backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients, torch.rand(1, device=device).item()
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(base, dropout, in_batch, scale):
+    """In float64. Queries, positives and negatives are shared between the pairs of the batch."""
+    model, batches = student(base, toy(passages=20), dropout, in_batch_negatives=in_batch)
+    batch = batches([0, 1, 2, 9, 10, 17])
+    groups = [*batch["query_batches"], *batch["passage_batches"]]
+    assert len(groups) > 5
+    listed = torch.cat([batch["positives"], batch["negatives"].flatten()])
+    assert len(batch["passage_order"]) < (listed >= 0).sum()
+    loss, expected, after = loss_and_gradients(model, batch, sys.maxsize, scale)
+    for most in (1, 80, 200):
+        found_loss, found, found_after = loss_and_gradients(model, batch, most, scale)
+        torch.testing.assert_close(found_loss, loss, atol=1e-12, rtol=0)
+        assert found_after == after
+        assert found.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-12, rtol=1e-9)
+
+
+def test_chunked_gradients_add_up_over_batches(bert):
+    model, batches = student(bert, toy(), 0.0)
+    first, second = (loss_and_gradients(model, batches(c), 50)[1] for c in ([0, 1], [7, 8, 9]))
+    model.zero_grad()
+    sum(model(**batches(chosen))["loss"] for chosen in ([0, 1], [7, 8, 9])).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, first[name] + second[name])
+
+
+@pytest.mark.parametrize("within", [False, True])  # backward too, though it should not be
+def test_chunks_under_autocast(bert, within):
+    """Casts of the weights without a graph must not be used again: every weight has a gradient."""
+    model, batches = student(bert, toy(), 0.1, dtype=torch.float32)
+    batch = batches(range(8))
+    exact = loss_and_gradients(model, batch, 80)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=within):
+        found = loss_and_gradients(model, batch, 80, precision=torch.bfloat16)
+        plain = loss_and_gradients(model, batch, sys.maxsize, precision=torch.bfloat16)
+    torch.testing.assert_close(found[0], plain[0])
+    assert found[1].keys() == exact[1].keys()
+    assert all(gradient.any() for gradient in found[1].values())
+    flat = [
+        torch.cat([result[1][n].flatten() for n in exact[1]]) for result in (exact, plain, found)
+    ]
+    errors = [(vector - flat[0]).norm() / flat[0].norm() for vector in flat[1:]]
+    assert 0 < errors[1] < 1.2 * errors[0]  # in autocast as well, and no less exact
+
+
+class Held:
+    """Bytes that autograd holds for the backward pass, weights left out, and the most of them."""
+
+    def __init__(self, model):
+        self.now = self.most = 0
+        self.counts = {}
+        self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(self, tensor):
+        return Saved(self, tensor)
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda s: s.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+
+class Saved:
+    def __init__(self, held, tensor):
+        self.held, self.tensor = held, tensor
+        self.place = tensor.untyped_storage().data_ptr()
+        if self.place not in held.weights:
+            held.counts[self.place] = held.counts.get(self.place, 0) + 1
+            if held.counts[self.place] == 1:  # a storage that several operators keep counts once
+                held.now += tensor.untyped_storage().nbytes()
+                held.most = max(held.most, held.now)
+
+    def __del__(self):
+        if self.place not in self.held.weights:
+            self.held.counts[self.place] -= 1
+            if self.held.counts[self.place] == 0:
+                self.held.now -= self.tensor.untyped_storage().nbytes()
+
+
+def test_chunks_bound_the_activations_that_are_held(bert):
+    model, batches = student(bert, toy(), 0.1, dtype=torch.float32)
+    small, large = batches(range(8)), batches(range(32))
+
+    def most(batch, chunk_tokens):
+        with Held(model) as held:
+            loss_and_gradients(model, batch, chunk_tokens)
+        assert held.now == 0
+        return held.most
+
+    plain = most(large, sys.maxsize)
+    groups = [*large["query_batches"], *large["passage_batches"]]
+    tokens = sum(group["input_ids"].numel() for group in groups)
+    chunk = 80
+    assert most(large, chunk) < 1.5 * plain * chunk / tokens + 8 * 32 * 4 * tokens
+    assert most(large, chunk) < plain / 4
+    assert most(small, sys.maxsize) < plain / 2  # as the count would have it
+
+
+def test_a_run_in_chunks_ends_with_the_weights_of_the_plain_run(base, tmp_path):
+    """Also when it is cut into groups anew, saved and interrupted."""
+    dataset = toy(24)
+    config = fitting(base, dropout=0.0, precision="float32", in_batch_negatives=True)
+    plain = run(tmp_path / "plain", dataset, base=base, config=config)
+    config = replace(config, chunk_tokens=60, checkpoint_steps=2)
+    chunked = run(tmp_path / "chunked", dataset, base=base, config=config)
+    np.testing.assert_allclose(chunked["loss"], plain["loss"], atol=1e-5)
+    np.testing.assert_allclose(chunked["grad_norm"], plain["grad_norm"], rtol=1e-3)
+    assert_same(tmp_path / "plain", tmp_path / "chunked", atol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_chunks_on_cuda(bert, precision):
+    """The dropout is drawn by the device's own generator, in a thread of ``backward``."""
+    model, batches = student(bert, toy(), 0.3, device="cuda", dtype=torch.float32)
+    batch = to("cuda", batches(range(8)))
+    loss, expected, after = loss_and_gradients(model, batch, sys.maxsize, 0.5, precision)
+    found_loss, found, found_after = loss_and_gradients(model, batch, 80, 0.5, precision)
+    tolerance = 1e-5 if precision is None else 2e-3
+    torch.testing.assert_close(found_loss, loss, atol=tolerance, rtol=tolerance)
+    assert found_after == after
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], atol=tolerance, rtol=25 * tolerance, msg=name
+        )
+
+
 def test_the_order_is_that_of_the_seed_alone():
     first, again, other = (trainer.Shuffle(50, seed) for seed in (0, 0, 1))
     assert list(first) == list(again) != list(other)
@@ -322,6 +486,7 @@ def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog)
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"schedule": "step"}, "schedule is 'step'"),
         ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"chunk_tokens": 0}, "chunk_tokens is 0, expected > 0"),
     ],
 )
 def test_a_bad_configuration_is_refused(change, message):
