@@ -5,13 +5,17 @@ inverse document frequency is 0 or below for a term that stands in at least half
 and a passage could lose score for holding a word of the query. Here such a term gets the same
 small positive floor (``epsilon`` times the mean idf) in each of these cases.
 
-A passage that shares no word with the query is not a candidate: its score is -inf, not 0, so that
-a query of unknown words ranks nothing.
+A passage that shares no word with the query is not a candidate, so that a query of unknown words
+ranks nothing.
+
+A batch of queries is one product of two sparse matrices that is written as a dense one. oneMKL has
+it, and torch hands it on; scipy, where there is no MKL, makes a sparse product first.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -71,6 +75,10 @@ def tokenize(text: str) -> list[str]:
     return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
 
 
+# Passages of one sparse matrix: few enough that 256 queries' scores fit into the search's buffer
+PART = 262_144
+
+
 class BM25:
     """An index of passages that scores batches of queries.
 
@@ -97,7 +105,7 @@ class BM25:
         if counts.shape[0] == 0 or counts.nnz == 0:
             raise NvretError("BM25 needs at least one passage with at least one token")
         num_passages = counts.shape[0]
-        lengths = np.asarray(counts.sum(1)).ravel()
+        lengths = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
         frequency = np.asarray((counts > 0).sum(0)).ravel()
         idf = np.log(num_passages - frequency + 0.5) - np.log(frequency + 0.5)
         # In a corpus so small that even the mean is negative, any positive number keeps the order
@@ -108,8 +116,10 @@ class BM25:
         saturation = k1 * (1 - b + b * lengths[counts.row] / lengths.mean())
         weights = idf[counts.col] * counts.data * (k1 + 1) / (counts.data + saturation)
         shape = (num_passages, len(idf))
+        weights = weights.astype(np.float32)
         self._weights = sparse.csr_array((weights, (counts.row, counts.col)), shape=shape)
-        self._by_term = self._weights.T.tocsr()
+        starts = range(0, num_passages, PART)
+        self._by_term = [self._weights[start : start + PART].T.tocsr() for start in starts]
 
     def __len__(self) -> int:
         return self._weights.shape[0]
@@ -123,7 +133,7 @@ class BM25:
                     self.vocabulary.setdefault(token, len(self.vocabulary))
             columns.extend(self.vocabulary[t] for t in tokens if t in self.vocabulary)
             ends.append(len(columns))
-        data = np.ones(len(columns))
+        data = np.ones(len(columns), np.float32)
         shape = (len(ends) - 1, len(self.vocabulary))
         counts = sparse.csr_array((data, np.array(columns, np.int64), np.array(ends)), shape=shape)
         counts.sum_duplicates()
@@ -131,7 +141,7 @@ class BM25:
 
     def scores(self, queries: Sequence[Sequence[str]]) -> np.ndarray:
         """(Q, N) float32 scores of tokenized queries; -inf where no word is shared."""
-        dense = (self._counts(queries) @ self._by_term).astype(np.float32).toarray()
+        dense = (self._counts(queries) @ self._weights.T).toarray()
         dense[dense == 0] = -np.inf  # every weight is positive, so 0 means that nothing is shared
         return dense
 
@@ -151,22 +161,34 @@ class BM25:
     ) -> search.SearchResult:
         """The k best passages of each tokenized query: ``nvret.search.top_k`` on BM25 scores."""
         counts = self._counts(queries)
-        latest: tuple[slice, np.ndarray] | None = None
+        mkl = torch.backends.mkl.is_available()
+        parts = [_csr_tensor(matrix) for matrix in self._by_term] if mkl else self._by_term
 
-        def score_block(rows: slice, columns: slice) -> Tensor:
-            nonlocal latest
-            if latest is None or latest[0] != rows:  # one product serves all tiles of these queries
-                dense = (counts[rows] @ self._by_term).astype(np.float32).toarray()
-                dense[dense == 0] = -np.inf
-                latest = rows, dense
-            return torch.from_numpy(latest[1][:, columns].copy())
+        def score(rows: slice, columns: slice, out: Tensor) -> None:
+            part = parts[columns.start // PART]
+            if mkl:
+                torch.addmm(out, _csr_tensor(counts[rows]), part, beta=0, out=out)
+            else:
+                out.copy_(torch.from_numpy((counts[rows] @ part).toarray()))
 
-        return search.top_k_blocks(
-            score_block,
+        return search.top_k_scores(
+            score,
             len(queries),
             len(self),
             k,
             ceiling=ceiling,
             exclude=exclude,
+            floor=0.0,  # every weight is positive: 0 means that no word is shared
+            chunk=PART,
             progress=progress,
+        )
+
+
+def _csr_tensor(matrix: sparse.csr_array) -> Tensor:
+    """The matrix as torch's, on the same values; MKL reads 32-bit indices."""
+    parts = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            *map(torch.from_numpy, parts), size=matrix.shape, check_invariants=False
         )

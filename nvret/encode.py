@@ -32,6 +32,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096)}
 
 
+MODULES = (sys.modules[__name__], backbones, batching, layout, network)  # what a vector rests on
+
+
 class Encoder(Network):
     """A sentence encoder: tokenizer, backbone, pooling, prompts.
 
@@ -298,7 +301,7 @@ def embed(
         encoder._prompt(kind),
         encoder.limit(max_length),
         str(encoder.dtype),
-        store.code_version(sys.modules[__name__], backbones, batching, layout, network),
+        store.code_version(*MODULES),
     )
     target = store.cache_dir() / "embeddings" / f"{key}.npy"
     if not target.exists():

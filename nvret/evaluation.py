@@ -201,9 +201,9 @@ def _stored(key: dict[str, Any], compute: Callable[[], pa.Table]) -> pa.Table:
 
 def _encoder_key(encoder: Encoder, lengths: dict[str, int | None], k: list[int]) -> dict[str, Any]:
     """All that a score depends on, apart from the data set."""
-    from nvret import batching, encode, layout, search
+    from nvret import encode, search
 
-    modules = (sys.modules[__name__], mteb_tasks, batching, encode, layout, search)
+    modules = (sys.modules[__name__], mteb_tasks, *encode.MODULES, *search.MODULES)
     versions = {name: importlib.metadata.version(name) for name in ("mteb", "pytrec-eval-terrier")}
     return {
         "encoder": encoder.fingerprint,

@@ -14,15 +14,13 @@ import dataclasses
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from nvret import teachers
+from nvret import candidates, negatives, teachers
 from nvret.data import RetrievalDataset
 from nvret.duplicates import near_duplicate_pairs, normalise
 from nvret.errors import NvretError
@@ -35,10 +33,20 @@ from nvret.methods import (
     TopKPercPos,
     TopKShifted,
 )
-from nvret.sampling import SampledTopK, Sampling, Top1PlusSampled, TopK, draw, pair_streams
-from nvret.store import atomic_file
+from nvret.negatives import SCHEMA, load, provenance, save
+from nvret.sampling import (
+    SampledTopK,
+    Sampling,
+    Top1PlusSampled,
+    TopK,
+    draw,
+    draw_rows,
+    gumbel_noise,
+    pair_keys,
+)
 
 __all__ = [
+    "SCHEMA",
     "NaiveTopK",
     "RandomNegatives",
     "SampledTopK",
@@ -53,22 +61,10 @@ __all__ = [
     "mine",
     "provenance",
     "save",
+    "sweep",
 ]
 
 logger = logging.getLogger("nvret")
-
-SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("positive_id", pa.string()),
-        ("negative_id", pa.string()),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-        ("positive_score", pa.float32()),
-        ("teacher", pa.string()),
-        ("method", pa.string()),
-    ]
-)
 
 
 def mine(
@@ -112,6 +108,40 @@ def mine(
     Raises:
         NvretError: no pair to mine for, or an argument out of its range.
     """
+    return sweep(
+        dataset,
+        teacher,
+        [method],
+        num_negatives,
+        sampling,
+        seed,
+        anchor=anchor,
+        negative_positives=negative_positives,
+        near_duplicates=near_duplicates,
+        exclude=exclude,
+        progress=progress,
+    )[0]
+
+
+def sweep(
+    dataset: RetrievalDataset,
+    teacher: str | teachers.Teacher | teachers.Scorer,
+    methods: Sequence[Method],
+    num_negatives: int = 4,
+    sampling: Sampling = TopK(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    *,
+    anchor: Literal["pair", "lowest"] = "pair",
+    negative_positives: Literal["literal", "safe"] = "literal",
+    near_duplicates: float | None = 0.8,
+    exclude: list[np.ndarray] | None = None,
+    progress: bool = True,
+) -> list[pa.Table]:
+    """`mine` for several methods, or several thresholds of one, with one search for all of them.
+
+    Returns:
+        for each method the table that `mine` gives.
+    """
     if num_negatives < 1:
         raise NvretError(f"num_negatives is {num_negatives}, expected at least 1")
     query_rows, positive_rows = dataset.pairs
@@ -119,10 +149,12 @@ def mine(
         raise NvretError(
             f"{dataset.name}: no query has a positive, so there is nothing to mine for"
         )
+    depth = sampling.depth(num_negatives)
     scorer = teachers.prepare(teacher, dataset, progress=progress)
     pos_scores = scorer.pair_scores(query_rows, positive_rows)
     below_zero = int((pos_scores < 0).sum())
-    if below_zero and method.scales_with_positive and negative_positives == "literal":
+    literal = negative_positives == "literal"
+    if below_zero and literal and any(method.scales_with_positive for method in methods):
         logger.warning(
             "%s: %d of %d positives score below 0, where the ceiling score * perc lies above the "
             "positive; negative_positives='safe' avoids it",
@@ -134,52 +166,16 @@ def mine(
     if exclude is None:
         exclude = forbidden(dataset, near_duplicates)
     banned = [exclude[row] for row in query_rows]
-
-    if isinstance(method, RandomNegatives):
-        ids = _random_rows(dataset, query_rows, positive_rows, banned, num_negatives, seed)
-        ranks = np.broadcast_to(np.arange(1, num_negatives + 1), ids.shape)
-        scores = np.full(ids.shape, -np.inf, np.float32)
-        held = ids >= 0
-        scores[held] = scorer.pair_scores(
-            np.broadcast_to(query_rows[:, None], ids.shape)[held], ids[held]
-        )
-    else:
-        depth = method.skip + sampling.depth(num_negatives)
-        ceilings = method.ceiling(anchors, safe=negative_positives == "safe")
-        found = scorer.top_k(query_rows, depth, ceilings, banned, progress=progress)
-        ids = found.ids.numpy()[:, method.skip :]
-        scores = found.scores.numpy()[:, method.skip :]
-        width = min(num_negatives, ids.shape[1])
-        chosen = np.broadcast_to(np.arange(width), (len(ids), width))
-        if isinstance(sampling, SampledTopK):
-            streams = _streams(dataset, query_rows, positive_rows, seed)
-            noise = np.stack([stream.gumbel(size=ids.shape[1]) for stream in streams])
-            chosen = draw(scores, noise, num_negatives, sampling)
-        ids = np.take_along_axis(ids, chosen, 1)
-        scores = np.take_along_axis(scores, chosen, 1)
-        ranks = chosen + method.skip + 1
-
-    pair, column = np.nonzero(ids >= 0)
-    table = pa.table(
-        [
-            dataset.queries["id"].take(pa.array(query_rows[pair])),
-            dataset.corpus["id"].take(pa.array(positive_rows[pair])),
-            dataset.corpus["id"].take(pa.array(ids[pair, column])),
-            pa.array(ranks[pair, column], pa.int32()),
-            pa.array(scores[pair, column], pa.float32()),
-            pa.array(pos_scores[pair], pa.float32()),
-            pa.array(np.full(len(pair), scorer.name, object), pa.string()),
-            pa.array(np.full(len(pair), str(method), object), pa.string()),
-        ],
-        schema=SCHEMA,
-    )
-    filled = (ids >= 0).sum(1)
+    pairs = {
+        "query_id": dataset.queries["id"].take(pa.array(query_rows)),
+        "positive_id": dataset.corpus["id"].take(pa.array(positive_rows)),
+    }
+    keys = pair_keys(*pairs.values(), seed)
     facts = {
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
         "teacher": scorer.name,
         "teacher_fingerprint": scorer.fingerprint,
-        "method": str(method),
         "num_negatives": num_negatives,
         "sampling": {"name": sampling.name, **dataclasses.asdict(sampling)},
         "seed": seed,
@@ -187,12 +183,43 @@ def mine(
         "negative_positives": negative_positives,
         "near_duplicates": near_duplicates,
         "pairs": len(query_rows),
-        "pairs_short": int((filled < num_negatives).sum()),
-        "pairs_empty": int((filled == 0).sum()),
-        "negatives_missing": int((num_negatives - filled).sum()),
         "positives_below_zero": below_zero,
     }
-    return table.replace_schema_metadata({"nvret": json.dumps(facts, sort_keys=True)})
+
+    ranking = [method for method in methods if not isinstance(method, RandomNegatives)]
+    ceilings = [method.ceiling(anchors, safe=not literal) for method in ranking]
+    ranked = iter(
+        candidates.rank(scorer, query_rows, ranking, ceilings, depth, banned, progress=progress)
+    )
+    tables = []
+    for method in methods:
+        if isinstance(method, RandomNegatives):
+            ids = draw_rows(keys, dataset.corpus.num_rows, num_negatives, banned)
+            ranks = np.broadcast_to(np.arange(1, num_negatives + 1), ids.shape)
+            pair, column = np.nonzero(ids >= 0)
+            scores = np.full(ids.shape, -np.inf, np.float32)
+            scores[pair, column] = scorer.pair_scores(query_rows[pair], ids[pair, column])
+        else:
+            allowed = next(ranked)
+            chosen = np.broadcast_to(np.arange(num_negatives), (len(keys), num_negatives))
+            if isinstance(sampling, SampledTopK):
+                noise = gumbel_noise(keys, depth)
+                chosen = draw(allowed.scores, noise, num_negatives, sampling)
+            ids = np.take_along_axis(allowed.ids, chosen, 1)
+            scores = np.take_along_axis(allowed.scores, chosen, 1)
+            ranks = chosen + method.skip + 1
+        columns = {**pairs, "positive_score": pos_scores, "teacher": scorer.name}
+        table = negatives.assemble(dataset, columns | {"method": str(method)}, ids, ranks, scores)
+        filled = (ids >= 0).sum(1)
+        said = {
+            **facts,
+            "method": str(method),
+            "pairs_short": int((filled < num_negatives).sum()),
+            "pairs_empty": int((filled == 0).sum()),
+            "negatives_missing": int((num_negatives - filled).sum()),
+        }
+        tables.append(table.replace_schema_metadata({"nvret": json.dumps(said, sort_keys=True)}))
+    return tables
 
 
 def forbidden(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -> list[np.ndarray]:
@@ -225,56 +252,7 @@ def forbidden(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) ->
     ]
 
 
-def provenance(table: pa.Table) -> dict:
-    """What made a table of negatives, and how many it could not fill."""
-    metadata = table.schema.metadata or {}
-    if b"nvret" not in metadata:
-        raise NvretError("the table holds no provenance: it was not written by nvret")
-    return json.loads(metadata[b"nvret"])
-
-
-def save(table: pa.Table, path: Path) -> None:
-    """Write negatives as Parquet, provenance in its metadata, in one step."""
-    with atomic_file(Path(path)) as partial:
-        pq.write_table(table, partial, compression="zstd")
-
-
-def load(path: Path) -> pa.Table:
-    """Read negatives written by ``save``."""
-    table = pq.read_table(path)
-    if not table.schema.equals(SCHEMA):
-        raise NvretError(f"{path} has the columns {table.schema.names}, expected {SCHEMA.names}")
-    return table
-
-
 def _lowest_of_query(query_rows: np.ndarray, pos_scores: np.ndarray) -> np.ndarray:
     lowest = np.full(query_rows.max() + 1, np.inf, np.float32)
     np.minimum.at(lowest, query_rows, pos_scores)
     return lowest[query_rows]
-
-
-def _streams(
-    dataset: RetrievalDataset, query_rows: np.ndarray, positive_rows: np.ndarray, seed: int
-) -> Iterator[np.random.Generator]:
-    query_ids = dataset.queries["id"].take(pa.array(query_rows)).to_pylist()
-    positive_ids = dataset.corpus["id"].take(pa.array(positive_rows)).to_pylist()
-    return pair_streams(query_ids, positive_ids, seed)
-
-
-def _random_rows(
-    dataset: RetrievalDataset,
-    query_rows: np.ndarray,
-    rows: np.ndarray,
-    banned: list[np.ndarray],
-    num: int,
-    seed: int,
-) -> np.ndarray:
-    """(P, num) corpus rows drawn uniformly without replacement, none of them banned."""
-    size = dataset.corpus.num_rows
-    drawn = np.full((len(query_rows), num), -1, np.int64)
-    for pair, stream in enumerate(_streams(dataset, query_rows, rows, seed)):
-        # Enough for the case that every banned passage is among the first ones drawn
-        order = stream.choice(size, min(size, num + len(banned[pair])), replace=False)
-        kept = order[~np.isin(order, banned[pair])][:num]
-        drawn[pair, : len(kept)] = kept
-    return drawn

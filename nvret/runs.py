@@ -11,7 +11,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,12 @@ from tqdm.auto import tqdm
 
 from nvret import (
     assets,
+    candidates,
     data,
     duplicates,
     methods,
     mining,
+    negatives,
     sampling,
     search,
     splits,
@@ -124,23 +125,30 @@ class Comparison:
         return [method.build() for method in self.settings.methods]
 
     def negatives(self, method: methods.Method, seed: int) -> pa.Table:
-        """Negatives of the whole training set; those that no draw decides are mined once."""
-        seed = seed if isinstance(method, methods.RandomNegatives) else 0
+        """Negatives of the whole training set.
+
+        All methods that rank are mined by one search, once; random ones are drawn for each seed.
+        """
+        drawn = isinstance(method, methods.RandomNegatives)
+        others = [m for m in self.methods if not isinstance(m, methods.RandomNegatives)]
+        together, seed = ([method], seed) if drawn else (others, 0)
         inputs = {
             "dataset": self.train.fingerprint,
             "teacher": self.teacher.fingerprint,
-            "method": [type(method).__name__, vars(method)],
+            "methods": [[type(m).__name__, vars(m)] for m in together],
             "mining": self.settings.mining.model_dump(),
             "seed": seed,
-            "code": store.code_version(mining, methods, sampling, search, teachers),
+            "code": store.code_version(
+                candidates, methods, mining, negatives, sampling, teachers, *search.MODULES
+            ),
         }
 
         def build(folder: Path) -> None:
             chosen = self.settings.mining
-            table = mining.mine(
+            tables = mining.sweep(
                 self.train,
                 self.teacher,
-                method,
+                together,
                 chosen.num_negatives,
                 seed=seed,
                 anchor=chosen.anchor,
@@ -149,9 +157,11 @@ class Comparison:
                 exclude=self._forbidden,
                 progress=False,
             )
-            mining.save(table, folder / "negatives.parquet")
+            for number, table in enumerate(tables):
+                negatives.save(table, folder / f"{number}.parquet")
 
-        return mining.load(store.stage("mining", inputs, build) / "negatives.parquet")
+        folder = store.stage("mining", inputs, build)
+        return negatives.load(folder / f"{together.index(method)}.parquet")
 
     @cache  # noqa: B019 (a comparison lives as long as the process)
     def _base_fingerprint(self, student: str) -> str:
@@ -184,7 +194,7 @@ class Comparison:
 
     def model(self, condition: Condition) -> Path:
         """The folder of a condition's model, trained now or before."""
-        from nvret import examples, losses, trainer, training
+        from nvret import encode, examples, gradcache, losses, trainer, training
 
         base = assets.model_path(condition.student.name)
         if condition.method is None:
@@ -199,7 +209,7 @@ class Comparison:
             table,
             dataclasses.asdict(config),
             condition.seed,
-            store.code_version(examples, losses, trainer, training, *encoding_modules()),
+            store.code_version(examples, gradcache, losses, trainer, training, *encode.MODULES),
         )
         output = store.cache_dir() / "training" / key
         if not output.exists():
@@ -246,19 +256,18 @@ class Comparison:
         They are kept under the name of the model's folder, which is a hash of all that made it,
         so that a finished run is read back without loading a single model.
         """
-        from nvret import evaluation, mteb_tasks
-        from nvret.encode import Encoder
+        from nvret import encode, evaluation, mteb_tasks
 
         tests, lengths = self.tests_of(student), student.training
         inputs = {
             "model": folder.name,
             "tests": {name: test.fingerprint for name, test in tests.items()},
             "lengths": [lengths.query_max_length, lengths.passage_max_length],
-            "code": store.code_version(evaluation, mteb_tasks, search, *encoding_modules()),
+            "code": store.code_version(evaluation, mteb_tasks, *search.MODULES, *encode.MODULES),
         }
 
         def build(target: Path) -> None:
-            encoder = Encoder.load(folder, device=self.settings.device)
+            encoder = encode.Encoder.load(folder, device=self.settings.device)
             tables = []
             for name, test in tests.items():
                 found = evaluation.evaluate(
@@ -283,13 +292,6 @@ class Results:
 
     scores: pd.DataFrame
     logs: pd.DataFrame
-
-
-def encoding_modules() -> list[ModuleType]:
-    """The modules that a vector depends on."""
-    from nvret import backbones, batching, encode, layout, network
-
-    return [backbones, batching, encode, layout, network]
 
 
 def teacher(settings: Settings) -> teachers.Teacher:

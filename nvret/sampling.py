@@ -5,13 +5,13 @@ Source: NV-Retriever, arXiv 2407.15831, section 4.3 and footnote 13 (softmax ove
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+from pandas.util import hash_array
 
 from nvret.errors import NvretError
 
@@ -77,17 +77,69 @@ def draw(scores: np.ndarray, noise: np.ndarray, num: int, sampling: SampledTopK)
     return np.sort(np.argsort(-keys, axis=1, kind="stable")[:, :num], axis=1)
 
 
-def pair_streams(
-    query_ids: Sequence[str], positive_ids: Sequence[str], seed: int
-) -> Iterator[np.random.Generator]:
-    """One random generator per (query, positive) pair, seeded by the ids and not by the place.
+def pair_keys(query_ids: pa.ChunkedArray, positive_ids: pa.ChunkedArray, seed: int) -> np.ndarray:
+    """(P,) uint64: the state of a random stream per (query, positive) pair.
 
-    So the order of the queries, and which other queries there are, do not change a draw.
-
-    >>> a, b = (next(pair_streams(["q1"], ["p1"], seed=0)).random() for _ in range(2))
-    >>> a == b
-    True
+    It depends on the ids and not on the place, so that the order of the queries, and which other
+    queries there are, do not change a draw.
     """
-    for pair in zip(query_ids, positive_ids, strict=True):
-        digest = hashlib.sha256(json.dumps(pair).encode()).digest()
-        yield np.random.default_rng([seed, int.from_bytes(digest[:16], "big")])
+    keys = _mix(np.full(len(query_ids), seed % 2**64, np.uint64))
+    for ids in (query_ids, positive_ids):
+        keys = _mix(keys ^ hash_array(ids.to_numpy().astype(object)))
+    return keys
+
+
+def random_bits(keys: np.ndarray, columns: int) -> np.ndarray:
+    """(P, columns) uint64: the next numbers of each key's SplitMix64 stream.
+
+    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    steps = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return _mix(keys[:, None] + steps)
+
+
+def gumbel_noise(keys: np.ndarray, columns: int) -> np.ndarray:
+    """(P, columns) standard Gumbel noise of each key's stream."""
+    uniform = ((random_bits(keys, columns) >> np.uint64(11)) + 0.5) * 2.0**-53  # in (0, 1)
+    return -np.log(-np.log(uniform))
+
+
+def draw_rows(keys: np.ndarray, size: int, num: int, banned: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of a corpus, uniformly and without replacement, none of them banned.
+
+    Args:
+        keys: (P,) of `pair_keys`.
+        size: N, rows of the corpus.
+        num: rows for each key.
+        banned: P arrays of rows that may not be drawn.
+    Returns:
+        (P, num) int64; -1 where too few are left.
+
+    >>> draw_rows(np.array([7], np.uint64), 3, 2, [np.array([0, 1])])
+    array([[ 2, -1]])
+    """
+    count = len(keys)
+    columns = 4 * num + 16
+    drawn = (random_bits(keys, columns) % np.uint64(size)).astype(np.int64)
+    places = drawn + size * np.arange(count)[:, None]
+    taboo = np.concatenate([np.asarray(ids, np.int64) + size * p for p, ids in enumerate(banned)])
+    order = np.argsort(drawn, axis=1, kind="stable")
+    ranked = np.take_along_axis(drawn, order, 1)
+    again = np.zeros(drawn.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
+    good = ~(again | np.isin(places, taboo))
+    first = np.argsort(~good, axis=1, kind="stable")[:, :num]
+    rows = np.take_along_axis(drawn, first, 1)
+    for p in np.flatnonzero(good.sum(1) < num):  # a corpus hardly larger than what is wanted
+        shuffled = np.argsort(random_bits(~keys[p : p + 1], size)[0])
+        left = shuffled[~np.isin(shuffled, banned[p])][:num]
+        rows[p] = -1
+        rows[p, : len(left)] = left
+    return rows
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function; overflow is meant."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+    return state ^ (state >> np.uint64(31))

@@ -8,40 +8,25 @@ The result is ordered by (-score, id). Equal scores are therefore no accident of
 number of threads or the device. (The scores themselves are float32 dot products: another tile
 size or device may round the last bit differently.)
 
-The selection is the cheap part of the work only if it reads the scores few times. Each tile is
-reduced to the maxima of blocks of 64 scores; the k best scores lie in the k blocks of the largest
-maxima, so that only those blocks are gathered and sorted.
+Nearly all of the time is the matrix product's; how the best are picked is in ``nvret.tile``.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nvret import tile as tiles
 from nvret.errors import NvretError
+from nvret.tile import NOTHING, ScoreChunk, SearchResult, Tile
 
-BLOCK = 64  # scores per block maximum: one cache line of maxima per 1,024 scores
-QUERY_TILE = 256  # queries scored at once: enough for the matrix product to run at full rate
-NOTHING = float("-inf")
-
-ScoreBlock = Callable[[slice, slice], Tensor]
-
-
-class SearchResult(NamedTuple):
-    """The k best passages of each query.
-
-    ids: (Q, k) int64 rows of the corpus, -1 where fewer than k passages were allowed.
-    scores: (Q, k) float32, -inf where the id is -1.
-    """
-
-    ids: Tensor
-    scores: Tensor
+MODULES = (sys.modules[__name__], tiles)  # what a result rests on
 
 
 def top_k(
@@ -89,19 +74,13 @@ def top_k(
     _check_finite(queries, "queries")
     _check_finite(corpus, "corpus")
     device = torch.device(device) if device is not None else queries.device
-    buffer = torch.empty(0, device=device)
 
-    def score_block(rows: slice, columns: slice) -> Tensor:
-        nonlocal buffer
+    def product(rows: slice, columns: slice, out: Tensor) -> None:
         left = queries[rows].to(device, torch.float32)
-        right = corpus[columns].to(device, torch.float32)
-        size = left.shape[0] * right.shape[0]
-        if buffer.numel() < size:
-            buffer = torch.empty(size, device=device)
-        return torch.mm(left, right.T, out=buffer[:size].view(left.shape[0], right.shape[0]))
+        torch.mm(left, corpus[columns].to(device, torch.float32).T, out=out)
 
-    return top_k_blocks(
-        score_block,
+    return top_k_scores(
+        product,
         queries.shape[0],
         corpus.shape[0],
         k,
@@ -113,8 +92,8 @@ def top_k(
     )
 
 
-def top_k_blocks(
-    score_block: ScoreBlock,
+def top_k_scores(
+    score: ScoreChunk,
     num_queries: int,
     num_passages: int,
     k: int,
@@ -122,87 +101,52 @@ def top_k_blocks(
     ceiling: Tensor | np.ndarray | None = None,
     exclude: Sequence[Sequence[int]] | None = None,
     device: str | torch.device = "cpu",
+    floor: float = NOTHING,
+    chunk: int | None = None,
     buffer_mb: int = 256,
     progress: bool = False,
 ) -> SearchResult:
-    """``top_k`` for any scorer that can score a tile of queries against a tile of passages.
+    """``top_k`` for any scorer that can score some queries against some passages.
 
     Args:
-        score_block: takes a slice of queries and a slice of passages, returns their (rows, columns)
-            float32 scores on ``device``; -inf means "not a candidate". The tensor is overwritten.
+        score: ``score(rows, columns, out)`` writes the scores of a slice of queries and a slice of
+            passages into ``out``, float32 on ``device``; -inf means "not a candidate".
         num_queries, num_passages: Q and N.
+        floor: only scores above it count.
+        chunk: most passages that ``score`` gets at once; None: by device. Each of its slices starts
+            at a multiple of it.
         k, ceiling, exclude, buffer_mb, progress: as in ``top_k``.
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise NvretError(f"k is {k!r}, expected a whole number of at least 1")
     device = torch.device(device)
     limits = _ceiling(ceiling, num_queries, device)
-    excluded_rows, excluded_ids = _exclusions(exclude, num_queries, num_passages)
-
-    rows_per_tile = max(1, min(QUERY_TILE, num_queries))
-    columns_per_tile = max(BLOCK, int(buffer_mb * 2**20 / 4 / rows_per_tile) // BLOCK * BLOCK)
+    excluded = _Exclusions(exclude, num_queries, num_passages)
     ids = torch.full((num_queries, k), -1, dtype=torch.int64)
     scores = torch.full((num_queries, k), NOTHING)
+    if not num_queries or not num_passages:
+        return SearchResult(ids, scores)
+
+    tile = Tile.fitting(num_queries, num_passages, k, device, buffer_mb, chunk)
     bar = tqdm(total=num_queries, desc="search", unit="query", disable=not progress)
     with bar:
-        for start in range(0, num_queries, rows_per_tile):
-            rows = slice(start, min(start + rows_per_tile, num_queries))
-            first, last = np.searchsorted(excluded_rows, [rows.start, rows.stop])
+        for start in range(0, num_queries, tile.rows):
+            rows = slice(start, min(start + tile.rows, num_queries))
+            limit = None if limits is None else limits[rows]
             best: SearchResult | None = None
-            for left in range(0, num_passages, columns_per_tile):
-                columns = slice(left, min(left + columns_per_tile, num_passages))
-                tile = score_block(rows, columns)
-                if limits is not None:
-                    tile.masked_fill_(tile >= limits[rows, None], NOTHING)
-                if last > first:
-                    inside = excluded_ids[first:last]
-                    here = (inside >= columns.start) & (inside < columns.stop)
-                    row = torch.from_numpy(excluded_rows[first:last][here] - rows.start)
-                    column = torch.from_numpy(inside[here] - columns.start)
-                    tile[row.to(device), column.to(device)] = NOTHING
-                found = _select(tile, min(k, tile.shape[1]))
-                best = _merge(best, SearchResult(found.ids + columns.start, found.scores), k)
-            if best is not None:
-                width = best.ids.shape[1]
-                empty = best.scores == NOTHING
-                ids[rows, :width] = best.ids.masked_fill(empty, -1).cpu()
-                scores[rows, :width] = best.scores.cpu()
+            for left in range(0, num_passages, tile.columns):
+                columns = slice(left, min(left + tile.columns, num_passages))
+                tile.fill(score, rows, columns)
+                tile.drop(*excluded.inside(rows, columns))
+                if limit is not None:
+                    tile.cut(limit)
+                found = tile.best(k, floor)
+                best = _merge(best, SearchResult(found.ids + left, found.scores), k)
+            width = best.ids.shape[1]
+            ids[rows, :width] = best.ids.masked_fill(best.scores == NOTHING, -1).cpu()
+            scores[rows, :width] = best.scores.cpu()
             bar.update(rows.stop - rows.start)
     return SearchResult(ids, scores)
-
-
-def _select(tile: Tensor, k: int) -> SearchResult:
-    """The k best of each row, ordered by (-score, column)."""
-    width = tile.shape[1]
-    whole = width // BLOCK * BLOCK
-    if whole < 4 * BLOCK * (k + 1):  # few blocks: nothing is gained by their maxima
-        return _order(tile, *tile.topk(min(k + 1, width)), k)
-    maxima = tile[:, :whole].unflatten(1, (-1, BLOCK)).amax(2)
-    block_max, block = maxima.topk(k + 1)
-    columns = (block[:, :k, None] * BLOCK + torch.arange(BLOCK, device=tile.device)).flatten(1)
-    rest = torch.arange(whole, width, device=tile.device).expand(tile.shape[0], -1)
-    columns = torch.cat([columns, rest], 1)
-    values, place = tile.gather(1, columns).topk(k + 1)
-    # The best score outside of the gathered blocks may tie with the last one kept, never beat it
-    values[:, k] = torch.maximum(values[:, k], block_max[:, k])
-    return _order(tile, values, columns.gather(1, place), k)
-
-
-def _order(tile: Tensor, values: Tensor, columns: Tensor, k: int) -> SearchResult:
-    """Put the k best in order, given the k + 1 best; mend the rows that end in a tie.
-
-    Which of several equal scores ``topk`` returns is not defined. It matters only where the last
-    score that is kept equals the first that is not: such a row is sorted whole.
-    """
-    columns, by_column = columns[:, :k].sort(dim=1)
-    ranked, by_score = values[:, :k].gather(1, by_column).sort(dim=1, descending=True, stable=True)
-    columns = columns.gather(1, by_score)
-    if values.shape[1] > k:
-        tied = (values[:, k] == ranked[:, -1]) & (ranked[:, -1] > NOTHING)
-        if tied.any():
-            full, position = tile[tied].sort(dim=1, descending=True, stable=True)
-            ranked[tied], columns[tied] = full[:, :k], position[:, :k]
-    return SearchResult(columns, ranked)
 
 
 def _merge(best: SearchResult | None, found: SearchResult, k: int) -> SearchResult:
@@ -254,22 +198,31 @@ def _ceiling(ceiling: Tensor | np.ndarray | None, rows: int, device: torch.devic
     return limits
 
 
-def _exclusions(
-    exclude: Sequence[Sequence[int]] | None, rows: int, passages: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flatten the lists to (row, id) pairs in row order."""
-    if exclude is None:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if len(exclude) != rows:
-        raise NvretError(f"exclude has {len(exclude)} lists for {rows} queries, expected one each")
-    lengths = np.fromiter((len(ids) for ids in exclude), np.int64, rows)
-    row = np.repeat(np.arange(rows), lengths)
-    flat = np.concatenate([np.asarray(ids, np.int64) for ids in exclude if len(ids)] or [row])
-    outside = np.flatnonzero((flat < 0) | (flat >= passages))
-    if len(outside):
-        where = outside[0]
-        raise NvretError(
-            f"exclude: query row {row[where]} names passage {flat[where]}, "
-            f"expected 0 to {passages - 1}"
-        )
-    return row, flat
+class _Exclusions:
+    """Lists of passages by query, as (row, passage) pairs in row order."""
+
+    def __init__(self, lists: Sequence[Sequence[int]] | None, rows: int, passages: int) -> None:
+        self.row = self.passage = np.zeros(0, np.int64)
+        if lists is None:
+            return
+        if len(lists) != rows:
+            raise NvretError(f"exclude has {len(lists)} lists for {rows} queries, expected as many")
+        lengths = np.fromiter(map(len, lists), np.int64, rows)
+        self.row = np.repeat(np.arange(rows), lengths)
+        filled = [np.asarray(ids, np.int64) for ids in lists if len(ids)]
+        self.passage = np.concatenate(filled) if filled else self.passage
+        outside = np.flatnonzero((self.passage < 0) | (self.passage >= passages))
+        if len(outside):
+            where = outside[0]
+            raise NvretError(
+                f"exclude: query row {self.row[where]} names passage {self.passage[where]}, "
+                f"expected 0 to {passages - 1}"
+            )
+
+    def inside(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """The pairs of a tile, counted from its corner."""
+        first, last = np.searchsorted(self.row, [rows.start, rows.stop])
+        row, passage = self.row[first:last], self.passage[first:last]
+        here = (passage >= columns.start) & (passage < columns.stop)
+        row, column = row[here] - rows.start, passage[here] - columns.start
+        return torch.from_numpy(row), torch.from_numpy(column)

@@ -110,6 +110,8 @@ def collator(
     relevant = dataset.positives if config.in_batch_negatives else None
     budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
     budget = min(budget, config.chunk_tokens or budget)
+    if encoder.layout.static:  # pads nothing and looks up all texts at once
+        budget = slack = sys.maxsize
     return Collator(pairs, encoder, *tokens, *slots, relevant=relevant, budget=budget, slack=slack)
 
 

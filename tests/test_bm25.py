@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
@@ -84,3 +85,22 @@ def test_nothing_to_index():
 
 def test_tokenize():
     assert tokenize("The Café's 2nd—edition_x") == ["café", "s", "2nd", "edition_x"]
+
+
+@pytest.mark.parametrize("part", [256, 1024])
+def test_the_library_of_the_product_and_the_parts_change_nothing(monkeypatch, part):
+    rng = np.random.default_rng(1)
+    vocabulary = [f"w{i}" for i in range(100)]
+    passages = [rng.choice(vocabulary, 15).tolist() for _ in range(900)]
+    queries = [rng.choice([*vocabulary, "unknown"], 3).tolist() for _ in range(300)]
+    expected = BM25(passages).top_k(queries, 12)
+    monkeypatch.setattr("nvret.bm25.PART", part)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    got = BM25(passages).top_k(queries, 12)
+    np.testing.assert_allclose(got.scores, expected.scores, rtol=1e-6)
+    # Where a score stands clear of its neighbours, rounding cannot change the id
+    clear = np.diff(expected.scores.numpy(), axis=1, prepend=np.inf) < -1e-4
+    clear[:, :-1] &= clear[:, 1:]
+    clear[:, -1] = False
+    assert clear.mean() > 0.1
+    np.testing.assert_array_equal(got.ids.numpy()[clear], expected.ids.numpy()[clear])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import mining, search
+from nvret import candidates, mining, search
 from nvret.data import from_texts
 from nvret.duplicates import normalise
 from nvret.errors import NvretError
@@ -23,6 +23,7 @@ from nvret.mining import (
     TopKPercPos,
     TopKShifted,
 )
+from nvret.sampling import draw_rows
 
 METHODS = [
     NaiveTopK(),
@@ -49,8 +50,8 @@ class MatrixTeacher:
 
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         scores = torch.from_numpy(self.matrix[query_rows])
-        return search.top_k_blocks(
-            lambda rows, columns: scores[rows, columns].clone(),
+        return search.top_k_scores(
+            lambda rows, columns, out: out.copy_(scores[rows, columns]),
             len(query_rows), self.matrix.shape[1], k, ceiling=ceiling, exclude=exclude,
         )  # fmt: skip
 
@@ -168,6 +169,47 @@ def test_samples_come_from_the_first_k_of_the_method(problem, method):
             if isinstance(sampling, Top1PlusSampled):
                 best = next(row for row in first if row[:2] == pair)
                 assert best in drawn
+
+
+@pytest.mark.parametrize("spare", [0, 2, 64])
+@pytest.mark.parametrize("sampling", [TopK(), SampledTopK(4)], ids=str)
+def test_a_sweep_equals_its_methods_one_by_one(monkeypatch, spare, sampling):
+    monkeypatch.setattr(candidates, "SPARE", spare)
+    _check_a_sweep(sampling)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), num=st.integers(1, 4))
+def _check_a_sweep(sampling, problem, num):
+    data, scores = problem
+    methods = [TopKPercPos(0.2), RandomNegatives(), *METHODS, TopKMarginPos(0.9)]
+    ask = {"num_negatives": num, "sampling": sampling, "seed": 1, "progress": False}
+    tables = mining.sweep(data, MatrixTeacher(scores), methods, **ask)
+    for method, table in zip(methods, tables, strict=True):
+        assert table.equals(mining.mine(data, MatrixTeacher(scores), method, **ask))
+        assert mining.provenance(table)["method"] == str(method)
+
+
+def test_random_rows_are_uniform_distinct_and_allowed():
+    size, banned = 6, np.array([1, 4])
+    keys = np.arange(20_000, dtype=np.uint64)
+    rows = draw_rows(keys, size, 2, [banned] * len(keys))
+    assert (rows[:, 0] != rows[:, 1]).all()
+    counts = np.bincount(rows.ravel(), minlength=size)
+    assert counts[banned].sum() == 0
+    expected = rows.size / 4
+    assert (((counts - expected) ** 2 / expected)[[0, 2, 3, 5]]).sum() < 16.3  # chi², p = 0.001
+    ordered_pairs = np.unique(rows, axis=0, return_counts=True)[1]
+    assert len(ordered_pairs) == 12
+    assert (abs(ordered_pairs - len(keys) / 12) < 5 * np.sqrt(len(keys) / 12)).all()
+
+
+def test_all_that_is_left_is_drawn():
+    keys = np.arange(50, dtype=np.uint64)
+    rows = draw_rows(keys, 40, 39, [np.array([7])] * len(keys))
+    assert (np.sort(rows, 1) == np.delete(np.arange(40), 7)).all()
+    rows = draw_rows(keys, 3, 5, [np.zeros(0, int)] * len(keys))
+    assert (np.sort(rows, 1) == [-1, -1, 0, 1, 2]).all()
 
 
 def test_the_draw_is_a_softmax_over_the_scores():

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import search
+from nvret import tile
 from nvret.errors import NvretError
-from nvret.search import top_k, top_k_blocks
+from nvret.search import top_k, top_k_scores
 
 
 def oracle(scores, k, ceiling=None, exclude=None):
@@ -46,11 +46,12 @@ def problems(draw):
 def tiles(request, monkeypatch):
     """The answer may not depend on how the work is cut up."""
     if request.param == "one query a tile":
-        monkeypatch.setattr(search, "QUERY_TILE", 1)
+        monkeypatch.setattr(tile, "QUERY_TILE", 1)
     if request.param == "small tiles":
-        monkeypatch.setattr(search, "BLOCK", 4)
-        monkeypatch.setattr(search, "QUERY_TILE", 3)
-        return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 100 passages a tile
+        monkeypatch.setattr(tile, "BLOCK", 4)
+        monkeypatch.setattr(tile, "QUERY_TILE", 3)
+        monkeypatch.setattr(tile, "CHUNK", {"cpu": 32, "cuda": 32})
+        return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 96 passages a tile
     return {}
 
 
@@ -125,7 +126,7 @@ def test_no_query_and_no_passage():
 
 def test_a_scorer_may_refuse_candidates():
     scores = torch.tensor([[1.0, -torch.inf, 0.5]])
-    got = top_k_blocks(lambda rows, columns: scores[rows, columns].clone(), 1, 3, 3)
+    got = top_k_scores(lambda rows, columns, out: out.copy_(scores[rows, columns]), 1, 3, 3)
     assert got.ids.tolist() == [[0, 2, -1]]
 
 

@@ -324,11 +324,10 @@ def test_chunks_bound_the_activations_that_are_held(bert):
 
 
 def test_a_run_in_chunks_ends_with_the_weights_of_the_plain_run(base, tmp_path):
-    """Also when it is cut into groups anew, saved and interrupted."""
     dataset = toy(24)
     config = fitting(base, dropout=0.0, precision="float32", in_batch_negatives=True)
     plain = run(tmp_path / "plain", dataset, base=base, config=config)
-    config = replace(config, chunk_tokens=60, checkpoint_steps=2)
+    config = replace(config, chunk_tokens=60)
     chunked = run(tmp_path / "chunked", dataset, base=base, config=config)
     np.testing.assert_allclose(chunked["loss"], plain["loss"], atol=1e-5)
     np.testing.assert_allclose(chunked["grad_norm"], plain["grad_norm"], rtol=1e-3)
@@ -437,14 +436,22 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_training as t
 base = Path({base!r})
-config = t.fitting(base, checkpoint_steps=3)
+config = t.fitting(base, checkpoint_steps=3, chunk_tokens={chunk_tokens})
 t.run(Path({output!r}), t.toy(64), base=base, config=config)
 """
 
 
-def test_killed_and_resumed_is_the_same_as_uninterrupted(base, tmp_path):
+@pytest.mark.parametrize(
+    ("base", "chunk_tokens"), [("static", None), ("bert", None), ("bert", 60)], indirect=["base"]
+)
+def test_killed_and_resumed_is_the_same_as_uninterrupted(base, chunk_tokens, tmp_path):
     output = tmp_path / "killed"
-    code = SCRIPT.format(tests=os.path.dirname(__file__), output=str(output), base=str(base))
+    code = SCRIPT.format(
+        tests=os.path.dirname(__file__),
+        output=str(output),
+        base=str(base),
+        chunk_tokens=chunk_tokens,
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     partial = tmp_path / ".killed.partial" / "checkpoints"
     deadline = time.monotonic() + 60
@@ -458,7 +465,7 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(base, tmp_path):
     cut_off = partial / "checkpoint-999"  # as if the kill had come in the middle of a checkpoint
     cut_off.mkdir()
     (cut_off / "model.safetensors").write_bytes(b"half")
-    config = fitting(base, checkpoint_steps=3)
+    config = fitting(base, checkpoint_steps=3, chunk_tokens=chunk_tokens)
     dataset = toy(64)
     resumed = run(output, dataset, base=base, config=config)
     whole = run(tmp_path / "whole", dataset, base=base, config=config)
