@@ -62,7 +62,7 @@ def cases(smoke: bool) -> list[Case]:
     return [
         _against("paraphrase-minilm-l3", bert, steps, rounds),
         _against("potion-base-8m", static, steps if smoke else 16, rounds),
-        _chunks("paraphrase-minilm-l3", bert, 128 if smoke else 2048, rounds),
+        _chunks("paraphrase-minilm-l3", bert, 128 if smoke else 2048, 1 if smoke else 3),
     ]
 
 
