@@ -93,9 +93,12 @@ def tokenize(
     prompt: str = "",
     max_length: int | None = None,
     special_tokens: bool = True,
+    rows: np.ndarray | None = None,
     progress: bool = True,
 ) -> Ragged:
     """Token ids of the texts, each after ``prompt``, at most ``max_length`` tokens.
+
+    ``rows`` are the texts' places in a longer list, which messages name.
 
     Raises:
         NvretError: a row is not a string, or leaves no token at all.
@@ -121,7 +124,8 @@ def tokenize(
             bar.update(len(chunk))
     if len(texts) and lengths.min() == 0:
         row = int(lengths.argmin())
-        raise NvretError(f"texts[{row}] = {texts[row][:60]!r} has no token the model knows")
+        place = row if rows is None else rows[row]
+        raise NvretError(f"texts[{place}] = {texts[row][:60]!r} has no token the model knows")
     ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
     return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
 

@@ -179,7 +179,7 @@ class BM25:
             ceiling=ceiling,
             exclude=exclude,
             floor=0.0,  # every weight is positive: 0 means that no word is shared
-            chunk=PART,
+            most_passages=PART,
             progress=progress,
         )
 

@@ -8,9 +8,11 @@ and a text's vector does not depend on its neighbours in the batch beyond float 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nvret import backbones, batching, layout, network, store
+from nvret import backbones, batching, layout, network, threads
 from nvret.batching import Ragged
 from nvret.errors import NvretError
 from nvret.layout import Layout
@@ -30,9 +32,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Tokens of a batch, and of its padding: a CPU's batch should stay within its caches, and a GPU's
 # be large. The padding is what a further batch costs.
 BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096)}
+SHARD = 65536  # texts that are tokenized, and sorted by length, at a time
 
 
-MODULES = (sys.modules[__name__], backbones, batching, layout, network)  # what a vector rests on
+MODULES = (
+    sys.modules[__name__],
+    backbones,
+    batching,
+    layout,
+    network,
+    threads,
+)  # what a vector rests on
 
 
 class Encoder(Network):
@@ -165,23 +175,27 @@ class Encoder(Network):
         kind: str = "passage",
         *,
         max_length: int | None = None,
+        rows: np.ndarray | None = None,
         progress: bool = True,
     ) -> Ragged:
-        """Token ids of the texts with their prompt, cut to ``max_length``."""
+        """Token ids of the texts with their prompt, cut to ``max_length``.
+
+        ``rows`` are the texts' places in a longer list, which messages name.
+        """
         tokens = batching.tokenize(
             self.tokenizer,
             texts,
             prompt=self._prompt(kind),
             max_length=self.limit(max_length),
             special_tokens=not self.layout.static,
+            rows=rows,
             progress=progress,
         )
         skip = self.prompt_tokens(kind)
         if skip and len(texts) and tokens.lengths.min() <= skip:
             row = int(tokens.lengths.argmin())
-            raise NvretError(
-                f"texts[{row}] has {tokens.lengths[row]} tokens, {skip} of them of the prompt"
-            )
+            said = f"{tokens.lengths[row]} tokens, {skip} of them of the prompt"
+            raise NvretError(f"texts[{row if rows is None else rows[row]}] has {said}")
         return tokens
 
     def encode(
@@ -212,51 +226,74 @@ class Encoder(Network):
             out = np.empty((len(texts), self.dimension), np.float32)
         first: dict[str, int] = {}
         position = np.fromiter((first.setdefault(t, len(first)) for t in texts), np.int64)
-        tokens = self.tokenize(list(first), kind, max_length=max_length, progress=progress)
-        vectors = out if len(first) == len(texts) else np.empty((len(first), self.dimension), "f4")
-        budget, slack = BUDGETS["cpu" if self.device.type == "cpu" else "cuda"]
-        budget, slack = token_budget or budget, min(slack, token_budget or budget)
-        skip, training = self.prompt_tokens(kind), self.training
+        distinct, places = list(first), np.unique(position, return_index=True)[1]
+        vectors = out if len(distinct) == len(texts) else np.empty((len(first), out.shape[1]), "f4")
+        training, skip = self.training, self.prompt_tokens(kind)
         self.eval()
-        bar = tqdm(total=len(first), desc=f"encode {kind}", unit="text", disable=not progress)
+        bar = tqdm(total=len(distinct), desc=f"encode {kind}", unit="text", disable=not progress)
         try:
-            with bar, torch.inference_mode():
-                for rows, result in self._run(tokens, budget, slack, skip):
-                    vectors[rows] = result
-                    bar.update(len(rows))
+            with bar:
+                for start, tokens in self._tokenized(distinct, places, kind, max_length):
+                    for rows, result in self._run(tokens, token_budget, skip):
+                        vectors[start + rows] = result
+                        bar.update(len(rows))
         finally:
             self.train(training)
         finite = np.isfinite(vectors).all(1)
         if not finite.all():
-            text = list(first)[int(finite.argmin())]
-            row = list(texts).index(text)
-            raise NvretError(f"texts[{row}] = {text[:60]!r}: its vector is not finite")
+            row = places[finite.argmin()]
+            raise NvretError(f"texts[{row}] = {texts[row][:60]!r}: its vector is not finite")
         if vectors is not out:
             np.take(vectors, position, 0, out=out)
         return out
 
+    def _tokenized(
+        self, texts: Sequence[str], places: np.ndarray, kind: str, max_length: int | None
+    ) -> Iterator[tuple[int, Ragged]]:
+        """The texts' tokens shard by shard, each with its first row.
+
+        The next shard is tokenized while the model runs on this one.
+        """
+
+        def tokenize(start: int) -> Ragged:
+            shard = slice(start, start + SHARD)
+            return self.tokenize(
+                texts[shard], kind, max_length=max_length, rows=places[shard], progress=False
+            )
+
+        with ThreadPoolExecutor(1, "nvret-tokenize") as ahead:
+            upcoming = ahead.submit(tokenize, 0)
+            for start in range(0, len(texts), SHARD):
+                tokens = upcoming.result()
+                if start + SHARD < len(texts):
+                    upcoming = ahead.submit(tokenize, start + SHARD)
+                yield start, tokens
+
     def _run(
-        self, tokens: Ragged, budget: int, slack: int, skip: int
+        self, tokens: Ragged, token_budget: int | None, skip: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and their vectors. An accelerator is waited for once in many batches."""
-        cuda = self.device.type == "cuda"
-        pending: list[tuple[np.ndarray, Tensor]] = []
+        """Rows and their vectors. A CPU's threads take a batch each; a GPU takes one at a time and
+        is waited for once in many."""
+        cpu, cuda = self.device.type == "cpu", self.device.type == "cuda"
+        budget, slack = BUDGETS["cpu" if cpu else "cuda"]
+        budget, slack = token_budget or budget, min(slack, token_budget or budget)
+        batches = batching.token_budget_batches(tokens.lengths, budget, slack=slack)
 
-        def drain() -> tuple[np.ndarray, np.ndarray]:
-            rows, results = zip(*pending, strict=True)
-            pending.clear()
-            return np.concatenate(rows), torch.cat(results).cpu().numpy()
-
-        for rows in batching.token_budget_batches(tokens.lengths, budget, slack=slack):
+        def forward(rows: np.ndarray) -> Tensor:
             batch = self.collate(tokens, rows)
             if cuda:
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             batch = {k: v.to(self.device, non_blocking=cuda) for k, v in batch.items()}
-            pending.append((rows, self(**batch, prompt_tokens=skip)))
-            if len(pending) == 32:
-                yield drain()
-        if pending:
-            yield drain()
+            with torch.inference_mode():
+                return self(**batch, prompt_tokens=skip)
+
+        if cpu:
+            for rows, vectors in threads.each(forward, batches):
+                yield rows, vectors.numpy()
+            return
+        while some := list(itertools.islice(batches, 32)):
+            vectors = torch.cat([forward(rows) for rows in some])
+            yield np.concatenate(some), vectors.cpu().numpy()
 
     def save(self, path: str | Path) -> None:
         """Write a folder that transformers' ``AutoModel`` (not for a static model) and
@@ -276,42 +313,3 @@ class Encoder(Network):
                 self.backbone.save_pretrained(folder)
                 self._tokenizer.save_pretrained(folder)
         layout.write(folder, self.layout, self.dimension)
-
-
-def embed(
-    encoder: Encoder,
-    texts: Sequence[str],
-    kind: str = "passage",
-    *,
-    max_length: int | None = None,
-    cache: bool = True,
-    progress: bool = True,
-) -> np.ndarray:
-    """`Encoder.encode` with its result kept: a read-only memory map of a ``.npy`` file.
-
-    The file's name is a hash of texts, weights, prompt, pooling, length, dtype and code, so two
-    checkpoints never share one, and equal inputs are encoded once, whoever asks.
-    """
-    if not cache:
-        return encoder.encode(texts, kind, max_length=max_length, progress=progress)
-    batching.check_texts(texts)
-    key = store.fingerprint(
-        list(texts),
-        encoder.fingerprint,
-        encoder._prompt(kind),
-        encoder.limit(max_length),
-        str(encoder.dtype),
-        store.code_version(*MODULES),
-    )
-    target = store.cache_dir() / "embeddings" / f"{key}.npy"
-    if not target.exists():
-        shape = (len(texts), encoder.dimension)
-        with store.atomic_file(target) as partial:
-            if len(texts):
-                out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-                encoder.encode(texts, kind, max_length=max_length, progress=progress, out=out)
-                out.flush()
-            else:  # an empty file cannot be mapped
-                with partial.open("wb") as stream:
-                    np.save(stream, np.empty(shape, np.float32))
-    return np.load(target, mmap_mode="r" if len(texts) else None, allow_pickle=False)

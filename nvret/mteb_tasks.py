@@ -61,7 +61,7 @@ class EncoderSearch:
         self.encoder, self.lengths, self.cache, self.progress = encoder, lengths, cache, progress
 
     def _encode(self, rows: Any, kind: str) -> np.ndarray:
-        from nvret.encode import embed
+        from nvret.embeddings import embed
 
         return embed(
             self.encoder,

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from nvret import tile as tiles
 from nvret.errors import NvretError
-from nvret.tile import NOTHING, ScoreChunk, SearchResult, Tile
+from nvret.tile import NOTHING, Score, SearchResult, Tile
 
 MODULES = (sys.modules[__name__], tiles)  # what a result rests on
 
@@ -93,7 +93,7 @@ def top_k(
 
 
 def top_k_scores(
-    score: ScoreChunk,
+    score: Score,
     num_queries: int,
     num_passages: int,
     k: int,
@@ -102,7 +102,7 @@ def top_k_scores(
     exclude: Sequence[Sequence[int]] | None = None,
     device: str | torch.device = "cpu",
     floor: float = NOTHING,
-    chunk: int | None = None,
+    most_passages: int = sys.maxsize,
     buffer_mb: int = 256,
     progress: bool = False,
 ) -> SearchResult:
@@ -113,8 +113,8 @@ def top_k_scores(
             passages into ``out``, float32 on ``device``; -inf means "not a candidate".
         num_queries, num_passages: Q and N.
         floor: only scores above it count.
-        chunk: most passages that ``score`` gets at once; None: by device. Each of its slices starts
-            at a multiple of it.
+        most_passages: how many passages ``score`` gets at once, at most. Its slices start at
+            multiples of this number, if ``buffer_mb`` holds as many.
         k, ceiling, exclude, buffer_mb, progress: as in ``top_k``.
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -127,7 +127,7 @@ def top_k_scores(
     if not num_queries or not num_passages:
         return SearchResult(ids, scores)
 
-    tile = Tile.fitting(num_queries, num_passages, k, device, buffer_mb, chunk)
+    tile = Tile(num_queries, min(num_passages, most_passages), device, buffer_mb)
     bar = tqdm(total=num_queries, desc="search", unit="query", disable=not progress)
     with bar:
         for start in range(0, num_queries, tile.rows):

@@ -60,7 +60,8 @@ class DenseTeacher:
     dtype: str = "float32"
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
-        from nvret.encode import Encoder, embed
+        from nvret.embeddings import embed
+        from nvret.encode import Encoder
 
         encoder = Encoder.load(model_folder(self.name), device=self.device, dtype=self.dtype)
         queries = embed(

@@ -8,7 +8,8 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
 
 from nvret import assets
 from nvret.batching import token_budget_batches
-from nvret.encode import Encoder, embed
+from nvret.embeddings import embed
+from nvret.encode import Encoder
 from nvret.errors import NvretError
 
 TEXTS = [
@@ -189,3 +190,27 @@ def test_batches_cover_every_row_once_within_the_budget():
     batches = list(token_budget_batches(lengths, 256))
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
     assert all(len(rows) * lengths[rows].max() <= 256 for rows in batches)
+
+
+def test_shards_and_threads_change_nothing_but_rounding(folder, monkeypatch):
+    texts = [f"number {n} of {n % 7} texts" for n in range(50)] + TEXTS + TEXTS
+    encoder = Encoder.load(folder)
+    expected = encoder.encode(texts, max_length=32, progress=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = encoder.encode(texts, max_length=32, progress=False)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(alone, expected, atol=1e-6)
+    monkeypatch.setattr("nvret.encode.SHARD", 16)
+    shards = encoder.encode(texts, max_length=32, progress=False)
+    np.testing.assert_allclose(shards, expected, atol=1e-6)
+
+
+def test_a_message_names_the_row_of_the_list_that_was_given(monkeypatch):
+    static = Encoder.load(assets.model_path("potion-base-8m"))
+    monkeypatch.setattr("nvret.encode.SHARD", 4)
+    texts = ["same", "same", "other", "same", "a", "b", "c", "\n", "d"]
+    with pytest.raises(NvretError, match=r"texts\[7\] = '\\n' has no token"):
+        static.encode(texts, progress=False)

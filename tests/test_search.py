@@ -50,8 +50,7 @@ def tiles(request, monkeypatch):
     if request.param == "small tiles":
         monkeypatch.setattr(tile, "BLOCK", 4)
         monkeypatch.setattr(tile, "QUERY_TILE", 3)
-        monkeypatch.setattr(tile, "CHUNK", {"cpu": 32, "cuda": 32})
-        return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 96 passages a tile
+        return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 100 passages a tile
     return {}
 
 
