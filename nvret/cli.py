@@ -1,4 +1,4 @@
-"""The command line: ``nvret fetch | mine | run | report``."""
+"""The command line: ``nvret fetch | mine | cost | run | report``."""
 
 from __future__ import annotations
 
@@ -61,6 +61,19 @@ def _parser() -> argparse.ArgumentParser:
     mine.add_argument("--seed", type=int, default=0)
     mine.add_argument("--output", type=Path, required=True, help="a Parquet file")
     mine.set_defaults(command=_mine)
+
+    cost = commands.add_parser("cost", help="measure this machine; say what mining will cost")
+    cost.add_argument("--passages", type=int, required=True, help="in the corpus to mine")
+    cost.add_argument("--queries", type=int, required=True, help="or labelled pairs, if more")
+    cost.add_argument("--teacher", required=True, help="a model's name, or a model's folder")
+    cost.add_argument("--data", default="nq", help="set or folder to sample texts from (nq)")
+    cost.add_argument("--passage-tokens", type=float, help="mean, after cutting (as the sample)")
+    cost.add_argument("--query-tokens", type=float, help="mean, after cutting (as the sample)")
+    cost.add_argument("--num-candidates", type=int, default=64, help="kept of each search")
+    cost.add_argument("--device", default="cpu", help="to measure: cpu or cuda")
+    cost.add_argument("--devices", type=int, default=1, help="like it, each with a part (1)")
+    cost.add_argument("--rough", action="store_true", help="measure small sizes, in seconds")
+    cost.set_defaults(command=_cost)
     return parser
 
 
@@ -86,6 +99,27 @@ def _mine(chosen: argparse.Namespace) -> None:
         f"{chosen.output}: {table.num_rows} negatives for {facts['pairs']} pairs of query and "
         f"positive; {facts['pairs_short']} pairs have fewer than {chosen.num_negatives}"
     )
+
+
+def _cost(chosen: argparse.Namespace) -> None:
+    from nvret import calibration, costs, data, teachers
+    from nvret.encode import Encoder
+
+    names = ("passages", "queries", "passage_tokens", "query_tokens", "devices")
+    workload = costs.Workload(**{name: getattr(chosen, name) for name in names})
+    device = calibration.check_device(chosen.device)
+    if chosen.teacher == "bm25":
+        raise NvretError("teacher bm25 makes no vectors, expected an embedding model")
+    encoder = Encoder.load(teachers.model_folder(chosen.teacher), device=device)
+    sample = data.load(chosen.data)
+    measured = costs.calibrate(
+        encoder,
+        sample.passages,
+        sample.query_texts,
+        k=chosen.num_candidates,
+        rough=chosen.rough,
+    )
+    print(costs.describe(measured, workload))
 
 
 def _run(chosen: argparse.Namespace) -> None:

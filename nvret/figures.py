@@ -181,3 +181,41 @@ def ceilings(
     axis.set_ylabel("candidate and its rank")
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
+
+
+def scaling(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    xlabel: str,
+    held_out: str | None = None,
+    mark: tuple[float, str] | None = None,
+) -> Figure:
+    """Seconds against a size on logarithmic axes: a model's lines and the measured points.
+
+    Args:
+        lines: label -> sizes and seconds of the model.
+        points: label (of a line) -> sizes and seconds that were measured.
+        held_out: label whose points the model was not fitted on; they are drawn as stars.
+        mark: a size to draw a vertical line at, and what to write beside it.
+    """
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.8), layout="constrained")
+    colours = ["#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7", "#000000"]
+    for place, (label, (sizes, seconds)) in enumerate(lines.items()):
+        colour = colours[place % len(colours)]
+        axis.plot(sizes, seconds, color=colour, linewidth=1.3, label=label,
+                  linestyle=["-", "--", ":"][place // 3 % 3])  # fmt: skip
+        if label in points:
+            star = label == held_out
+            axis.plot(*points[label], "*" if star else "osDv^P"[place % 6], color=colour,
+                      markersize=14 if star else 5)  # fmt: skip
+    if mark is not None:
+        axis.axvline(mark[0], color="#777777", linewidth=1, linestyle=":")
+        axis.annotate(
+            mark[1], (mark[0], 0.03), xycoords=("data", "axes fraction"), fontsize=8,
+            color="#555555", ha="right", xytext=(-4, 0), textcoords="offset points",
+        )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="time (seconds)")
+    axis.grid(linewidth=0.3)
+    axis.legend(fontsize=8)
+    return figure

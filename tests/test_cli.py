@@ -79,3 +79,46 @@ def test_bad_files_end_in_one_message(files, capsys, break_it, message):
 def test_a_method_does_not_take_anothers_parameter(files, capsys):
     assert command(files, "--method", "naive", "--perc", "0.9") == 2
     assert "perc" in capsys.readouterr().err
+
+
+@pytest.fixture
+def sample(files):
+    """A folder in BEIR's layout, with enough texts to time a model on."""
+    (files / "qrels").mkdir()
+    (files / "qrels.tsv").rename(files / "qrels" / "test.tsv")
+    lines = [{"_id": f"d{i}", "text": f"Passage {i} of the river " * 9} for i in range(40)]
+    (files / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return files
+
+
+def cost(folder, *more, passages="8841823", teacher="potion-base-8m"):
+    given = ("--passages", passages, "--queries", "502939", "--data", str(folder), "--rough")
+    return cli.main(["cost", "--teacher", teacher, *given, *more])
+
+
+def test_cost(sample, capsys):
+    more = ("--num-candidates", "8", "--passage-tokens", "80", "--devices", "2")
+    assert cost(sample, *more) == 0
+    printed = capsys.readouterr().out
+    for words in ("8,841,823 passages of 80 tokens", "encode passages", "search", "total"):
+        assert words in printed
+    assert "Held out" in printed
+    assert "2 devices share the work without any loss" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"passages": "0"}, "passages is 0, expected a number above 0"),
+        ({"teacher": "bm25"}, "bm25 makes no vectors"),
+        ({"teacher": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_cost_of_nonsense_ends_in_one_message(sample, capsys, more, message):
+    assert cost(sample, **more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cost_on_a_device_that_is_not_there(sample, capsys):
+    assert cost(sample, "--device", "cuda:99") == 2
+    assert "cuda:99" in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""The cost model: exact on times made of its own terms, monotone, and right about memory."""
+
+import dataclasses
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvret import assets, calibration, costs
+from nvret.calibration import Size
+from nvret.costs import Calibration, Lengths, Prices, Workload
+from nvret.encode import Encoder
+from nvret.errors import NvretError
+
+TRUE = np.array([2e-3, 3e-5, 2e-10, 1e-11, 4e-10])
+WORDS = ["red", "blue", "river", "stone", "house", "light", "winter", "paper", "music", "bridge"]
+
+
+def made_up(search=TRUE, encoding=(1e-4, 1e-4, 1e-7), **changes):
+    """A calibration whose prices are known; only its tables are left small."""
+    table = pd.DataFrame({"queries": [10], "passages": [100], "dimension": [8], "tokens": [1000]})
+    known = Calibration(
+        searches=table, encodings=table, search=Prices(np.array(search)),
+        encoding=Prices(np.array(encoding)), k=64, buffer_mb=256, device="cpu", dimension=384,
+        passage_lengths=Lengths(80, 7000), query_lengths=Lengths(10, 110),
+        passage_bytes=2000.0, query_bytes=300.0, weight_bytes=10**8,
+    )  # fmt: skip
+    return dataclasses.replace(known, **changes)
+
+
+def texts(number, words, seed=0):
+    rng = np.random.default_rng(seed)
+    return [" ".join([str(row), *rng.choice(WORDS, words)]) for row in range(number)]
+
+
+def test_known_prices_come_back_from_the_times_that_they_make():
+    fitted, held_out = calibration.sizes(384)
+    terms = np.array([costs.search_terms(*size) for size in fitted])
+    prices = Prices.fit(terms, terms @ TRUE)
+    np.testing.assert_allclose(prices.seconds, TRUE, rtol=1e-6)
+    beyond = costs.search_terms(*held_out)
+    np.testing.assert_allclose(prices.of(beyond), beyond @ TRUE, rtol=1e-9)
+
+
+def test_no_price_is_negative_and_relative_errors_count():
+    rng = np.random.default_rng(0)
+    terms = np.array([costs.search_terms(*size) for size in calibration.sizes(384)[0]])
+    seconds = terms @ TRUE * rng.uniform(0.7, 1.4, len(terms))
+    prices = Prices.fit(terms, seconds)
+    assert (prices.seconds >= 0).all()
+    # Times in other units give the same prices in those units: nothing depends on the scale
+    np.testing.assert_allclose(Prices.fit(terms, 1e6 * seconds).seconds, 1e6 * prices.seconds)
+    error = prices.of(terms) / seconds - 1
+    doubled = Prices(prices.seconds * 1.01).of(terms) / seconds - 1
+    assert (error**2).sum() <= (doubled**2).sum()
+
+
+@given(
+    st.integers(1, 10**7), st.integers(1, 10**6), st.integers(1, 2000),
+    st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 2000),
+)  # fmt: skip
+def test_a_larger_search_never_costs_less(passages, queries, dimension, more_n, more_q, more_d):
+    base = costs.search_terms(queries, passages, dimension)
+    for grown in [
+        (queries + more_q, passages, dimension),
+        (queries, passages + more_n, dimension),
+        (queries, passages, dimension + more_d),
+    ]:
+        assert (costs.search_terms(*grown) >= base).all()
+    assert costs.search_bytes(queries + more_q, passages, 64) > 0
+
+
+@given(st.integers(1, 10**8), st.integers(1, 10**6), st.integers(1, 300), st.integers(2, 64))
+def test_prediction_grows_with_the_work_and_shrinks_with_devices(passages, queries, tokens, many):
+    known = made_up()
+    one = Workload(passages, queries, tokens, 10)
+
+    def seconds(workload):
+        return costs.predict(known, workload)["seconds"].to_numpy()
+
+    base = seconds(one)
+    assert (base > 0).all()
+    assert base[-1] == pytest.approx(base[:-1].sum())
+    for change in ({"passages": 2 * passages}, {"queries": 2 * queries}, {"passage_tokens": 400}):
+        assert (seconds(dataclasses.replace(one, **change)) >= base * (1 - 1e-12)).all()
+    assert (seconds(dataclasses.replace(one, devices=many)) <= base * (1 + 1e-12)).all()
+
+
+def test_devices_divide_what_grows_with_the_corpus():
+    known = made_up(search=[0, 0, 1e-10, 1e-11, 1e-10])
+    one, four = (costs.predict(known, Workload(10**6, 1000, devices=n)) for n in (1, 4))
+    np.testing.assert_allclose(one["seconds"], 4 * four["seconds"])
+    np.testing.assert_allclose(one["disk_gib"], four["disk_gib"])
+    np.testing.assert_allclose(one["mapped_gib"].iloc[0], 4 * four["mapped_gib"].iloc[0])
+
+
+def test_disk_and_mapped_bytes_are_those_of_the_arrays():
+    table = costs.predict(made_up(), Workload(3000, 200)).set_index("stage")
+    corpus, queries = np.empty((3000, 384), "f4"), np.empty((200, 384), "f4")
+    assert table["disk_gib"]["encode passages"] == corpus.nbytes / 2**30
+    assert table["disk_gib"]["total"] == (corpus.nbytes + queries.nbytes) / 2**30
+    assert table["mapped_gib"]["search"] == corpus.nbytes / 2**30
+    expected = costs.search_bytes(200, 3000, 64) + queries.nbytes
+    assert table["memory_gib"]["search"] == expected / 2**30
+
+
+def test_memory_of_a_search_is_what_it_takes():
+    size = Size(512, 131_072, 16)
+    measured = calibration.measure_search([size], rounds=1, progress=False)["mebibytes"][0]
+    predicted = costs.search_bytes(size.queries, size.passages, 64) / 2**20
+    assert measured == pytest.approx(predicted, rel=0.15)
+
+
+def test_memory_of_texts_is_what_their_encoding_takes():
+    encoder = Encoder.load(assets.model_path("potion-base-8m"))
+    sample = texts(6000, 40)
+    predicted = calibration.measure_text_memory(encoder, sample[:3000])
+    twice = calibration.measure_text_memory(encoder, sample)
+    assert predicted == pytest.approx(twice, rel=0.1)  # a constant number of bytes for each text
+    out = np.empty((len(sample), encoder.dimension), np.float32)
+    encoder.encode(sample[:10], progress=False)
+    tracemalloc.start()
+    encoder.encode(sample, progress=False, out=out)
+    peak = tracemalloc.get_traced_memory()[1] / len(sample)
+    tracemalloc.stop()
+    assert peak < predicted
+
+
+def test_crossover_is_where_both_take_as_long():
+    workload = Workload(8_000_000, 500_000, 80, 10)
+    passages = round(costs.crossover(made_up(), workload))
+    queries = round(passages * workload.queries / workload.passages)
+    there = dataclasses.replace(workload, passages=passages, queries=queries)
+    table = costs.predict(made_up(), there).set_index("stage")["seconds"]
+    encoding = table["encode passages"] + table["encode queries"]
+    assert table["search"] == pytest.approx(encoding, rel=0.01)
+
+
+def test_a_real_calibration_predicts_what_it_has_not_seen():
+    encoder = Encoder.load(assets.model_path("potion-base-8m"))
+    measured = costs.calibrate(
+        encoder, texts(300, 60), texts(50, 6, seed=1), k=8, rough=True, progress=False
+    )
+    for table in (measured.searches, measured.encodings):
+        assert table["held_out"].sum() == 1
+        assert np.isfinite(table["predicted"]).all()
+        assert (table[["seconds", "predicted"]] > 0).all(None)
+        assert (table["slowest"] >= table["seconds"]).all()
+    workload = Workload(10**6, 10**4)
+    table = costs.predict(measured, workload)
+    numbers = table.drop(columns=["stage", "duration"]).to_numpy(float)
+    assert np.isfinite(numbers).all()
+    assert (numbers >= 0).all()
+    said = costs.describe(measured, workload)
+    assert "Held out: a search of 768 queries in 49,152 passages" in said
+    assert min(measured.reach(workload)) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_search_is_measured_on_a_gpu():
+    table = calibration.measure_search(
+        [Size(512, 131_072, 64)], device="cuda", rounds=1, progress=False
+    )
+    assert table["mebibytes"][0] > 100
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Workload(0, 10), "passages is 0"),
+        (lambda: Workload(10, 10, passage_tokens=float("nan")), "passage_tokens is nan"),
+        (lambda: Workload(10, 10, devices=0), "devices is 0"),
+        (lambda: calibration.measure_search([]), "expected sizes"),
+        (lambda: calibration.measure_search([Size(0, 1, 1)]), "expected sizes"),
+        (lambda: calibration.measure_search([Size(1, 1, 1)], rounds=0), "0 rounds"),
+        (lambda: calibration.check_device("no-such-device"), "no-such-device"),
+        (lambda: Prices.fit(np.ones((2, 1)), np.array([1.0, 0.0])), "not above 0"),
+        (lambda: Prices.fit(np.ones((2, 1)), np.ones(3)), "expected"),
+        (lambda: Prices.fit(np.array([[np.inf]]), np.ones(1)), "not finite"),
+        (lambda: calibration.measure_encoding(None, ["a", "a", "b"]), "2 different texts"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(NvretError, match=message):
+        call()
