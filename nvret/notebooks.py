@@ -42,11 +42,13 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
         comparison.run()
     for name in names:
         execute(name, root, report.results_folder(settings), values)
-    facts = report.provenance(
-        settings, comparison.fingerprints(), seconds=time.monotonic() - started
-    )
-    report.save_provenance(settings, facts)
     folder = report.results_folder(settings)
+    # A notebook outside of the profile's own says nothing about what made the profile's results
+    if set(names) & set(settings.notebooks):
+        facts = report.provenance(
+            settings, comparison.fingerprints(), seconds=time.monotonic() - started
+        )
+        report.save_provenance(settings, facts)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("notebooks", "figures", "tables"):
         print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")
