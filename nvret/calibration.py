@@ -185,27 +185,20 @@ def measure_encoding(
     )
 
 
-def measure_text_memory(
-    encoder: Encoder,
-    texts: Sequence[str],
-    *,
-    kind: str = "passage",
-    max_length: int | None = None,
-) -> float:
+def measure_text_memory(texts: Sequence[str]) -> float:
     """Bytes of memory per text while `nvret.encode.embed` turns many texts into vectors.
 
     The texts themselves, and the more of two things that do not happen at once: hashing them all
-    for the name of the file of vectors, or their token ids and the table that finds equal texts.
-    Measured with ``tracemalloc``, which sees what Python and NumPy allocate; a corpus whose texts
-    are of the same mean length needs the same for each.
+    for the name of the file of vectors, or the table that finds equal texts. (Token ids are held
+    for some ten thousand texts at a time: nothing, for a corpus that is large.) Measured with
+    ``tracemalloc``, which sees what Python and NumPy allocate.
     """
     texts = list(texts)
     hashed = _traced(lambda: store.fingerprint(texts))
-    options = {"max_length": max_length, "progress": False}
-    tokens = _traced(lambda: encoder.tokenize(texts, kind, **options))
-    first = _traced(lambda: list({text: number for number, text in enumerate(texts, 1 << 10)}))
+    table = _traced(lambda: list({text: number for number, text in enumerate(texts, 1 << 10)}))
+    rows = 4 * 8 * len(texts)  # positions of the distinct ones, and their sorting
     held = sum(map(sys.getsizeof, texts)) + 8 * len(texts)
-    return (held + max(hashed, tokens + first + 8 * len(texts))) / len(texts)
+    return (held + max(hashed, table + rows)) / len(texts)
 
 
 def check_device(name: str) -> torch.device:

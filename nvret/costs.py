@@ -1,37 +1,46 @@
 """What mining a corpus will cost, before it starts: seconds, memory and disk by stage.
 
-The time of a search is a sum of terms that its algorithm has, each with the machine's own price:
+A minute of measuring (``nvret.calibration``) gives each term of the work its price on this machine
+(``nvret.prices``). The prices are checked on a larger run that the fit has not seen, and multiplied
+by the work of what is to be mined.
 
-    seconds = c0 + c1 Q visits + c2 Q N + c3 Q N D + c4 N D
-
-for a call; each visit of a query to a tile of scores (its k best are picked there); each score;
-each multiply-add; each value of the corpus, which is checked once. Encoding costs for each text,
-each token, and each token times the length of its text (attention). The prices are fitted to
-measured runs (``nvret.calibration``) by least squares on the *relative* error, none below zero, and
-checked on a larger run that the fit has not seen.
-
-Not in the model: the check for near-duplicates, reading the corpus, writing the negatives.
+Not in the model: the check for near-duplicates, reading and hashing the corpus, the scores of the
+positives, writing the negatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import nnls
 
-from nvret import calibration, tile
-from nvret.calibration import MEBIBYTE, measure_encoding, measure_search
+from nvret import calibration
+from nvret.calibration import measure_encoding, measure_search
 from nvret.errors import NvretError
+from nvret.prices import (
+    ENCODING_TERMS,
+    FLOAT,
+    GIBIBYTE,
+    MEBIBYTE,
+    SEARCH_TERMS,
+    Lengths,
+    Prices,
+    duration,
+    encoding_terms,
+    passes,
+    search_bytes,
+    search_terms,
+)
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
 
 __all__ = [
+    "ENCODING_TERMS",
+    "SEARCH_TERMS",
     "Calibration",
     "Lengths",
     "Prices",
@@ -48,36 +57,7 @@ __all__ = [
     "search_terms",
 ]
 
-SEARCH_TERMS = (
-    "call",
-    "visit of a query to a tile",
-    "score",
-    "multiply-add",
-    "value of the corpus",
-)
-ENCODING_TERMS = ("text", "token", "token times length")
-GIBIBYTE = 2**30
 SAMPLE = 2048  # texts whose lengths are counted
-FLOAT, RESULT = 4, 12  # bytes of a float32; of a result, int64 id and float32 score
-
-
-class Lengths(NamedTuple):
-    """Tokens per text: mean, and mean of the square."""
-
-    mean: float
-    mean_square: float
-
-    @classmethod
-    def of(cls, lengths: np.ndarray) -> Lengths:
-        return cls(float(lengths.mean()), float((lengths.astype(float) ** 2).mean()))
-
-    def scaled(self, mean: float | None) -> Lengths:
-        """Lengths of another mean, spread as these are; None: these.
-
-        >>> Lengths(10, 120).scaled(20)
-        Lengths(mean=20, mean_square=480.0)
-        """
-        return self if mean is None else Lengths(mean, self.mean_square * (mean / self.mean) ** 2)
 
 
 @dataclass(frozen=True)
@@ -87,6 +67,7 @@ class Workload:
     Attributes:
         passages, queries: N and Q (of queries, as many as there are labelled pairs).
         passage_tokens, query_tokens: mean tokens of a text, after it is cut; None: as the sample.
+            The memory of texts is reckoned as if little of them were cut.
         devices: machines or GPUs like the measured one, each with its part of the corpus.
     Raises:
         NvretError: a number that is not positive.
@@ -105,39 +86,6 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Seconds of each term.
-
-    >>> prices = Prices.fit(np.array([[1.0, 10], [1, 20], [1, 40]]), np.array([7.0, 12, 22]))
-    >>> prices.seconds.round(6).tolist(), float(prices.of(np.array([1, 100])).round(6))
-    ([2.0, 0.5], 52.0)
-    """
-
-    seconds: np.ndarray
-
-    @classmethod
-    def fit(cls, terms: np.ndarray, seconds: np.ndarray) -> Prices:
-        """Non-negative least squares on the relative error.
-
-        Args:
-            terms: (R, T) how much of each term a run holds.
-            seconds: (R,) of the runs, above 0.
-        """
-        terms, seconds = np.asarray(terms, float), np.asarray(seconds, float)
-        if terms.ndim != 2 or terms.shape[:1] != seconds.shape or not len(seconds):
-            raise NvretError(f"terms {terms.shape} for seconds {seconds.shape}, expected (R, T), R")
-        if not np.isfinite(terms).all() or not (np.isfinite(seconds) & (seconds > 0)).all():
-            raise NvretError("a measured time or term is not finite, or a time is not above 0")
-        shares = terms / seconds[:, None]
-        size = np.maximum(np.linalg.norm(shares, axis=0), np.finfo(float).tiny)  # for conditioning
-        return cls(nnls(shares / size, np.ones(len(seconds)))[0] / size)
-
-    def of(self, terms: np.ndarray) -> np.ndarray:
-        """Seconds of (..., T) terms."""
-        return np.asarray(terms, float) @ self.seconds
-
-
-@dataclass(frozen=True)
 class Calibration:
     """What was measured, and the prices that were fitted to it.
 
@@ -146,7 +94,8 @@ class Calibration:
         search, encoding: prices of the terms.
         k, buffer_mb, device, dimension: what was measured.
         passage_lengths, query_lengths: tokens per text of the sample.
-        passage_bytes, query_bytes: memory per text while it is encoded.
+        text_bytes, token_bytes: "passage" and "query" -> memory while texts are encoded, for each
+            text like those of the sample, and for each token of it before it is cut.
         weight_bytes: of the model.
     """
 
@@ -160,8 +109,8 @@ class Calibration:
     dimension: int
     passage_lengths: Lengths
     query_lengths: Lengths
-    passage_bytes: float
-    query_bytes: float
+    text_bytes: dict[str, float]
+    token_bytes: dict[str, float]
     weight_bytes: int
 
     def reach(self, workload: Workload) -> tuple[float, float]:
@@ -170,50 +119,6 @@ class Calibration:
         products = workload.queries * workload.passages * self.dimension
         tokens = workload.passages * self.passage_lengths.scaled(workload.passage_tokens).mean
         return products / largest, tokens / self.encodings["tokens"].max()
-
-
-def search_terms(queries: int, passages: int, dimension: int, buffer_mb: int = 256) -> np.ndarray:
-    """(5,) how much a search holds of each of ``SEARCH_TERMS``.
-
-    >>> search_terms(1000, 300_000, 2).astype(int).tolist()  # a tile holds 262,144 passages
-    [1, 2000, 300000000, 600000000, 600000]
-    """
-    visits = queries * -(-passages // _tile(queries, passages, buffer_mb)[1])
-    scores = queries * passages
-    return np.array([1, visits, scores, scores * dimension, passages * dimension], float)
-
-
-def encoding_terms(texts: float, lengths: Lengths) -> np.ndarray:
-    """(3,) how much an encoding holds of each of ``ENCODING_TERMS``."""
-    return texts * np.array([1, lengths.mean, lengths.mean_square], float)
-
-
-def search_bytes(queries: int, passages: int, k: int, *, buffer_mb: int = 256) -> int:
-    """Memory that a search takes beside its vectors: a tile of scores, its best, the results.
-
-    >>> search_bytes(1024, 1 << 20, 64) / MEBIBYTE < 256 + 12
-    True
-    """
-    rows, columns = _tile(queries, passages, buffer_mb)
-    scores = rows * columns * FLOAT
-    read_again = rows * min(k * tile.BLOCK, columns) * FLOAT
-    return scores + scores // tile.BLOCK + read_again + queries * k * RESULT
-
-
-def passes(queries: int) -> int:
-    """How often a search reads the whole corpus: once for each tile of queries.
-
-    >>> passes(257)
-    2
-    """
-    return -(-queries // tile.QUERY_TILE)
-
-
-def _tile(queries: int, passages: int, buffer_mb: int) -> tuple[int, int]:
-    """Queries and passages of the search's tile of scores, as ``nvret.tile.Tile`` lays it out."""
-    rows = min(tile.QUERY_TILE, queries)
-    most = max(1, buffer_mb * MEBIBYTE // (FLOAT * rows * tile.BLOCK))
-    return rows, min(most, -(-passages // tile.BLOCK)) * tile.BLOCK
 
 
 def calibrate(
@@ -255,7 +160,7 @@ def calibrate(
     searches["predicted_mebibytes"] = np.array(memory) / MEBIBYTE
 
     some = {"passage": _sample(passages), "query": _sample(queries)}
-    most = {"passage": passage_max_length, "query": query_max_length}
+    most_tokens = {"passage": passage_max_length, "query": query_max_length}
     encodings = measure_encoding(
         encoder,
         passages,
@@ -264,15 +169,19 @@ def calibrate(
         progress=progress,
     )
     encoding, encodings = _fitted(encodings, encodings[["texts", "tokens", "squares"]].to_numpy())
-    lengths, text_bytes = {}, {}
+    lengths, text_bytes, token_bytes = {}, {}, {}
     for kind, texts in some.items():
-        options = {"kind": kind, "max_length": most[kind]}
-        lengths[kind] = Lengths.of(encoder.tokenize(texts, **options, progress=False).lengths)
-        text_bytes[kind] = calibration.measure_text_memory(encoder, texts, **options)
+        cut, whole = (
+            Lengths.of(encoder.tokenize(texts, kind, max_length=most, progress=False).lengths)
+            for most in (most_tokens[kind], None)
+        )
+        lengths[kind] = cut
+        text_bytes[kind] = calibration.measure_text_memory(texts)
+        token_bytes[kind] = text_bytes[kind] / whole.mean
     weights = sum(part.numel() * part.element_size() for part in encoder.parameters())
     return Calibration(
         searches, encodings, search, encoding, k, buffer_mb, device, encoder.dimension,
-        lengths["passage"], lengths["query"], text_bytes["passage"], text_bytes["query"], weights,
+        lengths["passage"], lengths["query"], text_bytes, token_bytes, weights,
     )  # fmt: skip
 
 
@@ -290,18 +199,17 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
         that are kept, of all devices together.
     """
     n, q, dimension = workload.passages, workload.queries, measured.dimension
-    shard, some = -(-n // workload.devices), -(-q // workload.devices)
+    shard = -(-n // workload.devices)
     rows = {}
-    for stage, count, part, lengths, tokens, text_bytes in (
-        ("encode passages", n, shard, measured.passage_lengths, workload.passage_tokens,
-         measured.passage_bytes),
-        ("encode queries", q, some, measured.query_lengths, workload.query_tokens,
-         measured.query_bytes),
-    ):  # fmt: skip
-        wanted = lengths.scaled(tokens)
+    for kind, stage, count, lengths, tokens in (
+        ("passage", "encode passages", n, measured.passage_lengths, workload.passage_tokens),
+        ("query", "encode queries", q, measured.query_lengths, workload.query_tokens),
+    ):
+        part = -(-count // workload.devices)
+        held = tokens * measured.token_bytes[kind] if tokens else measured.text_bytes[kind]
         rows[stage] = {
-            "seconds": measured.encoding.of(encoding_terms(part, wanted)),
-            "memory_gib": part * text_bytes * wanted.mean / lengths.mean + measured.weight_bytes,
+            "seconds": measured.encoding.of(encoding_terms(part, lengths.scaled(tokens))),
+            "memory_gib": part * held + measured.weight_bytes,
             "mapped_gib": part * dimension * FLOAT,
             "disk_gib": count * dimension * FLOAT,
         }
@@ -373,8 +281,14 @@ def describe(measured: Calibration, workload: Workload) -> str:
     ]
     if workload.devices > 1:
         lines.append(f"Assumed: {workload.devices} devices share the work without any loss.")
-    mapped, held = table.iloc[2][["mapped_gib", "memory_gib"]]
     free = calibration.free_memory() / GIBIBYTE
+    encode = table.iloc[0]["memory_gib"]
+    if encode > free:
+        lines.append(
+            f"Too little memory here: {free:.1f} GiB are free, and encoding takes {encode:.1f}, "
+            "most of it to hold the texts and to hash them. Encode the corpus in parts."
+        )
+    mapped, held = table.iloc[2][["mapped_gib", "memory_gib"]]
     if mapped + held > free:
         lines.append(
             f"Too little memory here: {free:.1f} GiB are free, and the search reads the corpus's "
@@ -382,22 +296,6 @@ def describe(measured: Calibration, workload: Workload) -> str:
             "cannot hold them. Its time above is for a machine that can."
         )
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units.
-
-    >>> [duration(s) for s in (0.25, 59.7, 3700, 200_000)]
-    ['0.2 s', '1 min 0 s', '1 h 2 min', '2 d 8 h']
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    for (large, most), (small, least) in pairwise(units):
-        if round(seconds / least) * least >= most:
-            whole, rest = divmod(round(seconds / least), most // least)
-            return f"{whole:,} {large} {rest} {small}"
-    return f"{seconds:.0f} s"
 
 
 def _fitted(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvret import assets, calibration, costs
+from nvret import assets, calibration, costs, notebooks, params
 from nvret.calibration import Size
 from nvret.costs import Calibration, Lengths, Prices, Workload
 from nvret.encode import Encoder
 from nvret.errors import NvretError
 
+ROOT = Path(__file__).parents[1]
 TRUE = np.array([2e-3, 3e-5, 2e-10, 1e-11, 4e-10])
 WORDS = ["red", "blue", "river", "stone", "house", "light", "winter", "paper", "music", "bridge"]
 
@@ -27,7 +29,8 @@ def made_up(search=TRUE, encoding=(1e-4, 1e-4, 1e-7), **changes):
         searches=table, encodings=table, search=Prices(np.array(search)),
         encoding=Prices(np.array(encoding)), k=64, buffer_mb=256, device="cpu", dimension=384,
         passage_lengths=Lengths(80, 7000), query_lengths=Lengths(10, 110),
-        passage_bytes=2000.0, query_bytes=300.0, weight_bytes=10**8,
+        text_bytes={"passage": 2000.0, "query": 300.0},
+        token_bytes={"passage": 25.0, "query": 30.0}, weight_bytes=10**8,
     )  # fmt: skip
     return dataclasses.replace(known, **changes)
 
@@ -116,11 +119,11 @@ def test_memory_of_a_search_is_what_it_takes():
 
 
 def test_memory_of_texts_is_what_their_encoding_takes():
-    encoder = Encoder.load(assets.model_path("potion-base-8m"))
     sample = texts(6000, 40)
-    predicted = calibration.measure_text_memory(encoder, sample[:3000])
-    twice = calibration.measure_text_memory(encoder, sample)
+    predicted = calibration.measure_text_memory(sample[:3000])
+    twice = calibration.measure_text_memory(sample)
     assert predicted == pytest.approx(twice, rel=0.1)  # a constant number of bytes for each text
+    encoder = Encoder.load(assets.model_path("potion-base-8m"))
     out = np.empty((len(sample), encoder.dimension), np.float32)
     encoder.encode(sample[:10], progress=False)
     tracemalloc.start()
@@ -158,6 +161,20 @@ def test_a_real_calibration_predicts_what_it_has_not_seen():
     said = costs.describe(measured, workload)
     assert "Held out: a search of 768 queries in 49,152 passages" in said
     assert min(measured.reach(workload)) > 1
+
+
+@pytest.mark.notebook
+def test_the_notebook_runs_and_leaves_the_profile_s_provenance_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("NVRET_RESULTS", str(tmp_path))
+    kept = tmp_path / "smoke" / "provenance.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    smoke = ROOT / "params" / "smoke.yaml"
+    notebooks.run(params.load(smoke), params.read(smoke), ["11_cost"])
+    assert kept.read_text() == "{}"
+    table = pd.read_csv(tmp_path / "smoke" / "tables" / "11_prediction.csv")
+    assert table["stage"].tolist() == ["encode passages", "encode queries", "search", "total"]
+    assert len(list((tmp_path / "smoke" / "figures").glob("11_*.png"))) == 2
 
 
 @pytest.mark.gpu
