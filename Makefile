@@ -5,13 +5,17 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: reproduce test lint lab clean
+.PHONY: reproduce test bench lint lab clean
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
 
 test: $(INSTALLED)  ## unit tests, then the notebooks end to end on params/smoke.yaml
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## every speed target side by side, and the cost model: results/benchmarks/
+	$(BIN)/python -m benchmarks
+	$(BIN)/nvret run params/quick.yaml --only 11_cost
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -115,7 +115,18 @@ def ratios(case: Case, side: str, other: str) -> np.ndarray:
     return np.array(case.seconds[side]) / np.array(case.seconds[other])
 
 
-def save(path: Path, title: str, cases: Sequence[Case], packages: Sequence[str]) -> None:
+def load() -> list[float]:
+    """Processes that wanted to run in the last 1, 5 and 15 minutes."""
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def save(
+    path: Path,
+    title: str,
+    cases: Sequence[Case],
+    packages: Sequence[str],
+    load_before: list[float],
+) -> None:
     """Write the figures of one benchmark, and what they were taken on."""
     store.write_json(
         path,
@@ -134,7 +145,8 @@ def save(path: Path, title: str, cases: Sequence[Case], packages: Sequence[str])
             ],
             "hardware": machine.hardware(),
             "versions": machine.versions(packages),
-            "load": os.getloadavg(),
+            "load before": load_before,
+            "load after": load(),
             "taken": time.strftime("%Y-%m-%d", time.gmtime()),
         },
     )

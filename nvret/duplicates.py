@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 Measure = Literal["jaccard", "overlap"]
 _NOT_WORD = re.compile(r"[\W_]+")
+# The same for a text of ASCII alone, several times as fast: lower case, all else a space
+_ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(128)) + bytes(
+    128
+)
 _BLOCK = 8_000_000  # candidate entries held at once: about 100 MB
 _SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact integer
 
@@ -36,6 +40,9 @@ def normalise(text: str) -> str:
     >>> normalise("?!")
     '?!'
     """
+    if text.isascii():
+        words = b" ".join(text.encode().translate(_ASCII).split())
+        return words.decode() or " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
 

@@ -11,8 +11,6 @@ from nvret import store
 from nvret.errors import NvretError
 from nvret.report import AVERAGE
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-
 
 def section(results: Path) -> str:
     """Markdown of a profile's results.
@@ -60,12 +58,17 @@ def section(results: Path) -> str:
 
 
 def update(readme: Path, results: Path) -> None:
-    """Replace what stands between the two markers of the README."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise NvretError(f"{readme}: expected the markers {BEGIN} and {END}, once each")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
+    """Write a profile's results into the README."""
+    replace(readme, "results", section(results))
+
+
+def replace(readme: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    old = readme.read_text(encoding="utf-8")
+    if old.count(begin) != 1 or old.count(end) != 1:
+        raise NvretError(f"{readme}: expected the markers {begin} and {end}, once each")
+    before, rest = old.split(begin)
+    after = rest.split(end)[1]
     with store.atomic_file(readme) as partial:
-        new = f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
-        partial.write_text(new, encoding="utf-8")
+        partial.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

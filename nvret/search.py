@@ -75,9 +75,14 @@ def top_k(
     _check_finite(corpus, "corpus")
     device = torch.device(device) if device is not None else queries.device
 
+    latest: tuple[slice, Tensor] | None = None
+
     def product(rows: slice, columns: slice, out: Tensor) -> None:
-        left = queries[rows].to(device, torch.float32)
-        torch.mm(left, corpus[columns].to(device, torch.float32).T, out=out)
+        nonlocal latest
+        if latest is None or latest[0] != columns:  # the same passages for all queries in turn
+            latest = None  # one of them at a time
+            latest = columns, corpus[columns].to(device, torch.float32)
+        torch.mm(queries[rows].to(device, torch.float32), latest[1].T, out=out)
 
     return top_k_scores(
         product,
@@ -128,31 +133,31 @@ def top_k_scores(
         return SearchResult(ids, scores)
 
     tile = Tile(num_queries, min(num_passages, most_passages), device, buffer_mb)
-    bar = tqdm(total=num_queries, desc="search", unit="query", disable=not progress)
+    total = num_queries * num_passages
+    bar = tqdm(total=total, desc="search", unit="score", unit_scale=True, disable=not progress)
     with bar:
-        for start in range(0, num_queries, tile.rows):
-            rows = slice(start, min(start + tile.rows, num_queries))
-            limit = None if limits is None else limits[rows]
-            best: SearchResult | None = None
-            for left in range(0, num_passages, tile.columns):
-                columns = slice(left, min(left + tile.columns, num_passages))
+        # Passages outside: a corpus that is larger than the memory is read once
+        for left in range(0, num_passages, tile.columns):
+            columns = slice(left, min(left + tile.columns, num_passages))
+            for start in range(0, num_queries, tile.rows):
+                rows = slice(start, min(start + tile.rows, num_queries))
                 tile.fill(score, rows, columns)
                 tile.drop(*excluded.inside(rows, columns))
-                if limit is not None:
-                    tile.cut(limit)
+                if limits is not None:
+                    tile.cut(limits[rows])
                 found = tile.best(k, floor)
-                best = _merge(best, SearchResult(found.ids + left, found.scores), k)
-            width = best.ids.shape[1]
-            ids[rows, :width] = best.ids.masked_fill(best.scores == NOTHING, -1).cpu()
-            scores[rows, :width] = best.scores.cpu()
-            bar.update(rows.stop - rows.start)
+                best = SearchResult(found.ids.cpu() + left, found.scores.cpu())
+                if left:
+                    best = _merge(SearchResult(ids[rows], scores[rows]), best, k)
+                width = best.ids.shape[1]
+                ids[rows, :width] = best.ids.masked_fill(best.scores == NOTHING, -1)
+                scores[rows, :width] = best.scores
+                bar.update((rows.stop - rows.start) * (columns.stop - columns.start))
     return SearchResult(ids, scores)
 
 
-def _merge(best: SearchResult | None, found: SearchResult, k: int) -> SearchResult:
+def _merge(best: SearchResult, found: SearchResult, k: int) -> SearchResult:
     """The k best of two results; every id of ``best`` is smaller than those of ``found``."""
-    if best is None:
-        return found
     scores, order = torch.cat([best.scores, found.scores], 1).sort(
         dim=1, descending=True, stable=True
     )

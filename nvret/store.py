@@ -55,9 +55,20 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"table:{part.num_rows}:{part.column_names}:".encode())
         for column in part.columns:
             _feed(digest, column.to_pylist())
+    elif isinstance(part, list) and part and all(isinstance(text, str) for text in part):
+        # One text at a time, to the same bytes as below: a corpus is not copied whole
+        length = sum(len(_json(text)) for text in part) + len(part) + 1
+        digest.update(f"json:{length}:".encode())
+        for place, text in enumerate(part):
+            digest.update((("," if place else "[") + _json(text)).encode("utf-8", "surrogatepass"))
+        digest.update(b"]")
     else:
-        text = json.dumps(part, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        text = _json(part)
         digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+
+
+def _json(part: Any) -> str:
+    return json.dumps(part, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def fingerprint(*parts: Any) -> str:

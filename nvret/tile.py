@@ -71,11 +71,12 @@ class Tile:
     def cut(self, limit: Tensor) -> None:
         """Take out every score that is not below its row's limit."""
         reached = self.maxima >= limit[:, None]
-        if 8 * int(reached.sum()) > reached.numel():  # most of the tile would be copied
-            self.scores.masked_fill_(self.scores >= limit[:, None, None], NOTHING)
-            torch.amax(self.scores, 2, out=self.maxima)
-            return
-        row, block = reached.nonzero(as_tuple=True)
+        crowded = 8 * reached.sum(1) > reached.shape[1]  # a low limit: most of the row is read
+        for row in crowded.nonzero()[:, 0].tolist():
+            scores = self.scores[row]
+            scores.masked_fill_(scores >= limit[row], NOTHING)
+            torch.amax(scores, 1, out=self.maxima[row])
+        row, block = (reached & ~crowded[:, None]).nonzero(as_tuple=True)
         kept = self.scores[row, block]
         kept.masked_fill_(kept >= limit[row, None], NOTHING)
         self.scores[row, block] = kept

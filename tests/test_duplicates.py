@@ -1,5 +1,8 @@
 """Near-duplicates against a brute-force oracle over Python sets."""
 
+import re
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -90,3 +93,11 @@ def test_clusters_are_numbered_by_their_first_text():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(NvretError, match=message):
         near_duplicate_pairs(["a b c"], **arguments)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_short_way_for_ascii_is_the_long_way(text):
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = re.sub(r"[\W_]+", " ", folded).strip()
+    assert duplicates.normalise(text) == (words or " ".join(folded.split()))

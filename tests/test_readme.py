@@ -25,7 +25,9 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_update_replaces_only_what_stands_between_the_markers(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    page.write_text(
+        "before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n", encoding="utf-8"
+    )
     readme.update(page, QUICK)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")

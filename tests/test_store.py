@@ -1,5 +1,6 @@
 """A result is there whole, or it is not there."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import types
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nvret import store
 
@@ -149,3 +152,11 @@ def test_comments_do_not_change_the_code_version(tmp_path):
     other = module("def f(x):\n    return x + 2\n", tmp_path)
     assert store.code_version(other) != store.code_version(plain)
     assert store.code_version(prose) == store.code_version(plain)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=()))))
+def test_a_list_of_texts_is_hashed_as_the_json_of_the_whole(texts):
+    whole = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+    said = f"json:{len(whole)}:".encode() + whole.encode("utf-8", "surrogatepass")
+    assert store.fingerprint(texts) == hashlib.sha256(said).hexdigest()

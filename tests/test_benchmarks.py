@@ -1,0 +1,60 @@
+"""The benchmarks run, agree with their peers, and end in a table, a figure and a README section."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import harness, page
+from nvret.params import project_root
+
+
+def test_sides_take_turns_and_the_warm_up_is_not_kept():
+    calls = []
+    seconds = harness.interleaved({n: lambda n=n: calls.append(n) for n in "ab"}, 4)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 4, "b": 4}
+    rounds = ["".join(calls[i : i + 2]) for i in range(0, 10, 2)]
+    assert sorted(set(rounds)) == ["ab", "ba"]
+    assert len(rounds) == 5
+
+
+def test_memory_is_what_a_run_adds():
+    held = []
+    added = harness.memory(lambda: held.append(np.ones(50 * 2**20, np.uint8)))
+    assert 45 < added < 120
+
+
+def test_ratios_are_taken_round_by_round(tmp_path):
+    case = harness.Case(
+        "work",
+        {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 2.0, 2.0]},
+        [harness.Target("ours", "theirs", 0.9), harness.Target("ours", "theirs", 1.5)],
+    )
+    harness.save(tmp_path / "search.json", "Search", [case], ["numpy"], harness.load())
+    rows = page.table(tmp_path)
+    assert rows["ratio"].tolist() == [1.0, 1.0]
+    assert rows["low"].tolist() == [0.75, 0.75]
+    assert rows["high"].tolist() == [1.5, 1.5]
+    assert rows["met"].tolist() == [False, True]
+    text = page.section(tmp_path, rows)
+    assert "| work | theirs | 1 [0.75, 1.5] | ≤ 0.9 | **missed** |" in text
+    assert "| work | theirs | 1 [0.75, 1.5] | ≤ 1.5 | met |" in text
+
+
+@pytest.mark.notebook
+def test_tiny_benchmarks_end_to_end(tmp_path):
+    before = (project_root() / "README.md").read_bytes()
+    command = [sys.executable, "-m", "benchmarks", "imports", "bm25", "search", "--smoke"]
+    subprocess.run(
+        [*command, "--output", tmp_path], cwd=project_root(), check=True, capture_output=True
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["bm25.json", "imports.json", "ratios.png", "search.json", "table.csv"]
+    found = json.loads((tmp_path / "bm25.json").read_text())
+    assert found["versions"]["bm25s"]
+    assert {"bm25s, numba", "bm25s, numpy", "nvret"} == set(found["cases"][0]["seconds"])
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 12
+    assert (project_root() / "README.md").read_bytes() == before
