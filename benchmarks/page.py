@@ -21,6 +21,9 @@ MET, MISSED = "#0072B2", "#D55E00"  # Okabe and Ito
 def table(folder: Path) -> pd.DataFrame:
     """A row for each target: the ratio's median over the rounds, its quartiles, and the target.
 
+    ``fastest`` is the ratio of the two sides' best rounds: on a machine that others use too, the
+    nearest to what the code itself needs.
+
     Args:
         folder: with a JSON file for each benchmark that was run.
     """
@@ -32,7 +35,8 @@ def table(folder: Path) -> pd.DataFrame:
         for case in found["cases"]:
             for target in case["targets"]:
                 side, other, quantity = target["side"], target["other"], target["quantity"]
-                values = np.array(case[quantity][side]) / np.array(case[quantity][other])
+                ours, theirs = np.array(case[quantity][side]), np.array(case[quantity][other])
+                values = ours / theirs
                 low, median, high = np.quantile(np.atleast_1d(values), [0.25, 0.5, 0.75])
                 rows.append(
                     {
@@ -44,6 +48,7 @@ def table(folder: Path) -> pd.DataFrame:
                         "ratio": median,
                         "low": low,
                         "high": high,
+                        "fastest": ours.min() / theirs.min(),
                         "rounds": np.size(values),
                         "target": target["most"],
                         "met": bool(median <= target["most"]),
@@ -93,18 +98,19 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
     lines = [
         f"Taken on {facts['taken']} on {hardware['threads']} threads of {hardware['processor']}, "
         "float32. Every line is a ratio of two sides that took turns in one run: median and "
-        "quartiles over the rounds; below 1, `nvret` needs less. Product: the bare matrix product "
-        "of the same vectors, which no exact search can do without.",
+        "quartiles over the rounds, and the ratio of the fastest rounds, which a busy machine "
+        "disturbs least; below 1, `nvret` needs less. The median decides. Product: the bare matrix "
+        "product of the same vectors, which no exact search can do without.",
         "",
-        "| what | against | ratio | target | |",
-        "|---|---|---:|---:|---|",
+        "| what | against | ratio | fastest | target | |",
+        "|---|---|---:|---:|---:|---|",
     ]
     for row in rows.itertuples():
         spread = f" [{row.low:.3g}, {row.high:.3g}]" if row.rounds > 1 else ""
         subject = row.case if row.quantity == "time" else f"{row.case}: {row.quantity}"
         verdict = "met" if row.met else "**missed**"
-        ratio = f"{row.ratio:.3g}{spread}"
-        lines.append(f"| {subject} | {row.other} | {ratio} | ≤ {row.target:.3g} | {verdict} |")
+        figures = f"{row.ratio:.3g}{spread} | {row.fastest:.3g} | ≤ {row.target:.3g}"
+        lines.append(f"| {subject} | {row.other} | {figures} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -30,7 +30,6 @@ from nvret.prices import (
     Prices,
     duration,
     encoding_terms,
-    passes,
     search_bytes,
     search_terms,
 )
@@ -286,13 +285,13 @@ def describe(measured: Calibration, workload: Workload) -> str:
     if encode > free:
         lines.append(
             f"Too little memory here: {free:.1f} GiB are free, and encoding takes {encode:.1f}, "
-            "most of it to hold the texts and to hash them. Encode the corpus in parts."
+            "most of it to hold the texts. Encode the corpus in parts."
         )
     mapped, held = table.iloc[2][["mapped_gib", "memory_gib"]]
     if mapped + held > free:
         lines.append(
             f"Too little memory here: {free:.1f} GiB are free, and the search reads the corpus's "
-            f"{mapped:.1f} GiB of vectors {passes(workload.queries):,} times, from disk if memory "
+            f"{mapped:.1f} GiB of vectors twice, to check and to compare them, from disk if memory "
             "cannot hold them. Its time above is for a machine that can."
         )
     return "\n".join(lines)

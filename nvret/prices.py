@@ -114,15 +114,6 @@ def search_bytes(queries: int, passages: int, k: int, *, buffer_mb: int = 256) -
     return scores + scores // tile.BLOCK + read_again + queries * k * RESULT
 
 
-def passes(queries: int) -> int:
-    """How often a search reads the whole corpus: once for each tile of queries.
-
-    >>> passes(257)
-    2
-    """
-    return -(-queries // tile.QUERY_TILE)
-
-
 def _tile(queries: int, passages: int, buffer_mb: int) -> tuple[int, int]:
     """Queries and passages of the search's tile of scores, as ``nvret.tile.Tile`` lays it out."""
     rows = min(tile.QUERY_TILE, queries)

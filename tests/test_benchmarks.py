@@ -38,10 +38,11 @@ def test_ratios_are_taken_round_by_round(tmp_path):
     assert rows["ratio"].tolist() == [1.0, 1.0]
     assert rows["low"].tolist() == [0.75, 0.75]
     assert rows["high"].tolist() == [1.5, 1.5]
+    assert rows["fastest"].tolist() == [0.5, 0.5]
     assert rows["met"].tolist() == [False, True]
     text = page.section(tmp_path, rows)
-    assert "| work | theirs | 1 [0.75, 1.5] | ≤ 0.9 | **missed** |" in text
-    assert "| work | theirs | 1 [0.75, 1.5] | ≤ 1.5 | met |" in text
+    assert "| work | theirs | 1 [0.75, 1.5] | 0.5 | ≤ 0.9 | **missed** |" in text
+    assert "| work | theirs | 1 [0.75, 1.5] | 0.5 | ≤ 1.5 | met |" in text
 
 
 @pytest.mark.notebook
