@@ -61,8 +61,8 @@ def table(folder: Path) -> pd.DataFrame:
 
 def figure(rows: pd.DataFrame) -> Figure:
     """Each ratio with its quartiles, and the target that it should stay left of."""
-    height = 1.1 + 0.34 * len(rows)
-    drawn, axis = plt.subplots(figsize=(COLUMN_WIDTH * 1.25, height), layout="constrained")
+    height = 0.9 + 0.3 * len(rows)
+    drawn, axis = plt.subplots(figsize=(COLUMN_WIDTH * 1.2, height), layout="constrained")
     for place, row in enumerate(rows.iloc[::-1].itertuples()):
         colour, marker = (MET, "o") if row.met else (MISSED, "s")
         axis.errorbar(
@@ -75,14 +75,16 @@ def figure(rows: pd.DataFrame) -> Figure:
             capsize=2,
         )
         axis.plot([row.target] * 2, [place - 0.35, place + 0.35], color="black", linewidth=1.5)
+    axis.margins(y=0.02)
     labels = [
         f"{row.case}\n{row.quantity}, {row.side} / {row.other}"
         for row in rows.iloc[::-1].itertuples()
     ]
-    axis.set_yticks(range(len(rows)), labels, fontsize=6.5)
+    axis.set_yticks(range(len(rows)), labels, fontsize=6)
     axis.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
     axis.set_xscale("log")
-    axis.set_xlabel("ratio (log scale; left is better; median and quartiles of the rounds)")
+    axis.set_xlabel("ratio, log scale: left is better", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
     for colour, marker, label in ((MET, "o", "target met"), (MISSED, "s", "target missed")):
         axis.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
     axis.plot([], [], color="black", linewidth=1.5, label="target")
