@@ -118,7 +118,10 @@ def test_memory_of_a_search_is_what_it_takes():
     assert measured == pytest.approx(predicted, rel=0.15)
 
 
-def test_memory_of_texts_is_what_their_encoding_takes():
+def test_memory_of_texts_is_what_their_encoding_takes(monkeypatch):
+    # The tokens of a shard are not in the price; they are nothing beside a large corpus
+    monkeypatch.setattr("nvret.encode.SHARD", 128)
+    monkeypatch.setattr("nvret.batching.CHUNK", 128)
     sample = texts(6000, 40)
     predicted = calibration.measure_text_memory(sample[:3000])
     twice = calibration.measure_text_memory(sample)
