@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 
 from nvret import machine, store
-
-Run = Callable[[], Any]
-
-MEBIBYTE = 2**20
+from nvret.measure import Run, clock
 
 
 @dataclass(frozen=True)
@@ -72,47 +66,15 @@ def interleaved(sides: dict[str, Run], rounds: int, *, warm_up: int = 1) -> dict
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for number in range(-warm_up, rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             gc.collect()
-            _wait_for_device()
-            start = time.perf_counter()
-            sides[name]()
-            _wait_for_device()
+            taken = clock(sides[name], device)
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
-
-
-def memory(run: Run) -> float:
-    """Most mebibytes of resident memory that a run adds to what the process held before it.
-
-    The first run in a process counts: one after it finds memory that the allocator has kept.
-    """
-    process = psutil.Process()
-    gc.collect()
-    before = highest = process.memory_info().rss
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.005):
-            highest = max(highest, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return (max(highest, process.memory_info().rss) - before) / MEBIBYTE
-
-
-def ratios(case: Case, side: str, other: str) -> np.ndarray:
-    """Time of ``side`` over that of ``other``, round by round."""
-    return np.array(case.seconds[side]) / np.array(case.seconds[other])
 
 
 def load() -> list[float]:
@@ -150,8 +112,3 @@ def save(
             "taken": time.strftime("%Y-%m-%d", time.gmtime()),
         },
     )
-
-
-def _wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

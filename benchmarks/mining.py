@@ -16,14 +16,16 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from benchmarks.harness import Case, Target, interleaved, memory
+from benchmarks.harness import Case, Target, interleaved
 from nvret import assets, candidates, data, mining, negatives, teachers
 from nvret.dataset import RetrievalDataset, from_texts
+from nvret.measure import extra_memory
 
 TITLE = "Mining after encoding"
 PACKAGES = ["torch", "pyarrow", "sentence-transformers", "datasets"]
@@ -159,7 +161,7 @@ def _memory_of(side: str, size: tuple[int, int]) -> float:
     with (ours if side == "nvret" else theirs)(corpus_of(300, 2_000)) as run:
         run()  # libraries and threads start with a small one
     with (ours if side == "nvret" else theirs)(dataset) as run:
-        return memory(run)
+        return extra_memory(run, torch.device("cpu"))
 
 
 def _in_fresh_process(work: Callable[..., float], *arguments: object) -> float:

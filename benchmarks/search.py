@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Run, Target, interleaved
+from benchmarks.harness import Case, Target, interleaved
+from nvret.measure import Run
 from nvret.search import SearchResult, top_k
 
 TITLE = "Exact search"

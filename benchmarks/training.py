@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
-from benchmarks.harness import MEBIBYTE, Case, Target, interleaved
+from benchmarks.harness import Case, Target, interleaved
 from nvret import assets, data, examples, mining, trainer
 from nvret.dataset import RetrievalDataset
 from nvret.encode import Encoder
+from nvret.measure import MEBIBYTE
 from nvret.methods import NaiveTopK
 from nvret.training import TrainingConfig
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,11 +21,11 @@ from tqdm.auto import tqdm
 
 from nvret import search, store
 from nvret.errors import NvretError
+from nvret.measure import clock, extra_memory
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
 
-MEBIBYTE = 2**20
 WORDS = (8, 24, 72, None)  # words that texts are cut to, to see what length costs; None: all
 
 
@@ -112,7 +110,7 @@ def measure_search(
         runs[0]()  # threads and libraries start here, and not in the first size's memory
         memory = []
         for run in runs:
-            memory.append(_extra_memory(run, target))
+            memory.append(extra_memory(run, target))
             bar.update()
         seconds = _rounds(runs, rounds, target, bar)
     table = pd.DataFrame(sizes)
@@ -162,7 +160,7 @@ def measure_encoding(
 
     probe = shuffled[: min(half, 64)]
     encode(probe)  # the first run of a process is slower
-    rate = lengths(probe).sum() / _clock(lambda: encode(probe), device)
+    rate = lengths(probe).sum() / clock(lambda: encode(probe), device)
     samples = []
     for words in WORDS:
         cut = list(dict.fromkeys(" ".join(text.split()[:words]) for text in shuffled[:half]))
@@ -268,52 +266,9 @@ def _rounds(
         gc.collect()  # not before each run: it takes longer than a small search
         first = number * len(runs) // rounds
         for place in [*range(first, len(runs)), *range(first)]:
-            seconds[number, place] = _clock(runs[place], device)
+            seconds[number, place] = clock(runs[place], device)
             bar.update()
     return seconds
-
-
-def _clock(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a run; a GPU is waited for before the clock starts and before it stops."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _extra_memory(run: Callable[[], Any], device: torch.device) -> float:
-    """Most mebibytes that a run adds to what was held before it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE
-    process = psutil.Process()
-    before = highest = process.memory_info().rss
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.002):
-            highest = max(highest, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        result = run()  # held until it is counted
-        highest = max(highest, process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    del result
-    return (highest - before) / MEBIBYTE
 
 
 def _traced(run: Callable[[], Any]) -> int:

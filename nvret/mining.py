@@ -229,10 +229,11 @@ def forbidden(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) ->
     so, and passages that are the query itself. "Same" ignores case, punctuation and spacing.
     """
     same_text: dict[str, list[int]] = defaultdict(list)
-    for row, text in enumerate(dataset.passages):
-        same_text[normalise(text)].append(row)
+    plain = [normalise(text) for text in dataset.passages]
+    for row, text in enumerate(plain):
+        same_text[text].append(row)
     positives = np.unique(dataset.pairs[1])
-    copies = {row: same_text[normalise(dataset.passages[row])] for row in positives.tolist()}
+    copies = {row: same_text[plain[row]] for row in positives.tolist()}
     if near_duplicates is not None:
         left, right, _ = near_duplicate_pairs(
             [dataset.passages[row] for row in positives],

@@ -131,7 +131,7 @@ class Comparison:
         """
         drawn = isinstance(method, methods.RandomNegatives)
         others = [m for m in self.methods if not isinstance(m, methods.RandomNegatives)]
-        together, seed = ([method], seed) if drawn else (others, 0)
+        together, seed = others if method in others else [method], seed if drawn else 0
         inputs = {
             "dataset": self.train.fingerprint,
             "teacher": self.teacher.fingerprint,

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import harness, page
+from nvret.measure import extra_memory
 from nvret.params import project_root
 
 
@@ -23,7 +25,7 @@ def test_sides_take_turns_and_the_warm_up_is_not_kept():
 
 def test_memory_is_what_a_run_adds():
     held = []
-    added = harness.memory(lambda: held.append(np.ones(50 * 2**20, np.uint8)))
+    added = extra_memory(lambda: held.append(np.ones(50 * 2**20, np.uint8)), torch.device("cpu"))
     assert 45 < added < 120
 
 
