@@ -68,6 +68,7 @@ def assemble(
     judgements: Sequence[Judgement],
     cleaning: Cleaning,
     *,
+    others: Sequence[str] = (),
     cluster_threshold: float = 0.5,
 ) -> Converted:
     """Merge what is the same, number it, and find the near-duplicate clusters.
@@ -78,6 +79,7 @@ def assemble(
     relevant passage is no query.
 
     Args:
+        others: passages without a title that no judgement is about.
         cluster_threshold: share of the shorter text's word trigrams that the other text must have
             for the two to be near-duplicates.
     """
@@ -89,12 +91,16 @@ def assemble(
         passages.setdefault(passage, j)
         query = spelling.setdefault(duplicates.normalise(j.question), j.question)
         scores[query, passage] = max(scores.get((query, passage), 0), j.score)
+    for text in others:
+        passages.setdefault(
+            (duplicates.normalise(""), duplicates.normalise(text)), Judgement("", text)
+        )
     titles, texts = [j.title for j in passages.values()], [j.text for j in passages.values()]
     ids = {key: content_id(f"{name}-p", j.title, j.text) for key, j in passages.items()}
     cleaning.add(
         "merge equal passages",
         "passages",
-        len({(j.title, j.text) for j in judgements}),
+        len({(j.title, j.text) for j in judgements} | {("", text) for text in others}),
         len(passages),
         "the same words with other spaces, punctuation or capitals",
     )
