@@ -22,6 +22,7 @@ from nvret.errors import NvretError
 if TYPE_CHECKING:
     from nvret.dataset import RetrievalDataset
     from nvret.encode import Encoder
+    from nvret.relevance import Relevance
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,22 @@ def build(dataset: RetrievalDataset, negatives: pa.Table) -> Examples:
         NvretError: a column is missing, a row names an unknown id, a pair that the data set does
             not have, or its own positive as a negative.
     """
+    pair, place, negative = slots(dataset, negatives)
+    queries, positives = (np.asarray(rows, np.int64) for rows in dataset.pairs)
+    table = np.full((len(queries), int(place.max(initial=-1)) + 1), -1, np.int64)
+    table[pair, place] = negative
+    return Examples(queries, positives, table)
+
+
+def slots(
+    dataset: RetrievalDataset, negatives: pa.Table
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each row of a table of negatives belongs; arguments and errors as in `build`.
+
+    Returns:
+        (R,) int64 each: the row's pair, its place among the pair's negatives by rank, and the
+        corpus row of the negative.
+    """
     for name in ("query_id", "positive_id", "negative_id", "rank"):
         if name not in negatives.column_names:
             raise NvretError(f"negatives has no column {name!r}, only {negatives.column_names}")
@@ -90,12 +107,10 @@ def build(dataset: RetrievalDataset, negatives: pa.Table) -> Examples:
         raise NvretError(f"negatives row {row}: {said} is not a positive pair of {dataset.name}")
     rank = negatives["rank"].to_numpy()
     by_pair = np.lexsort((rank, slot))
-    slot, negative = slot[by_pair], negative[by_pair]
     counts = np.bincount(slot, minlength=len(pairs))
-    column = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table = np.full((len(pairs), int(counts.max(initial=0))), -1, np.int64)
-    table[slot, column] = negative
-    return Examples(queries, positives, table)
+    place = np.empty(len(slot), np.int64)
+    place[by_pair] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return slot, place, negative
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Collator:
         encoder: says how token ids become a batch.
         queries, passages: token ids of the data set's texts, by ``query_slot``, ``passage_slot``.
         query_slot, passage_slot: data set row -> row of the token ids.
-        relevant: query row -> relevant corpus rows, for in-batch negatives; None without them.
+        relevance: says which passages may not be negatives by chance; None: there are none such.
         budget, slack: tokens of a batch and of its padding (`token_budget_batches`).
     """
 
@@ -117,7 +132,7 @@ class Collator:
     passages: Ragged
     query_slot: np.ndarray
     passage_slot: np.ndarray
-    relevant: Sequence[np.ndarray] | None = None
+    relevance: Relevance | None = None
     budget: int = 2048
     slack: int = 64
 
@@ -149,7 +164,9 @@ class Collator:
             "positives": torch.from_numpy(inverse[:, 0].copy()),
             "negatives": torch.from_numpy(inverse[:, 1:].copy()),
         }
-        if self.relevant is not None:
-            known = [np.isin(pool, self.relevant[q]) for q in self.examples.queries[chosen]]
-            inputs["known"] = torch.from_numpy(np.stack(known))
+        if self.relevance is not None:
+            queries = self.examples.queries[chosen]
+            inputs["known"] = torch.from_numpy(self.relevance(queries, listed[:, 0], pool))
+            inputs["query_rows"] = torch.from_numpy(queries)
+            inputs["passage_rows"] = torch.from_numpy(pool)
         return inputs

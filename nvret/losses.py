@@ -1,4 +1,4 @@
-"""InfoNCE over mined and in-batch negatives.
+"""InfoNCE over mined negatives, those of the batch and those of a memory bank.
 
 Cosine similarities divided by a temperature, softmax over the positive and its negatives, minus the
 positive's log-probability (arXiv 2407.15831, section 2.1; arXiv 1807.03748).
@@ -21,6 +21,8 @@ def info_nce(
     temperature: float,
     in_batch: bool = False,
     known: Tensor | None = None,
+    bank: Tensor | None = None,
+    bank_known: Tensor | None = None,
 ) -> Tensor:
     """Mean InfoNCE loss of B (query, positive) pairs that share a pool of U distinct passages.
 
@@ -41,6 +43,9 @@ def info_nce(
         in_batch: also take the batch's other passages as negatives.
         known: (B, U) bool, passages that are relevant to the query and therefore may not be
             in-batch negatives of it. Mined negatives are taken as they are.
+        bank: (M, D), L2-normalised, without gradient: vectors of further negatives. M may be 0.
+        bank_known: (B, M) bool, places of ``bank`` that are no negatives of the query: empty,
+            relevant, or among the pair's other negatives and therefore counted already.
     Returns:
         scalar, float32 or wider, whatever precision autocast asks for.
     Raises:
@@ -64,6 +69,11 @@ def info_nce(
         )
     if known is not None and known.shape != (size, pool):
         raise NvretError(f"known has shape {tuple(known.shape)}, expected {(size, pool)}")
+    if bank is not None and (bank.ndim != 2 or bank.shape[1] != queries.shape[1]):
+        raise NvretError(f"bank has shape {tuple(bank.shape)}, expected (M, {queries.shape[1]})")
+    places = (size, 0 if bank is None else len(bank))
+    if bank_known is not None and bank_known.shape != places:
+        raise NvretError(f"bank_known has shape {tuple(bank_known.shape)}, expected {places}")
 
     with torch.autocast(queries.device.type, enabled=False):
         dtype = torch.promote_types(queries.dtype, torch.float32)
@@ -76,4 +86,9 @@ def info_nce(
             own.scatter_(1, listed.masked_fill(absent, pool), True)  # -1 goes to a spare column
             own = own[:, :pool] if known is None else own[:, :pool] | known
             logits = torch.cat([logits, scores.masked_fill(own, -torch.inf)], 1)
+        if bank is not None:
+            older = queries.to(dtype) @ bank.to(dtype).T / temperature
+            if bank_known is not None:
+                older = older.masked_fill(bank_known, -torch.inf)
+            logits = torch.cat([logits, older], 1)
         return -logits.log_softmax(1)[:, 0].mean()

@@ -17,9 +17,12 @@ from nvret.encode import Encoder
 from nvret.examples import Collator, Examples
 from nvret.gradcache import chunked_loss
 from nvret.losses import info_nce
+from nvret.memory import MemoryBank
+from nvret.relevance import Relevance
 
 if TYPE_CHECKING:
     from nvret.dataset import RetrievalDataset
+    from nvret.teachers import Scorer
     from nvret.training import TrainingConfig
 
 # Tokens of a batch, and of its padding. On a CPU a batch should stay near its caches, yet each
@@ -29,14 +32,25 @@ COMPLETE = "complete"  # a checkpoint without this file was cut off while it was
 
 
 class Student(nn.Module):
-    """The encoder with its loss, in the form that ``Trainer`` calls."""
+    """The encoder with its loss, in the form that ``Trainer`` calls.
 
-    def __init__(self, encoder: Encoder, config: TrainingConfig) -> None:
+    Attributes:
+        bank: passages of earlier batches, None without; in the checkpoints, not in the model.
+        relevance: says which of them may not be negatives of a query; needed for a bank.
+    """
+
+    def __init__(
+        self, encoder: Encoder, config: TrainingConfig, relevance: Relevance | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
         self.chunk_tokens = config.chunk_tokens or sys.maxsize
         self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
+        self.relevance, self.bank = relevance, None
+        if config.memory_bank:
+            dtype = torch.promote_types(encoder.dtype, torch.float32)
+            self.bank = MemoryBank(config.memory_bank, encoder.dimension, dtype)
 
     def forward(
         self,
@@ -47,24 +61,60 @@ class Student(nn.Module):
         positives: Tensor,
         negatives: Tensor,
         known: Tensor | None = None,
+        query_rows: Tensor | None = None,
+        passage_rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Loss of one batch as `nvret.examples.Collator` makes it."""
+        """Loss of one batch as `nvret.examples.Collator` makes it.
+
+        In training its passages then go into the memory bank.
+        """
         count = len(query_batches)
         skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
 
-        def loss_of(vectors: list[Tensor]) -> Tensor:
+        bank = bank_known = None
+        if self.bank is not None:
+            bank = self.bank.vectors
+            bank_known = self._bank_known(query_rows, passage_rows, positives, negatives)
+
+        def loss_of(vectors: list[Tensor]) -> Tensor:  # called once, in chunks as well
+            passages = torch.cat(vectors[count:])[passage_order]
+            if self.bank is not None and self.training:
+                self.bank.push(passage_rows, passages)
             return info_nce(
                 torch.cat(vectors[:count])[query_order],
-                torch.cat(vectors[count:])[passage_order],
+                passages,
                 positives,
                 negatives,
                 temperature=self.temperature,
                 in_batch=self.in_batch,
                 known=known,
+                bank=bank,
+                bank_known=bank_known,
             )
 
         batches = [*query_batches, *passage_batches]
         return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
+
+    def _bank_known(
+        self, queries: Tensor, passages: Tensor, positives: Tensor, negatives: Tensor
+    ) -> Tensor:
+        """(B, M) bool, places of the bank that are empty or no further negatives of a pair.
+
+        Args:
+            queries: (B,) query rows.
+            passages: (U,) corpus rows of the batch.
+            positives, negatives: (B,) and (B, K) places in ``passages``, -1 for none.
+        """
+        rows = self.bank.rows
+        mined = passages[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
+        known = self.bank.listed(mined) | (rows < 0)
+        if self.in_batch:  # what is in the batch counts with its new vector
+            known |= torch.isin(rows, passages)
+        filled = rows >= 0
+        pairs = (queries, passages[positives], rows[filled])
+        relevant = self.relevance(*(index.cpu().numpy() for index in pairs))
+        known[:, filled] |= torch.from_numpy(relevant).to(known.device)
+        return known
 
 
 class Shuffle(torch.utils.data.Sampler[int]):
@@ -94,6 +144,7 @@ def collator(
     pairs: Examples,
     config: TrainingConfig,
     progress: bool,
+    guide: Scorer | None = None,
 ) -> Collator:
     """Tokenize the texts that the pairs use, once."""
     texts = (dataset.query_texts, dataset.passages)
@@ -107,12 +158,16 @@ def collator(
         chosen = [text[row] for row in rows]
         tokens.append(encoder.tokenize(chosen, kind, max_length=length, progress=progress))
         slots.append(slot)
-    relevant = dataset.positives if config.in_batch_negatives else None
+    relevance = None
+    if config.in_batch_negatives or config.memory_bank:
+        relevance = Relevance(dataset.positives, guide, config.mask_margin or 0.0)
     budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
     budget = min(budget, config.chunk_tokens or budget)
     if encoder.layout.static:  # pads nothing and looks up all texts at once
         budget = slack = sys.maxsize
-    return Collator(pairs, encoder, *tokens, *slots, relevant=relevant, budget=budget, slack=slack)
+    return Collator(
+        pairs, encoder, *tokens, *slots, relevance=relevance, budget=budget, slack=slack
+    )
 
 
 def trainer(
@@ -185,7 +240,7 @@ def trainer(
         log_level="error",
     )
     made = Ordered(
-        model=Student(encoder, config),
+        model=Student(encoder, config, batches.relevance),
         args=arguments,
         train_dataset=batches.examples,
         data_collator=batches,

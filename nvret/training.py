@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from nvret.errors import NvretError
 
 if TYPE_CHECKING:
     from nvret.dataset import RetrievalDataset
+    from nvret.teachers import Scorer
 
 log = logging.getLogger("nvret")
 
@@ -45,6 +47,11 @@ class TrainingConfig:
         temperature: of the InfoNCE loss.
         query_max_length, passage_max_length: tokens, prompt and special tokens included.
         in_batch_negatives: also take the batch's other passages, unless known to be relevant.
+        mask_margin: leave out as well what a guide, a teacher, scores more than this above the
+            pair's positive: 0.0 as GISTEmbed, 0.1 as Qwen3-Embedding; None: no guide. In the
+            guide's units; needs ``in_batch_negatives``. Mined negatives are taken as they are.
+        memory_bank: passages of earlier batches that are negatives too, with the vectors they had
+            then and unless known to be relevant (or suspected by the guide); 0: none.
         precision: "float32", or "bfloat16" for autocast over float32 weights.
         dropout: rate of every dropout in the backbone; None: those of the model's own
             configuration (0.1 for BERT). Drawn from the seed. A static model has none.
@@ -69,6 +76,8 @@ class TrainingConfig:
     query_max_length: int = 32
     passage_max_length: int = 64
     in_batch_negatives: bool = False
+    mask_margin: float | None = None
+    memory_bank: int = 0
     precision: str = "float32"
     dropout: float | None = None
     max_grad_norm: float = 1.0
@@ -81,7 +90,7 @@ class TrainingConfig:
         for name in (*above, "passage_max_length", "logging_steps"):
             if not getattr(self, name) > 0:
                 raise NvretError(f"{name} is {getattr(self, name)}, expected > 0")
-        for name in ("weight_decay", "max_grad_norm", "checkpoint_steps"):
+        for name in ("weight_decay", "max_grad_norm", "checkpoint_steps", "memory_bank"):
             if not getattr(self, name) >= 0:
                 raise NvretError(f"{name} is {getattr(self, name)}, expected >= 0")
         if not 0 <= self.warmup_ratio < 1:
@@ -90,6 +99,12 @@ class TrainingConfig:
             raise NvretError(f"chunk_tokens is {self.chunk_tokens}, expected > 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise NvretError(f"dropout is {self.dropout}, expected in [0, 1)")
+        if self.mask_margin is not None:
+            if not math.isfinite(self.mask_margin):
+                raise NvretError(f"mask_margin is {self.mask_margin}, expected a finite number")
+            if not self.in_batch_negatives:
+                said = "expected None without in_batch_negatives"
+                raise NvretError(f"mask_margin is {self.mask_margin}, {said}")
         if self.schedule not in SCHEDULES:
             raise NvretError(f"schedule is {self.schedule!r}, expected one of {SCHEDULES}")
         if self.precision not in ("float32", "bfloat16"):
@@ -122,6 +137,7 @@ def finetune(
     config: TrainingConfig,
     *,
     seed: int,
+    guide: Scorer | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> pa.Table:
@@ -139,13 +155,18 @@ def finetune(
             is there until the run is complete; a complete one is not repeated.
         config: hyperparameters.
         seed: of the order and the dropout.
+        guide: a teacher that has read ``dataset``, for ``config.mask_margin``; not without it.
         device: "cpu" or "cuda"; None: CUDA where there is one.
     Returns:
         the training log: step, epoch, loss (mean since the row before), learning_rate, grad_norm.
     Raises:
         NvretError: negatives that do not fit the data set; ``output`` holds another run; a loss
-            that is not finite.
+            that is not finite; a guide without ``mask_margin`` or the other way round.
     """
+    if guide is None and config.mask_margin is not None:
+        raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
+    if guide is not None and config.mask_margin is None:
+        raise NvretError(f"guide {guide.name!r} is given, but mask_margin is None")
     output = Path(output)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pairs = examples.build(dataset, negatives)
@@ -157,6 +178,8 @@ def finetune(
         "config": dataclasses.asdict(config),
         "seed": seed,
     }
+    if guide is not None:
+        inputs["guide"] = guide.fingerprint
     with store.atomic_folder(output, keep_partial=True) as partial:
         if partial is None:
             _check_inputs(output, inputs)
@@ -169,7 +192,7 @@ def finetune(
         resume = _last_checkpoint(checkpoints)
         if resume:
             log.info("%s: continuing from %s", output, resume.name)
-        batches = trainer.collator(encoder, dataset, pairs, config, progress)
+        batches = trainer.collator(encoder, dataset, pairs, config, progress, guide)
         run = trainer.trainer(encoder, batches, config, seed, checkpoints, progress)
         run.train(resume_from_checkpoint=str(resume) if resume else None)
         table = _log_table(run.state.log_history)
@@ -182,7 +205,10 @@ def finetune(
 
 
 def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:
-    return json.loads((folder / "training.json").read_text(encoding="utf-8")) == inputs
+    said = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    # a run from before there was an option is one without it
+    said["config"] = dataclasses.asdict(TrainingConfig()) | said.get("config", {})
+    return said == inputs
 
 
 def _check_inputs(folder: Path, inputs: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ from nvret.errors import NvretError
 from nvret.losses import info_nce
 
 
-def oracle(queries, passages, positives, negatives, temperature, in_batch, known):
+def oracle(
+    queries, passages, positives, negatives, temperature, in_batch, known, bank=(), bank_known=()
+):
     losses = []
     for q, (positive, listed) in enumerate(zip(positives, negatives, strict=True)):
         own = [n for n in listed if n >= 0]
@@ -20,7 +22,9 @@ def oracle(queries, passages, positives, negatives, temperature, in_batch, known
         if in_batch:
             left_out = {positive, *own} | {p for p in range(len(passages)) if known[q][p]}
             pool += [p for p in range(len(passages)) if p not in left_out]
-        score = [math.exp(float(queries[q] @ passages[p]) / temperature) for p in [positive, *pool]]
+        vectors = [passages[p] for p in [positive, *pool]]
+        vectors += [bank[m] for m in range(len(bank)) if not bank_known[q][m]]
+        score = [math.exp(float(queries[q] @ vector) / temperature) for vector in vectors]
         losses.append(-math.log(score[0] / sum(score)))
     return sum(losses) / len(losses)
 
@@ -52,6 +56,39 @@ def test_equals_the_definition(batch, temperature, in_batch):
     )
     expected = oracle(queries, passages, positives, negatives, temperature, in_batch, known)
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(), st.integers(0, 6), st.booleans(), st.integers(0, 2**32 - 1))
+def test_a_bank_equals_the_definition(batch, places, in_batch, seed):
+    queries, passages, positives, negatives, known = batch
+    rng = np.random.default_rng(seed)
+    bank = rng.standard_normal((places, 4))
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    bank_known = rng.random((len(queries), places)) < 0.3
+
+    def loss(**options):
+        tensors = map(torch.from_numpy, (queries, passages, positives, negatives, known))
+        *tensors, relevant = tensors
+        return info_nce(
+            *tensors, temperature=0.5, in_batch=in_batch, known=relevant, **options
+        ).item()
+
+    got = loss(bank=torch.from_numpy(bank), bank_known=torch.from_numpy(bank_known))
+    expected = oracle(
+        queries, passages, positives, negatives, 0.5, in_batch, known, bank, bank_known
+    )
+    assert got == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    everything = torch.ones(len(queries), places, dtype=torch.bool)
+    assert loss(bank=torch.from_numpy(bank), bank_known=everything) == pytest.approx(
+        loss(), rel=1e-12, abs=1e-15
+    )
+    none = np.zeros_like(bank_known)
+    assert loss(bank=torch.from_numpy(bank)) == pytest.approx(
+        oracle(queries, passages, positives, negatives, 0.5, in_batch, known, bank, none),
+        rel=1e-9,
+        abs=1e-12,
+    )
 
 
 def test_gradients():
@@ -98,6 +135,9 @@ def test_equal_scores_give_the_logarithm_of_the_candidates():
         ({"passages": torch.ones(3, 5)}, "shapes"),
         ({"positives": torch.tensor([0])}, "expected"),
         ({"known": torch.zeros(1, 1, dtype=torch.bool), "in_batch": True}, "known has shape"),
+        ({"bank": torch.ones(3, 5)}, r"bank has shape \(3, 5\), expected \(M, 4\)"),
+        ({"bank": torch.ones(3, 4), "bank_known": torch.zeros(2, 2)}, r"expected \(2, 3\)"),
+        ({"bank_known": torch.zeros(2, 2, dtype=torch.bool)}, r"expected \(2, 0\)"),
     ],
 )
 def test_shapes_that_do_not_fit(change, message):
