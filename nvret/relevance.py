@@ -5,7 +5,7 @@ and of the memory bank, are checked here: against the labels and, as an option, 
 ("guide") that scores them next to the pair's own positive. What the guide places above the positive
 is probably relevant and unlabelled.
 
-Source: GISTEmbed, arXiv 2402.16829, section 3 (margin 0); Qwen3-Embedding, arXiv 2506.05176, masks
+Source: GISTEmbed, arXiv 2402.16829 (margin 0); Qwen3-Embedding, arXiv 2506.05176, masks what is
 above the positive's score + 0.1. Both also mask queries against queries; here are passages alone.
 """
 
