@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from nvret import lora
 from nvret.encode import Encoder
 from nvret.examples import Collator, Examples
 from nvret.gradcache import chunked_loss
@@ -47,6 +48,8 @@ class Student(nn.Module):
         self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
         self.chunk_tokens = config.chunk_tokens or sys.maxsize
         self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
+        if config.lora_rank:
+            lora.checkpoint_trained_only(self)
         self.relevance, self.bank = relevance, None
         if config.memory_bank:
             dtype = torch.promote_types(encoder.dtype, torch.float32)

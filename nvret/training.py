@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nvret import examples, store, trainer
+from nvret import examples, lora, store, trainer
 from nvret.encode import Encoder
 from nvret.errors import NvretError
+from nvret.layout import POOLINGS
 
 if TYPE_CHECKING:
     from nvret.dataset import RetrievalDataset
@@ -55,6 +56,12 @@ class TrainingConfig:
         precision: "float32", or "bfloat16" for autocast over float32 weights.
         dropout: rate of every dropout in the backbone; None: those of the model's own
             configuration (0.1 for BERT). Drawn from the seed. A static model has none.
+        lora_rank: train adapters of this rank beside all linear layers, and merge them into the
+            weights at the end (`nvret.lora`); None: train all weights.
+        lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
+        lora_dropout: rate of the adapters' input.
+        pooling: "mean", "cls" or "last"; None: what the base model's folder says.
+        bidirectional: whether each token of a decoder sees those after it; None: likewise.
         max_grad_norm: gradients are scaled down to this norm; 0: never.
         checkpoint_steps: steps between checkpoints; 0: none.
         chunk_tokens: most tokens, padding included, whose activations are held at once, at the
@@ -80,6 +87,11 @@ class TrainingConfig:
     memory_bank: int = 0
     precision: str = "float32"
     dropout: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    pooling: str | None = None
+    bidirectional: bool | None = None
     max_grad_norm: float = 1.0
     checkpoint_steps: int = 100
     chunk_tokens: int | None = None
@@ -99,6 +111,14 @@ class TrainingConfig:
             raise NvretError(f"chunk_tokens is {self.chunk_tokens}, expected > 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise NvretError(f"dropout is {self.dropout}, expected in [0, 1)")
+        if self.lora_rank is not None and not self.lora_rank > 0:
+            raise NvretError(f"lora_rank is {self.lora_rank}, expected > 0")
+        if not self.lora_alpha > 0:
+            raise NvretError(f"lora_alpha is {self.lora_alpha}, expected > 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise NvretError(f"lora_dropout is {self.lora_dropout}, expected in [0, 1)")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise NvretError(f"pooling is {self.pooling!r}, expected one of {list(POOLINGS)}")
         if self.mask_margin is not None:
             if not math.isfinite(self.mask_margin):
                 raise NvretError(f"mask_margin is {self.mask_margin}, expected a finite number")
@@ -141,7 +161,7 @@ def finetune(
     device: str | None = None,
     progress: bool = True,
 ) -> pa.Table:
-    """Fine-tune all weights of ``base`` on the data set's pairs and their mined negatives.
+    """Fine-tune ``base`` on the data set's pairs and their mined negatives.
 
     Every (query, positive) pair of the data set is trained on, in an order that depends on the seed
     and the number of pairs alone, so two mining methods see the same queries in the same batches.
@@ -154,14 +174,15 @@ def finetune(
         output: folder to make: the model, ``training_log.parquet`` and ``training.json``. Nothing
             is there until the run is complete; a complete one is not repeated.
         config: hyperparameters.
-        seed: of the order and the dropout.
+        seed: of the order, the dropout and the adapters.
         guide: a teacher that has read ``dataset``, for ``config.mask_margin``; not without it.
         device: "cpu" or "cuda"; None: CUDA where there is one.
     Returns:
         the training log: step, epoch, loss (mean since the row before), learning_rate, grad_norm.
     Raises:
         NvretError: negatives that do not fit the data set; ``output`` holds another run; a loss
-            that is not finite; a guide without ``mask_margin`` or the other way round.
+            that is not finite; a guide without ``mask_margin`` or the other way round; a static
+            model with LoRA, or with a pooling or attention to choose.
     """
     if guide is None and config.mask_margin is not None:
         raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
@@ -170,7 +191,15 @@ def finetune(
     output = Path(output)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pairs = examples.build(dataset, negatives)
-    encoder = Encoder.load(base, device=device, dropout=config.dropout)
+    encoder = Encoder.load(
+        base,
+        device=device,
+        pooling=config.pooling,
+        bidirectional=config.bidirectional,
+        dropout=config.dropout,
+    )
+    if encoder.layout.static and (config.pooling, config.bidirectional) != (None, None):
+        raise NvretError(f"{base}: a static model has neither pooling nor attention to choose")
     inputs = {
         "base": encoder.fingerprint,
         "dataset": dataset.fingerprint,
@@ -180,6 +209,8 @@ def finetune(
     }
     if guide is not None:
         inputs["guide"] = guide.fingerprint
+    if config.lora_rank:  # after the fingerprint, which is the base model's
+        lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
     with store.atomic_folder(output, keep_partial=True) as partial:
         if partial is None:
             _check_inputs(output, inputs)
@@ -196,6 +227,8 @@ def finetune(
         run = trainer.trainer(encoder, batches, config, seed, checkpoints, progress)
         run.train(resume_from_checkpoint=str(resume) if resume else None)
         table = _log_table(run.state.log_history)
+        if config.lora_rank:
+            lora.merge(encoder)
         if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
             raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
         encoder.eval().save(partial)
