@@ -1,0 +1,197 @@
+"""Hidden labels: what is hidden, what is counted, and how sure the counts are."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret import audit, mining, rates
+from nvret.data import RetrievalDataset, from_texts
+from nvret.errors import NvretError
+
+POSITIVES = [[0, 1, 2], [3], [4, 5], [6, 7]]
+
+
+def toy(clusters=None):
+    dataset = from_texts("toy", [f"text {i} of {i}" for i in range(12)], list("wxyz"), POSITIVES)
+    if clusters is None:
+        return dataset
+    corpus = dataset.corpus.append_column("cluster", pa.array(clusters, pa.int32()))
+    return RetrievalDataset("toy", corpus, dataset.queries, dataset.qrels)
+
+
+def pairs(table, second="corpus_id"):
+    return set(zip(table["query_id"].to_pylist(), table[second].to_pylist(), strict=True))
+
+
+def table(rows):
+    """Negatives from (query, positive, negative), in rank order, with falling scores."""
+    query, positive, negative = zip(*rows, strict=True)
+    size = len(rows)
+    return pa.table(
+        {
+            "query_id": query,
+            "positive_id": positive,
+            "negative_id": negative,
+            "rank": pa.array(1 + np.arange(size) % 2, pa.int32()),
+            "score": pa.array(np.linspace(0.9, 0.1, size), pa.float32()),
+            "positive_score": pa.array(np.full(size, 0.8), pa.float32()),
+        }
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 50), st.randoms())
+def test_one_positive_is_kept_whatever_the_order(seed, random):
+    dataset = toy()
+    hidden = audit.hide(dataset, seed)
+    kept, lost = pairs(hidden.dataset.qrels), pairs(hidden.pairs)
+    assert sorted(query for query, _ in kept) == ["q0", "q2", "q3"]
+    assert not kept & lost
+    assert kept | lost == {pair for pair in pairs(dataset.qrels) if pair[0] != "q1"}
+    assert hidden.dataset.corpus.num_rows == 12
+    assert hidden.source == "labelled"
+
+    order = {part: list(range(getattr(dataset, part).num_rows)) for part in ("corpus", "qrels")}
+    for rows in order.values():
+        random.shuffle(rows)
+    shuffled = RetrievalDataset(
+        "x",
+        dataset.corpus.take(order["corpus"]),
+        dataset.queries,
+        dataset.qrels.take(order["qrels"]),
+    )
+    again = audit.hide(shuffled, seed)
+    assert pairs(again.pairs) == lost
+    assert again.pairs.equals(hidden.pairs)
+
+
+def test_the_seed_chooses_and_judgements_of_0_stay():
+    dataset = toy()
+    judged = pa.table({"query_id": ["q2"], "corpus_id": ["p9"], "score": pa.array([0], pa.int32())})
+    dataset = RetrievalDataset(
+        "toy", dataset.corpus, dataset.queries, pa.concat_tables([dataset.qrels, judged])
+    )
+    assert len({frozenset(pairs(audit.hide(dataset, seed).pairs)) for seed in range(20)}) > 3
+    hidden = audit.hide(dataset)
+    assert ("q2", "p9") in pairs(hidden.dataset.qrels)
+    assert ("q2", "p9") not in pairs(hidden.pairs)
+    with pytest.raises(NvretError, match="one: no query has several positives"):
+        audit.hide(from_texts("one", ["a"], ["b"], [[0]]))
+
+
+def test_cluster_mates_are_hidden_but_no_labelled_positive():
+    #              w: 0, 1 and 2    x: 3     y: 4, 5   z: 6, 7
+    hidden = audit.cluster_labels(toy([0, 0, 1, 2, 3, 4, 5, 6, 0, 2, 9, 9]))
+    assert pairs(hidden.pairs) == {("q0", "p8"), ("q1", "p9")}
+    assert hidden.source == "derived"
+    assert [len(rows) for rows in hidden.dataset.positives] == [3, 1]
+    with pytest.raises(NvretError, match="no column 'cluster'"):
+        audit.cluster_labels(toy())
+    with pytest.raises(NvretError, match="every positive is alone"):
+        audit.cluster_labels(toy(range(12)))
+
+
+def test_labels_chooses_the_way_and_samples_queries():
+    assert audit.labels(toy()).source == "labelled"
+    few = from_texts("few", list("abcdefghijklmno"), list("0123456789A"), [[i] for i in range(11)])
+    corpus = few.corpus.append_column("cluster", pa.array([i // 2 for i in range(15)], pa.int32()))
+    few = RetrievalDataset("few", corpus, few.queries, few.qrels)
+    assert audit.labels(few).source == "derived"
+    small, smaller = (audit.labels(toy(), number) for number in (2, 1))
+    assert len(small.dataset.queries) == 2
+    assert pairs(smaller.pairs) < pairs(small.pairs)  # the one is a part of the other
+    assert {query for query, _ in pairs(small.pairs)} == set(
+        small.dataset.queries["id"].to_pylist()
+    )
+
+
+def test_counts_of_every_pair():
+    hidden = audit.cluster_labels(toy([0, 0, 1, 2, 3, 4, 5, 6, 0, 2, 9, 9]))
+    mined = table([("q0", "p0", "p8"), ("q0", "p0", "p9"), ("q0", "p1", "p8"), ("q1", "p3", "p8")])
+    assert audit.known(mined, hidden).tolist() == [True, False, True, False]
+    counts = audit.false_negatives(mined, hidden).set_index(["query_id", "positive_id"])
+    assert counts.loc[("q0", "p0")].tolist() == [2, 1]
+    assert counts.loc[("q0", "p2")].tolist() == [0, 0]  # nothing was mined for it
+    assert len(counts) == 4
+    assert audit.rate(counts.reset_index()).value == 0.5
+    with pytest.raises(NvretError, match=r"negatives of \('q2', 'p4'\), which is no pair of toy"):
+        audit.false_negatives(table([("q2", "p4", "p1")]), hidden)
+    with pytest.raises(NvretError, match="no column 'negative_id'"):
+        audit.known(mined.drop_columns("negative_id"), hidden)
+
+
+def test_frontier():
+    hidden = audit.cluster_labels(toy([0, 0, 1, 2, 3, 4, 5, 6, 0, 2, 9, 9]))
+    rows = [("q0", "p0", "p8"), ("q0", "p0", "p9"), ("q1", "p3", "p9"), ("q1", "p3", "p1")]
+    ranking = table(rows)
+    tables = {"naive": ranking, "none": ranking.slice(0, 0), "late": ranking.slice(1, 1)}
+    late = pa.concat_tables([tables["late"], table([("q1", "p3", "p11")])])
+    found = audit.frontier(tables | {"late": late}, hidden, ranking, "naive").set_index("method")
+    assert found.loc["naive", ["negatives", "false", "rate"]].tolist() == [4, 2, 0.5]
+    # of the four scores .9, .63, .37, .1 the false ones are the first and the third
+    assert found.loc["naive", "hardness"] == pytest.approx((0.9 + 0.1 - 0.8 / 3) / 1.6, abs=1e-6)
+    assert found.loc["naive", ["mean rank", "true kept", "false kept"]].tolist() == [1.5, 1, 1]
+    assert found.loc["late", ["mean rank", "true kept", "false kept"]].tolist() == [2.5, 0.5, 0]
+    assert found.loc["none", "negatives"] == 0
+    assert np.isnan(found.loc["none", ["rate", "hardness", "mean rank"]].astype(float)).all()
+    by_rank = audit.by_rank(ranking, hidden)
+    assert by_rank[["rank", "negatives", "rate"]].to_numpy().tolist() == [[1, 2, 1], [2, 2, 0]]
+
+
+def test_mined_for_real():
+    """No rule sees the hidden labels: a hidden positive is mined like any other passage."""
+    texts = [f"word{i // 2} again word{i // 2} variant {'ab'[i % 2]} {i}" for i in range(40)]
+    queries = [f"word{i} word{i}" for i in range(20)]
+    dataset = from_texts("twins", texts, queries, [[2 * i, 2 * i + 1] for i in range(20)])
+    hidden = audit.hide(dataset)
+    naive = mining.mine(hidden.dataset, "bm25", mining.NaiveTopK(), 4, progress=False)
+    counts = audit.false_negatives(naive, hidden)
+    assert counts["false"].tolist() == [1] * 20
+    assert audit.by_rank(naive, hidden)["rate"].iloc[0] == 1
+
+
+# intervals
+
+
+def draw(rng, queries, share, alike):
+    """Counts of a method and of one that keeps two in five of its false negatives."""
+    chances = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), queries)
+    mined = rng.integers(2, 5, queries)
+    false = rng.binomial(mined, chances)
+    first = pd.DataFrame({"query_id": np.arange(queries), "mined": mined, "false": false})
+    return first, first.assign(false=rng.binomial(false, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("queries", "share", "alike"), [(200, 0.1, 0.3), (300, 0.01, 0.3), (300, 0.003, 0.5)]
+)
+def test_intervals_hold_the_truth_nineteen_times_in_twenty(queries, share, alike):
+    rng = np.random.default_rng(0)
+    inside = np.zeros(2)
+    for _ in range(400):
+        first, second = draw(rng, queries, share, alike)
+        rate, reduction = rates.rate(first), rates.reduction(second, first)
+        inside += rate.low <= share <= rate.high, reduction.low <= 0.6 <= reduction.high
+    assert (inside / 400 > 0.9).all()
+
+
+def test_intervals_at_the_ends():
+    none = pd.DataFrame({"query_id": range(100), "mined": 4, "false": 0})
+    some = none.assign(false=[1] * 10 + [0] * 90)
+    value, low, high = rates.rate(none)
+    assert (value, low) == (0, 0)
+    assert 0.03 < high < 0.04  # Wilson's for 100, not for 400
+    assert rates.rate(none.assign(false=4)).low > 0.96
+    assert np.isnan(rates.rate(none.assign(mined=0)).value)
+    fewer = rates.reduction(none, some)
+    assert (fewer.value, fewer.high) == (1, 1)
+    assert -1 < fewer.low < 0.2  # ten events leave much open
+    assert np.isnan(rates.reduction(some, none).value)
+    assert rates.reduction(some, some).value == 0
+    with pytest.raises(NvretError, match="cannot be paired"):
+        rates.reduction(some, none.iloc[:50])
+    # the order of the rows is nothing
+    assert rates.reduction(none[::-1], some) == fewer
