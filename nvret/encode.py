@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,13 @@ class Encoder(Network):
             special = special[:-1]
         return len(special)
 
+    @cached_property
+    def _tokenizer_key(self) -> str:
+        """Hash of the tokenizer's content, whatever it was last asked to cut or fill."""
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
     def _prompt(self, kind: str) -> str:
         if kind not in ("query", "passage"):
             raise NvretError(f"kind {kind!r}, expected 'query' or 'passage'")
@@ -189,6 +197,7 @@ class Encoder(Network):
             max_length=self.limit(max_length),
             special_tokens=not self.layout.static,
             rows=rows,
+            key=self._tokenizer_key,
             progress=progress,
         )
         skip = self.prompt_tokens(kind)

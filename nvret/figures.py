@@ -15,6 +15,7 @@ from nvret import methods
 # Okabe and Ito's palette; a method keeps its colour and marker in every figure
 STYLE = {
     "Base": ("#999999", "x"),
+    "No mined": ("#009E73", "*"),
     "Random": ("#000000", "D"),
     "Naive": ("#D55E00", "o"),
     "shifted": ("#E69F00", "v"),
@@ -31,24 +32,30 @@ def style(label: str) -> tuple[str, str]:
 
 
 def differences(table: pd.DataFrame, student: str) -> Figure:
-    """Forest plot: each method less the reference, a panel per test set, 95 % intervals."""
+    """Forest plot: each arm less the reference, a panel per test set, 95 % intervals.
+
+    Args:
+        table: of ``report.differences``.
+    """
     rows = table[table["student"] == student]
     sets = list(dict.fromkeys(rows["dataset"]))
     sets = sets[:1] if len(sets) == 2 else sets  # the mean of one test set is that test set
-    labels = list(dict.fromkeys(rows["method"]))[::-1]
+    labels = list(dict.fromkeys(rows["arm"]))[::-1]
     figure, axes = plt.subplots(
         1,
         len(sets),
         sharey=True,
         sharex=True,
         layout="constrained",
-        figsize=(max(COLUMN_WIDTH, 2.1 * len(sets)), 0.9 + 0.32 * len(labels)),
+        figsize=(max(COLUMN_WIDTH, 3.2 + 1.6 * len(sets)), 0.9 + 0.27 * len(labels)),
     )
     for axis, dataset in zip(np.atleast_1d(axes), sets, strict=True):
         axis.axvline(0, color="#D55E00", linewidth=1)
         for place, label in enumerate(labels):
-            row = rows[(rows["dataset"] == dataset) & (rows["method"] == label)].iloc[0]
-            value, low, high = 100 * row[["difference", "low", "high"]].to_numpy(float)
+            found = rows[(rows["dataset"] == dataset) & (rows["arm"] == label)]
+            if found.empty:
+                continue
+            value, low, high = 100 * found.iloc[0][["difference", "low", "high"]].to_numpy(float)
             colour, marker = style(label)
             axis.errorbar(
                 value,
@@ -63,7 +70,8 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
         axis.set_title(dataset, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", linewidth=0.3)
-    np.atleast_1d(axes)[0].set_yticks(range(len(labels)), labels)
+    short = [label.removeprefix(f"{student}: ") for label in labels]
+    np.atleast_1d(axes)[0].set_yticks(range(len(labels)), short)
     reference = rows["reference"].iloc[0]
     figure.supxlabel(f"NDCG@10, points above {reference} (95 % interval)", fontsize=9)
     figure.suptitle(f"Student: {student}", fontsize=10)
@@ -73,8 +81,8 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
 def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
     """Training loss over steps: mean over seeds, band from the lowest to the highest seed."""
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.4), layout="constrained")
-    rows = logs[logs["student"] == student]
-    for label, group in rows.groupby("method", sort=False):
+    rows = logs[logs["arm"].str.startswith(f"{student}: ")]
+    for label, group in rows.groupby("arm", sort=False):
         curves = group.pivot(index="step", columns="seed", values="loss")
         window = max(1, len(curves) // 12)
         curves = curves.rolling(window, min_periods=1).mean()
@@ -87,7 +95,7 @@ def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
             curves.mean(axis=1),
             color=colour,
             marker=marker,
-            label=label,
+            label=label.removeprefix(f"{student}: "),
             markevery=max(1, len(curves) // 8),
             markersize=4,
             linewidth=1.3,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from nvret import assets, report, store
+from nvret.arms import arms
 from nvret.errors import NvretError
+from nvret.material import Material
 from nvret.params import Settings, project_root
-from nvret.runs import Comparison
-
-COMPARISONS = ("06_rq3_methods",)  # notebooks that need the trained models
+from nvret.runs import studies
 
 
 def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> None:
@@ -36,17 +36,17 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
             known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
             raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
     started = time.monotonic()
-    comparison = Comparison(settings)
-    assets.fetch(assets_of(settings))
-    if any(name in COMPARISONS for name in names):
-        comparison.run()
+    material = Material(settings)
+    assets.fetch(assets_of(settings, names))
+    for study in studies(material, names):
+        study.run()
     for name in names:
         execute(name, root, report.results_folder(settings), values)
     folder = report.results_folder(settings)
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
         facts = report.provenance(
-            settings, comparison.fingerprints(), seconds=time.monotonic() - started
+            settings, material.fingerprints(), seconds=time.monotonic() - started
         )
         report.save_provenance(settings, facts)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
@@ -88,9 +88,17 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
     return target
 
 
-def assets_of(settings: Settings) -> list[str]:
-    """Names of the data sets and models that a profile needs."""
-    names = [settings.data.train, settings.teacher.name]
-    for student in settings.students:
-        names += [student.name, *student.out_of_domain]
-    return [name for name in dict.fromkeys(names) if name != "bm25"]
+def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[str]:
+    """Names of the data sets and models that these notebooks of a profile need, or all do."""
+    names = settings.notebooks if names is None else names
+    found = [settings.data.train, settings.teacher]
+    for student in settings.students.values():  # what is tested on is kept out of all training
+        found += student.out_of_domain
+    for name in names:
+        for arm in arms(settings, name) if name in settings.studies else []:
+            found += [settings.students[arm.student].model, *arm.teachers, *arm.train]
+        if name == "01_data":
+            found += [teacher.name for teacher in settings.teachers]
+        if name == "09_false_negatives":
+            found += [*settings.audit.datasets, settings.audit.teacher, *settings.audit.judges]
+    return [name for name in dict.fromkeys(found) if name != "bm25"]

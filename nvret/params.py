@@ -8,9 +8,10 @@ the variables that the parameters cells left, and checks them like a file.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +20,9 @@ from nvret import methods
 from nvret.errors import NvretError
 
 Positive = Field(gt=0)
+Value = TypeVar("Value")
+Swept = Value | list[Value]  # one value, or several to run through
+Ensemble = Literal["cross-sample", "intra-sample", "intra-sample no-dedup"]
 
 
 class Section(BaseModel):
@@ -35,27 +39,31 @@ class Lengths(Section):
 
 
 class TeacherSettings(Lengths):
+    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text."""
+
     name: str
 
 
 class MiningSettings(Section):
-    num_negatives: int = Positive
     anchor: Literal["pair", "lowest"]
     negative_positives: Literal["literal", "safe"]
     near_duplicates: float | None = Field(gt=0, le=1)
 
 
 class MethodSettings(Section):
-    """A name of ``nvret.methods.BY_NAME``, and that method's parameter (default: the paper's)."""
+    """A name of ``nvret.methods.BY_NAME``, and that method's parameter (default: the paper's).
+
+    A list of values stands for as many methods.
+    """
 
     name: str
-    n: int | None = None
-    threshold: float | None = None
-    margin: float | None = None
-    perc: float | None = None
+    n: Swept[int] | None = None
+    threshold: Swept[float] | None = None
+    margin: Swept[float] | None = None
+    perc: Swept[float] | None = None
 
-    def build(self) -> methods.Method:
-        return methods.build_method(**self.model_dump())
+    def build(self) -> list[methods.Method]:
+        return [methods.build_method(**choice) for choice in expand(self)]
 
     @model_validator(mode="after")
     def _check(self) -> MethodSettings:
@@ -74,16 +82,90 @@ class TrainingSettings(Lengths):
     temperature: float = Positive
     in_batch_negatives: bool
     dropout: float | None = Field(ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    chunk_tokens: int | None = Field(default=None, gt=0)
+    lora_rank: int | None = Field(default=None, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    pooling: Literal["mean", "last", "cls"] | None = None
+    bidirectional: bool | None = None
 
 
 class StudentSettings(Section):
-    """A model to fine-tune, on how many questions of the training part (null: all of them), and
-    the sets that it is tested on beside the held-out part of the training set."""
+    """A model to fine-tune, on how many questions of the training part (null: all of them), the
+    sets that it is tested on beside the held-out part of the training set, and how much of each
+    test set (null: as ``data`` says, and all its passages)."""
 
-    name: str
+    model: str
     queries: int | None = Field(gt=0)
+    num_negatives: int = Positive
     out_of_domain: list[str]
+    test_queries: int | None = Field(default=None, gt=0)
+    test_passages: int | None = Field(default=None, gt=0)
     training: TrainingSettings
+
+
+class GridSettings(Section):
+    """Runs of a study: every combination of the values that are lists.
+
+    What is not said is the student's own value (``num_negatives``, ``in_batch_negatives``,
+    ``temperature``, ``queries``, ``pooling``, ``bidirectional``) or the profile's (``teacher``,
+    ``train``). ``method`` is a name of ``nvret.methods.BY_NAME``, "none" (in-batch negatives
+    alone) or "base" (not trained). Names joined by "+" are several: teachers of an ensemble, sets
+    of a mixture.
+    """
+
+    student: Swept[str]
+    method: Swept[str]
+    n: Swept[int] | None = None
+    threshold: Swept[float] | None = None
+    margin: Swept[float] | None = None
+    perc: Swept[float] | None = None
+    teacher: Swept[str] | None = None
+    ensemble: Swept[Ensemble] | None = None
+    sampling: Swept[Literal["top-k", "sampled", "top-1 + sampled"]] = "top-k"
+    k: Swept[int] | None = None
+    num_negatives: Swept[int] | None = None
+    in_batch_negatives: Swept[bool] | None = None
+    mask_margin: Swept[float] | None = None
+    memory_bank: Swept[int] = 0
+    temperature: Swept[float] | None = None
+    queries: Swept[int] | None = None
+    pooling: Swept[Literal["mean", "last"]] | None = None
+    bidirectional: Swept[bool] | None = None
+    train: Swept[str] | None = None
+    mixture_temperature: Swept[float] = 1.0
+    stage_two: Swept[int] | None = None
+
+
+class StudySettings(Section):
+    """What one notebook trains and compares.
+
+    Attributes:
+        dev: also evaluate on the development split, where a value is chosen.
+        out_of_domain: also evaluate on the students' sets of other domains.
+        reference: what each student's other runs are compared with: a label after the student.
+        runs: the grid.
+    """
+
+    dev: bool
+    out_of_domain: bool
+    reference: str
+    runs: list[GridSettings] = Field(min_length=1)
+
+
+class AuditSettings(Section):
+    """What ``09_false_negatives`` counts: sets whose labels are hidden, methods, and judges."""
+
+    datasets: list[str] = Field(min_length=1)
+    queries: int | None = Field(gt=0)
+    teacher: str
+    num_negatives: int = Positive
+    methods: list[MethodSettings] = Field(min_length=1)
+    judges: list[str]
+    judged_pairs: int = Positive
+
+    def build_methods(self) -> list[methods.Method]:
+        return [method for one in self.methods for method in one.build()]
 
 
 class DataSettings(Section):
@@ -96,29 +178,59 @@ class DataSettings(Section):
 
 
 class Settings(Section):
-    """Everything that a profile says. No key has a default: a file is read without this one."""
+    """Everything that a profile says. Hardly a key has a default: a file is read without this one.
+
+    Attributes:
+        teachers: from weak to strong; the dense ones by name or folder, and "bm25".
+        teacher: the one of them that is meant where a study says nothing.
+        methods: the methods that ``00_the_method`` shows.
+        studies: by the name of their notebook.
+    """
 
     profile: str
     seeds: list[int] = Field(min_length=1)
     device: Literal["cpu", "cuda"]
     data: DataSettings
-    teacher: TeacherSettings
+    teachers: list[TeacherSettings] = Field(min_length=1)
+    teacher: str
     mining: MiningSettings
     methods: list[MethodSettings] = Field(min_length=1)
-    students: list[StudentSettings] = Field(min_length=1)
+    students: dict[str, StudentSettings] = Field(min_length=1)
+    studies: dict[str, StudySettings]
+    audit: AuditSettings
     notebooks: list[str] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
         for name, values in {
             "seeds": self.seeds,
-            "methods": [str(method.build()) for method in self.methods],
-            "students": [student.name for student in self.students],
+            "teachers": [teacher.name for teacher in self.teachers],
+            "methods": [str(method) for one in self.methods for method in one.build()],
         }.items():
             twice = {str(value) for value in values if values.count(value) > 1}
             if twice:
                 raise NvretError(f"{name} names {', '.join(sorted(twice))} more than once")
+        for where, name in {"teacher": self.teacher, "audit.teacher": self.audit.teacher}.items():
+            self.teacher_named(name, where)
         return self
+
+    def teacher_named(self, name: str, where: str) -> TeacherSettings:
+        """The teacher of that name; ``where`` is the key that names it."""
+        known = {teacher.name: teacher for teacher in self.teachers}
+        if name not in known:
+            raise NvretError(f"{where}: {name!r} is not among teachers: {', '.join(known)}")
+        return known[name]
+
+
+def expand(section: Section) -> list[dict[str, Any]]:
+    """Every combination of a section's values that are lists; the last key turns fastest.
+
+    >>> [method["perc"] for method in expand(MethodSettings(name="perc-pos", perc=[0.9, 0.95]))]
+    [0.9, 0.95]
+    """
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*lists)]
 
 
 def project_root() -> Path:
@@ -203,8 +315,9 @@ def _section(location: tuple[str | int, ...]) -> type[Section]:
     """The model that describes a place in the file."""
     section: type[Section] = Settings
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in section.model_fields:  # the key of a dict
             continue
         kind = section.model_fields[part].annotation
-        section = next((a for a in getattr(kind, "__args__", ()) if isinstance(a, type)), kind)
+        inner = [a for a in getattr(kind, "__args__", ()) if isinstance(a, type)]
+        section = next((a for a in inner if issubclass(a, Section)), kind)
     return section

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nvret import machine, mining, statistics, store
+from nvret import machine, statistics, store
+from nvret.dataset import RetrievalDataset
 from nvret.params import Settings, project_root
+from nvret.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAPER_STUDENT = "e5-large-unsupervised"
 AVERAGE = "average"  # the mean over the test sets, each with the same weight
 PACKAGES = [
     "datasets",
@@ -32,41 +31,37 @@ PACKAGES = [
 ]
 
 
-def seeds_by_queries(
-    scores: pd.DataFrame, student: str, method: str, metric: str
-) -> dict[str, np.ndarray]:
-    """For each test set, the (S, Q) scores of one method."""
-    rows = scores[scores["student"] == student]
-    return {
-        dataset: statistics.score_matrix(rows, dataset, [method], score=metric).values[0]
-        for dataset in dict.fromkeys(rows["dataset"])
-    }
+def means(results: Results, metric: str = "ndcg_at_10") -> pd.DataFrame:
+    """Mean and 95 % interval over seeds and queries, for each arm and test set.
 
-
-def means(scores: pd.DataFrame, metric: str = "ndcg_at_10") -> pd.DataFrame:
-    """Mean and 95 % interval over seeds and queries, for each student, method and test set."""
-    found = []
-    for student, method in _models(scores):
-        sets = seeds_by_queries(scores, student, method, metric)
-        for dataset, values in {**sets, AVERAGE: list(sets.values())}.items():
-            interval = statistics.mean_interval(values)
-            seeds = len(next(iter(sets.values())))
-            found.append((student, method, dataset, metric, *interval, seeds))
-    columns = ["student", "method", "dataset", "metric", "mean", "low", "high", "seeds"]
-    return pd.DataFrame(found, columns=columns)
-
-
-def differences(scores: pd.DataFrame, reference: str, metric: str = "ndcg_at_10") -> pd.DataFrame:
-    """Each method less ``reference``, paired by seed and query.
-
-    ``p`` is Holm-adjusted over the methods that are compared on one test set.
+    The average over the test sets gives each the same weight; the development split is not in it.
     """
     found = []
-    for student, method in _models(scores):
-        if method == reference:
+    for label in results.arms.index:
+        sets = results.values(label, metric)
+        dev = results.values(label, metric, [results.dev])
+        for dataset, values in {**sets, AVERAGE: list(sets.values()), **dev}.items():
+            interval = statistics.mean_interval(values)
+            seeds = len(next(iter(sets.values())))
+            found.append((label, dataset, metric, *interval, seeds))
+    columns = ["arm", "dataset", "metric", "mean", "low", "high", "seeds"]
+    return _with_arms(results, pd.DataFrame(found, columns=columns))
+
+
+def differences(results: Results, reference: str, metric: str = "ndcg_at_10") -> pd.DataFrame:
+    """Each arm less its student's ``reference``, paired by seed and query.
+
+    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set.
+
+    Args:
+        reference: a label without the student, such as "Naive Top-K".
+    """
+    found = []
+    for label, student in results.arms["student"].items():
+        against = f"{student}: {reference}"
+        if label == against or against not in results.arms.index:
             continue
-        a = seeds_by_queries(scores, student, method, metric)
-        b = seeds_by_queries(scores, student, reference, metric)
+        a, b = results.values(label, metric), results.values(against, metric)
         for dataset in [*a, AVERAGE]:
             pair = (
                 (list(a.values()), list(b.values()))
@@ -74,33 +69,51 @@ def differences(scores: pd.DataFrame, reference: str, metric: str = "ndcg_at_10"
                 else (a[dataset], b[dataset])
             )
             interval = statistics.paired_difference(*pair)
-            found.append((student, method, dataset, metric, *interval, statistics.p_value(*pair)))
-    columns = ["student", "method", "dataset", "metric", "difference", "low", "high", "p"]
-    table = pd.DataFrame(found, columns=columns)
+            p = statistics.p_value(*pair)
+            found.append((label, dataset, metric, reference, *interval, p))
+    columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
+    table = _with_arms(results, pd.DataFrame(found, columns=columns))
     table["p"] = table.groupby(["student", "dataset"])["p"].transform(
         lambda p: statistics.holm(p.tolist())
     )
-    table.insert(4, "reference", reference)
     return table
 
 
-def mined(tables: dict[str, pa.Table], clusters: dict[str, int] | None = None) -> pd.DataFrame:
-    """What each method mined: how much, how near to the positive, how often above it.
+def _with_arms(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what its arms are; columns that are the same for all arms are left out."""
+    arms = results.arms
+    varied = [c for c in arms if c in ("student", "method") or arms[c].nunique(dropna=False) > 1]
+    return table.merge(arms[varied], left_on="arm", right_index=True, how="left")
+
+
+def mined(
+    dataset: RetrievalDataset, tables: dict[str, pa.Table], num_negatives: int
+) -> pd.DataFrame:
+    """What was mined: how much of what was asked for, how near to the positive, how often above it.
 
     Args:
-        tables: negatives by method.
-        clusters: near-duplicate cluster of each passage id, to count derived false negatives:
-            negatives that stand in the cluster of their positive.
+        dataset: what the tables were mined from. Where its corpus has the column ``cluster``,
+            negatives that stand in the near-duplicate cluster of their positive are counted:
+            derived false negatives.
+        tables: negatives by method or arm.
+        num_negatives: that were asked for, for each pair.
     """
+    pairs = len(dataset.pairs[0])
+    corpus = dataset.corpus
+    clusters = None
+    if "cluster" in corpus.column_names:
+        ids, labels = corpus["id"].to_pylist(), corpus["cluster"].to_pylist()
+        clusters = dict(zip(ids, labels, strict=True))
     found = []
     for method, table in tables.items():
-        facts = mining.provenance(table)
-        rows = table.to_pandas()
+        rows = table.select([c for c in table.column_names if c != "teacher"]).to_pandas()
+        full = (rows.groupby(["query_id", "positive_id"]).size() >= num_negatives).sum()
         row = {
             "method": method,
-            "pairs": facts["pairs"],
-            "pairs short": facts["pairs_short"],
+            "pairs": pairs,
+            "pairs short": pairs - int(full),
             "negatives": len(rows),
+            "share found": len(rows) / (pairs * num_negatives),
             "mean score": rows["score"].mean(),
             "mean positive score": rows["positive_score"].mean(),
             "above the positive": (rows["score"] > rows["positive_score"]).mean(),
@@ -123,56 +136,9 @@ def dropped(tables: dict[str, pa.Table], reference: str) -> pd.Series:
     return pd.Series({m: 1 - len(naive & keys(t)) / max(1, len(naive)) for m, t in tables.items()})
 
 
-def paper_beside_ours(ours: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """The paper's Table 3 and this run, each as points of NDCG@10 over its own ``reference``.
-
-    The models and test sets differ, so that only the differences between methods compare.
-    """
-    paper = _paper_table("rq3_methods")
-    columns = {}
-    for source, table in {"paper": paper, "here": ours}.items():
-        rows = table[(table["dataset"] == AVERAGE) & (table["metric"] == "ndcg_at_10")]
-        for student, group in rows.groupby("student", sort=False):
-            values = group.set_index("method")["mean"]
-            columns[source, student] = 100 * (values - values[reference])
-    return pd.DataFrame(columns).dropna(how="all", subset=[c for c in columns if c[0] == "here"])
-
-
-def claims(scores: pd.DataFrame, student: str, metric: str = "ndcg_at_10") -> pd.DataFrame:
-    """The paper's findings as differences of the test sets' mean, measured here.
-
-    A verdict is "reproduced" when the whole 95 % interval has the paper's sign, "not reproduced"
-    when the whole of it has the other one, else "undecided".
-    """
-    labels = dict.fromkeys(scores.loc[scores["student"] == student, "method"])
-    paper = _paper_table("rq3_methods")
-    paper = paper[(paper["student"] == PAPER_STUDENT) & (paper["dataset"] == AVERAGE)]
-    theirs = paper.drop_duplicates("method").set_index("method")["mean"]
-    found = []
-    for claim in _paper_table("claims").itertuples():
-        pair = [_starting_with(labels, name) for name in (claim.better, claim.worse)]
-        if None in pair:
-            continue  # this profile leaves a method of the claim out
-        sets = [list(seeds_by_queries(scores, student, m, metric).values()) for m in pair]
-        interval = statistics.paired_difference(*sets)
-        printed = [_starting_with(theirs.index, name) for name in (claim.better, claim.worse)]
-        in_paper = theirs[printed[0]] - theirs[printed[1]]
-        verdict = statistics.verdict(interval)
-        found.append((claim.claim, student, in_paper, *interval, verdict))
-    columns = ["claim", "student", "paper", "difference", "low", "high", "verdict"]
-    return pd.DataFrame(found, columns=columns)
-
-
-def _starting_with(labels: Iterable[str], start: str) -> str | None:
-    return next((label for label in labels if label.startswith(start)), None)
-
-
-def _paper_table(name: str) -> pd.DataFrame:
+def paper_table(name: str) -> pd.DataFrame:
+    """A table of the paper, in the schema of ``means``."""
     return pd.read_csv(project_root() / "results" / "paper" / f"{name}.csv")
-
-
-def _models(scores: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(zip(scores["student"], scores["method"], strict=True)))
 
 
 def cells(table: pd.DataFrame, value: str, form: str = ".3f") -> pd.Series:
@@ -188,6 +154,11 @@ def results_folder(settings: Settings) -> Path:
     ``$NVRET_RESULTS`` names another folder than the checkout's ``results``.
     """
     return Path(os.environ.get("NVRET_RESULTS") or project_root() / "results") / settings.profile
+
+
+def scores_path(settings: Settings, study: str) -> Path:
+    """Where a study's scores are kept: what its tables, figures and claims are computed from."""
+    return results_folder(settings) / "scores" / f"{study}.parquet"
 
 
 def save_table(settings: Settings, name: str, table: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""A comparison: mine, train, evaluate over methods, students and seeds; resumable at each step.
+"""A study: mine, train and evaluate every arm for every seed; resumable at each step.
 
 Every method trains on exactly the same (query, positive) pairs in the same order for a seed. What
 a method could not fill is counted, never made up by leaving a query out.
@@ -7,12 +7,12 @@ a method could not fill is counted, never made up by leaving a query out.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,196 +20,236 @@ from tqdm.auto import tqdm
 
 from nvret import (
     assets,
+    batching,
     candidates,
-    data,
-    duplicates,
+    ensembles,
     methods,
     mining,
+    mixtures,
     negatives,
+    report,
     sampling,
     search,
-    splits,
     store,
     teachers,
 )
+from nvret.arms import Arm, arms
 from nvret.data import RetrievalDataset
-from nvret.params import Settings, StudentSettings
+from nvret.material import Material
+from nvret.results import Results
 
-BASE = "Base model"  # the student before any fine-tuning
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One model of the comparison: a student, the negatives it was trained with, and a seed."""
-
-    student: StudentSettings
-    method: methods.Method | None  # None: the student as it came
-    seed: int
-
-    @property
-    def label(self) -> str:
-        return BASE if self.method is None else str(self.method)
+ENSEMBLE_DEPTH = 2  # candidates of each teacher for each slot that an ensemble without copies fills
 
 
-class Comparison:
-    """What a profile compares. Each part is computed when it is asked for, or found in the store.
+class Study:
+    """What a notebook compares. Each part is computed when it is asked for, or found in the store.
 
     Args:
-        settings: of the profile.
-        progress: show bars.
+        material: of the profile.
+        name: of the notebook.
     """
 
-    def __init__(self, settings: Settings, *, progress: bool = True) -> None:
-        self.settings = settings
-        self.progress = progress
-
-    @cached_property
-    def parts(self) -> data.Split:
-        """The training set, split by near-duplicate cluster; checked for leaks."""
-        chosen = self.settings.data
-        parts = data.split(
-            data.load(chosen.train),
-            dev=chosen.dev_fraction,
-            test=chosen.test_fraction,
-            corpus=chosen.test_corpus,
-        )
-        self._check_leaks(parts.train, parts.test)
-        return parts
-
-    @cached_property
-    def train(self) -> RetrievalDataset:
-        """Questions to mine and train on; as many as the most demanding student takes."""
-        wanted = [student.queries for student in self.settings.students]
-        return sample_queries(self.parts.train, None if None in wanted else max(wanted))
-
-    @cached_property
-    def tests(self) -> dict[str, RetrievalDataset]:
-        """Held-out questions of the training set, and sets of other domains."""
-        chosen = self.settings.data
-        tests = {self.parts.test.name: sample_queries(self.parts.test, chosen.test_queries)}
-        for name in dict.fromkeys(n for s in self.settings.students for n in s.out_of_domain):
-            other = sample_queries(data.load(name), chosen.test_queries)
-            self._check_leaks(self.parts.train, other)
-            tests[name] = other
-        return tests
-
-    def _check_leaks(self, train: RetrievalDataset, test: RetrievalDataset) -> None:
-        """Stop if there is a leak; that there is none is kept like any other result."""
-        threshold = self.settings.data.leak_threshold
-        inputs = {
-            "train": train.fingerprint,
-            "test": test.fingerprint,
-            "threshold": threshold,
-            "code": store.code_version(splits, duplicates),
-        }
-        store.stage(
-            "leak-checks", inputs, lambda _: data.check_leaks(train, test, threshold=threshold)
-        )
-
-    def tests_of(self, student: StudentSettings) -> dict[str, RetrievalDataset]:
-        """The test sets of one student: the held-out questions, and its sets of other domains."""
-        names = [self.parts.test.name, *student.out_of_domain]
-        return {name: self.tests[name] for name in names}
-
-    @cached_property
-    def teacher(self) -> teachers.Scorer:
-        """The teacher, once it has read the training set."""
-        return teachers.prepare(teacher(self.settings), self.train, progress=self.progress)
-
-    @cached_property
-    def _forbidden(self) -> list[np.ndarray]:
-        return mining.forbidden(self.train, self.settings.mining.near_duplicates)
+    def __init__(self, material: Material, name: str) -> None:
+        self.material = material
+        self.settings = material.settings
+        self.name = name
+        self.arms = arms(self.settings, name)
+        chosen = self.settings.studies[name]
+        self.tested_on = {"dev": chosen.dev, "out_of_domain": chosen.out_of_domain}
 
     @property
-    def methods(self) -> list[methods.Method]:
-        return [method.build() for method in self.settings.methods]
+    def reference(self) -> str:
+        """What each student's arms are compared with: a label after the student."""
+        return self.settings.studies[self.name].reference
 
-    def negatives(self, method: methods.Method, seed: int) -> pa.Table:
-        """Negatives of the whole training set.
+    @property
+    def tests(self) -> list[str]:
+        """Names of the first student's test sets, the development split not among them."""
+        names = self.material.tests_of(self.arms[0].student, **self.tested_on)
+        return [name for name in names if name != self.material.dev.name]
 
-        All methods that rank are mined by one search, once; random ones are drawn for each seed.
+    def dataset(self, arm: Arm) -> RetrievalDataset:
+        """The questions that an arm trains on, with all passages of their sets."""
+        return self._merged(arm.train, arm.queries, arm.mixture_temperature)
+
+    @cache  # noqa: B019 (a study lives as long as the process)
+    def _merged(self, *choice: Any) -> RetrievalDataset:
+        """Kept, since its fingerprint takes longer than its choice."""
+        return mixtures.merge(self._parts(*choice))
+
+    @cache  # noqa: B019
+    def _parts(
+        self, names: tuple[str, ...], queries: int | None, temperature: float
+    ) -> dict[str, RetrievalDataset]:
+        sets = {name: self.material.train(name) for name in names}
+        if queries is None:
+            return sets
+        sizes = {name: part.queries.num_rows for name, part in sets.items()}
+        given = mixtures.shares(sizes, queries, temperature)
+        return {name: mixtures.sample(part, given[name]) for name, part in sets.items()}
+
+    def negatives(self, arm: Arm, seed: int) -> pa.Table:
+        """An arm's negatives, each training set mined within its own passages.
+
+        All methods that the study compares under one teacher are mined by one search. Only what
+        is drawn depends on the seed.
         """
-        drawn = isinstance(method, methods.RandomNegatives)
-        others = [m for m in self.methods if not isinstance(m, methods.RandomNegatives)]
-        together, seed = others if method in others else [method], seed if drawn else 0
-        inputs = {
-            "dataset": self.train.fingerprint,
-            "teacher": self.teacher.fingerprint,
-            "methods": [[type(m).__name__, vars(m)] for m in together],
-            "mining": self.settings.mining.model_dump(),
-            "seed": seed,
-            "code": store.code_version(
-                candidates, methods, mining, negatives, sampling, teachers, *search.MODULES
-            ),
-        }
+        if arm.method is None:
+            return negatives.SCHEMA.empty_table()
+        parts = self._parts(arm.train, arm.queries, arm.mixture_temperature)
+        tables = []
+        for name, part in parts.items():
+            table = self._of_set(arm, name, seed)
+            table = table.filter(pc.is_in(table["query_id"], part.queries["id"].combine_chunks()))
+            if len(parts) > 1:
+                columns = ["query_id", "positive_id", "negative_id"]
+                table = mixtures.prefixed(table.replace_schema_metadata(), name, columns)
+            tables.append(table)
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
-        def build(folder: Path) -> None:
-            chosen = self.settings.mining
+    def _of_set(self, arm: Arm, train: str, seed: int) -> pa.Table:
+        """Negatives of one whole training set: a single teacher's, or an ensemble's."""
+        if arm.ensemble is None:
+            return self._mined(arm, arm.teachers[0], train, arm.num_negatives, seed)
+        dedup = arm.ensemble == "intra-sample"
+        depth = arm.num_negatives * (ENSEMBLE_DEPTH if dedup else 1)
+        tables = [self._mined(arm, name, train, depth, seed) for name in arm.teachers]
+        dataset = self.material.train(train)
+        if arm.ensemble == "cross-sample":
+            return ensembles.cross_sample(dataset, tables, arm.num_negatives, seed)
+        return ensembles.intra_sample(dataset, tables, arm.num_negatives, dedup=dedup)
+
+    def _mined(self, arm: Arm, teacher: str, train: str, number: int, seed: int) -> pa.Table:
+        """One teacher's negatives; those of the study's other methods come with the same search."""
+        drawn = isinstance(arm.method, methods.RandomNegatives) or arm.sampling != sampling.TopK()
+        seed = seed if drawn else 0
+        chosen = self.settings.mining
+        dataset, scorer = self.material.train(train), self.material.scorer(teacher, train)
+        shared = {
+            "dataset": dataset.fingerprint,
+            "teacher": scorer.fingerprint,
+            "sampling": [type(arm.sampling).__name__, vars(arm.sampling)],
+            "num_negatives": number,
+            "mining": chosen.model_dump(),
+            "seed": seed,
+            "code": _mining_code(),
+        }
+        folders = {
+            method: store.cache_dir() / "mining" / store.fingerprint(shared | _inputs(method))
+            for method in self._mined_with(arm)
+        }
+        missing = [method for method, folder in folders.items() if not folder.exists()]
+        if arm.method in missing:
             tables = mining.sweep(
-                self.train,
-                self.teacher,
-                together,
-                chosen.num_negatives,
-                seed=seed,
+                dataset,
+                scorer,
+                missing,
+                number,
+                arm.sampling,
+                seed,
                 anchor=chosen.anchor,
                 negative_positives=chosen.negative_positives,
                 near_duplicates=chosen.near_duplicates,
-                exclude=self._forbidden,
+                exclude=self.material.forbidden(train),
                 progress=False,
             )
-            for number, table in enumerate(tables):
-                negatives.save(table, folder / f"{number}.parquet")
+            for method, table in zip(missing, tables, strict=True):
+                store.stage("mining", shared | _inputs(method), _saver(table))
+        return negatives.load(folders[arm.method] / "negatives.parquet")
 
-        folder = store.stage("mining", inputs, build)
-        return negatives.load(folder / f"{together.index(method)}.parquet")
+    def _mined_with(self, arm: Arm) -> list[methods.Method]:
+        """The methods of this study that differ from the arm in nothing but the method."""
+        drawn = isinstance(arm.method, methods.RandomNegatives)
+        same = [
+            other.method
+            for other in self.arms
+            if other.method is not None
+            and isinstance(other.method, methods.RandomNegatives) == drawn
+            and (other.teachers, other.sampling, other.train, other.num_negatives, other.ensemble)
+            == (arm.teachers, arm.sampling, arm.train, arm.num_negatives, arm.ensemble)
+        ]
+        return list(dict.fromkeys([*same, arm.method]))
 
-    @cache  # noqa: B019 (a comparison lives as long as the process)
-    def _base_fingerprint(self, student: str) -> str:
-        from nvret.encode import Encoder
+    def of_method(self, method: methods.Method, seed: int) -> pa.Table:
+        """What a method mines with the profile's teacher and the first student's settings."""
+        first = next(arm for arm in self.arms if arm.method is not None)
+        plain = replace(first, teachers=(self.settings.teacher,), ensemble=None,
+                        train=(self.settings.data.train,), sampling=sampling.TopK())  # fmt: skip
+        return self.negatives(replace(plain, method=method), seed)
 
-        return Encoder.load(assets.model_path(student)).fingerprint
+    def mined(self, seed: int) -> pd.DataFrame:
+        """``report.mined`` of every arm that mines and trains on one set."""
+        rows = []
+        for arm in self.arms:
+            if arm.method is not None and len(arm.train) == 1:
+                tables = {arm.label: self.negatives(arm, seed)}
+                rows.append(report.mined(self.dataset(arm), tables, arm.num_negatives))
+        return pd.concat(rows).rename_axis("arm")
 
-    @cache  # noqa: B019
-    def _pairs(self, queries: int | None) -> RetrievalDataset:
-        """What a student trains on; kept, since its fingerprint takes longer than its choice."""
-        return sample_queries(self.train, queries)
-
-    def fingerprints(self) -> dict[str, str]:
-        """Content hashes of the data and weights that this comparison rests on."""
-        found = {f"data: {self.parts.train.name}": self.parts.train.fingerprint}
-        found |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
-        found["teacher: " + self.teacher.name] = self.teacher.fingerprint
-        for student in self.settings.students:
-            found["student: " + student.name] = self._base_fingerprint(student.name)
+    def by_teacher(self) -> dict[str, dict[str, pa.Table]]:
+        """Training set -> teacher -> negatives, of the arms with a single teacher."""
+        found: dict[str, dict[str, pa.Table]] = {}
+        for arm in self.arms:
+            if len(arm.teachers) == 1 and len(arm.train) == 1:
+                tables = found.setdefault(arm.train[0], {})
+                tables.setdefault(arm.teachers[0], self.negatives(arm, self.settings.seeds[0]))
         return found
 
-    def conditions(self, student: StudentSettings) -> list[Condition]:
-        """The base model first, then seed by seed, so that early results are comparable."""
-        trained = [
-            Condition(student, method, seed)
-            for seed in self.settings.seeds
-            for method in self.methods
-        ]
-        return [Condition(student, None, 0), *trained]
+    def repeats(self, seed: int) -> pd.DataFrame:
+        """How many different passages each ensemble gives a pair, and what repeats weigh."""
+        rows = []
+        for arm in self.arms:
+            if arm.ensemble is not None:
+                rows.append({"arm": arm.label, **ensembles.repeats(self.negatives(arm, seed))})
+        return pd.DataFrame(rows)
 
-    def model(self, condition: Condition) -> Path:
-        """The folder of a condition's model, trained now or before."""
-        from nvret import encode, examples, gradcache, losses, trainer, training
+    def composition(self) -> pd.DataFrame:
+        """Questions and passages of each training set in each mixture."""
+        rows = {}
+        for arm in self.arms:
+            if len(arm.train) > 1:
+                parts = self._parts(arm.train, arm.queries, arm.mixture_temperature)
+                for name, part in parts.items():
+                    rows[arm.mixture_temperature, name] = {
+                        "mixture temperature": arm.mixture_temperature,
+                        "set": name,
+                        "questions": part.queries.num_rows,
+                        "passages": part.corpus.num_rows,
+                    }
+        return pd.DataFrame(rows.values())
 
-        base = assets.model_path(condition.student.name)
-        if condition.method is None:
+    def model(self, arm: Arm, seed: int) -> Path:
+        """The folder of an arm's model, trained now or before."""
+        base = assets.model_path(self.settings.students[arm.student].model)
+        if not arm.trained:
             return base
-        dataset = self._pairs(condition.student.queries)
-        table = self.negatives(condition.method, condition.seed)
-        table = table.filter(pc.is_in(table["query_id"], dataset.queries["id"].combine_chunks()))
-        config = training.TrainingConfig(**condition.student.training.model_dump())
+        if arm.stage_two is None:
+            return self._trained(base, arm, seed)
+        first = self._trained(base, replace(arm, stage_two=None), seed)
+        second = replace(arm, num_negatives=arm.stage_two, stage_two=None)
+        return self._trained(first, second, seed)
+
+    def _trained(self, base: Path, arm: Arm, seed: int) -> Path:
+        from nvret import training
+
+        dataset, table = self.dataset(arm), self.negatives(arm, seed)
+        said = self.settings.students[arm.student].training.model_dump()
+        same = ("in_batch_negatives", "mask_margin", "memory_bank", "temperature", "pooling")
+        said |= {name: getattr(arm, name) for name in (*same, "bidirectional")}
+        config = training.TrainingConfig(**said)
+        guide = None
+        if arm.mask_margin is not None:
+            guide = teachers.prepare(
+                self.material.teacher(arm.teachers[0]), dataset, progress=self.material.progress
+            )
         key = store.fingerprint(
-            self._base_fingerprint(condition.student.name),
+            _model_fingerprint(base),
             dataset.fingerprint,
             table,
             dataclasses.asdict(config),
-            condition.seed,
-            store.code_version(examples, gradcache, losses, trainer, training, *encode.MODULES),
+            guide.fingerprint if guide else None,
+            seed,
+            _training_code(),
         )
         output = store.cache_dir() / "training" / key
         if not output.exists():
@@ -219,97 +259,136 @@ class Comparison:
                 table,
                 output,
                 config,
-                seed=condition.seed,
+                seed=seed,
                 device=self.settings.device,
-                progress=self.progress,
+                guide=guide,
+                progress=self.material.progress,
             )
         return output
 
     def run(self) -> Results:
-        """Train and evaluate every condition; an interrupted run continues where it stopped.
+        """Train and evaluate every arm; an interrupted run continues where it stopped.
 
-        Each student has a bar of its own, since only its own models take about the same time.
+        Seed by seed, so that early results are comparable. Each student has a bar of its own,
+        since only its own models take about the same time.
         """
-        _ = self.teacher, self.tests  # their bars come first
-        scores, logs = [], []
-        for student in self.settings.students:
-            conditions = self.conditions(student)
-            bar = tqdm(conditions, desc=student.name, unit="model", disable=not self.progress)
-            for condition in bar:
-                bar.set_postfix_str(f"{condition.label}, seed {condition.seed}")
-                keys = {
-                    "student": student.name,
-                    "method": condition.label,
-                    "seed": condition.seed,
-                }
-                folder = self.model(condition)
-                if condition.method is not None:
-                    log = pd.read_parquet(folder / "training_log.parquet")
-                    logs.append(log.assign(**keys))
-                table = pd.read_parquet(self._evaluated(student, folder) / "scores.parquet")
-                scores.append(table.assign(**keys))
-        return Results(pd.concat(scores, ignore_index=True), pd.concat(logs, ignore_index=True))
+        with batching.remember_tokens():
+            return self._run()
 
-    def _evaluated(self, student: StudentSettings, folder: Path) -> Path:
-        """The per-query scores of one model on the student's test sets.
+    def _run(self) -> Results:
+        scores, logs = [], []
+        for student in dict.fromkeys(arm.student for arm in self.arms):
+            mine = [arm for arm in self.arms if arm.student == student]
+            todo = [
+                (arm, seed)
+                for seed in self.settings.seeds
+                for arm in mine
+                if arm.trained or seed == self.settings.seeds[0]
+            ]
+            bar = tqdm(
+                todo, desc=f"{self.name} {student}", unit="model",
+                disable=not self.material.progress,
+            )  # fmt: skip
+            for arm, seed in bar:
+                bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
+                folder = self.model(arm, seed)
+                if arm.trained:
+                    log = pd.read_parquet(folder / "training_log.parquet")
+                    logs.append(log.assign(arm=arm.label, seed=seed))
+                scores.append(self._evaluated(arm, folder).assign(arm=arm.label, seed=seed))
+        results = Results.of(
+            pd.DataFrame([{"arm": arm.label, **arm.row} for arm in self.arms]).set_index("arm"),
+            pd.concat(scores, ignore_index=True),
+            pd.concat(logs, ignore_index=True),
+            self.material.dev.name,
+        )
+        results.save(report.scores_path(self.settings, self.name))
+        return results
+
+    def _evaluated(self, arm: Arm, folder: Path) -> pd.DataFrame:
+        """Per-query scores of one model on the student's test sets.
 
         They are kept under the name of the model's folder, which is a hash of all that made it,
         so that a finished run is read back without loading a single model.
         """
         from nvret import encode, evaluation, mteb_tasks
 
-        tests, lengths = self.tests_of(student), student.training
-        inputs = {
-            "model": folder.name,
-            "tests": {name: test.fingerprint for name, test in tests.items()},
-            "lengths": [lengths.query_max_length, lengths.passage_max_length],
-            "code": store.code_version(evaluation, mteb_tasks, *search.MODULES, *encode.MODULES),
-        }
+        lengths = self.settings.students[arm.student].training
+        found, encoder = [], None
+        for name, test in self.material.tests_of(arm.student, **self.tested_on).items():
+            inputs = {
+                "model": folder.name,
+                "pooling": None if arm.trained else [arm.pooling, arm.bidirectional],
+                "test": test.fingerprint,
+                "lengths": [lengths.query_max_length, lengths.passage_max_length],
+                "code": store.code_version(
+                    evaluation, mteb_tasks, *search.MODULES, *encode.MODULES
+                ),
+            }
 
-        def build(target: Path) -> None:
-            encoder = encode.Encoder.load(folder, device=self.settings.device)
-            tables = []
-            for name, test in tests.items():
-                found = evaluation.evaluate(
+            def build(target: Path, test: RetrievalDataset = test) -> None:
+                nonlocal encoder
+                if encoder is None:
+                    changes = {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
+                    encoder = encode.Encoder.load(
+                        folder, device=self.settings.device, **({} if arm.trained else changes)
+                    )
+                scores = evaluation.evaluate(
                     encoder,
                     test,
                     query_max_length=lengths.query_max_length,
                     passage_max_length=lengths.passage_max_length,
                     cache=False,
                     progress=False,
-                )
-                tables.append(found.scores.to_pandas().assign(dataset=name))
-            pd.concat(tables, ignore_index=True).to_parquet(target / "scores.parquet")
+                ).scores
+                kept = scores.select(["query_id", "ndcg_at_10", "recall_at_100"])
+                kept.to_pandas().to_parquet(target / "scores.parquet")
 
-        return store.stage("scores", inputs, build)
-
-
-@dataclass(frozen=True)
-class Results:
-    """scores: a row per (student, method, seed, dataset, query_id), a column per metric.
-    logs: a row per training step and (student, method, seed), with the step's loss.
-    """
-
-    scores: pd.DataFrame
-    logs: pd.DataFrame
+            path = store.stage("scores", inputs, build) / "scores.parquet"
+            found.append(pd.read_parquet(path).assign(dataset=name))
+        return pd.concat(found, ignore_index=True)
 
 
-def teacher(settings: Settings) -> teachers.Teacher:
-    """The teacher that a profile names."""
-    chosen = settings.teacher
-    if chosen.name == "bm25":
-        return teachers.BM25Teacher()
-    lengths = chosen.query_max_length, chosen.passage_max_length
-    return teachers.DenseTeacher(chosen.name, *lengths, device=settings.device)
+def _inputs(method: methods.Method) -> dict:
+    return {"method": [type(method).__name__, vars(method)]}
 
 
-def sample_queries(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
-    """The ``number`` queries whose ids hash lowest: smaller samples are parts of larger ones."""
-    if number is None or number >= dataset.queries.num_rows:
-        return dataset
-    ids = dataset.queries["id"].to_pylist()
-    return dataset.select(sorted(ids, key=_hashed)[:number])
+def _saver(table: pa.Table) -> Callable[[Path], None]:
+    return lambda folder: negatives.save(table, folder / "negatives.parquet")
 
 
-def _hashed(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+@cache
+def _mining_code() -> str:
+    return store.code_version(
+        candidates, methods, mining, negatives, sampling, teachers, *search.MODULES
+    )
+
+
+@cache
+def _training_code() -> str:
+    from nvret import (
+        encode,
+        examples,
+        gradcache,
+        lora,
+        losses,
+        memory,
+        relevance,
+        trainer,
+        training,
+    )
+
+    loop = examples, gradcache, lora, losses, memory, relevance, trainer, training
+    return store.code_version(*loop, *encode.MODULES)
+
+
+@cache
+def _model_fingerprint(folder: Path) -> str:
+    from nvret.encode import Encoder
+
+    return Encoder.load(folder).fingerprint
+
+
+def studies(material: Material, names: Sequence[str]) -> list[Study]:
+    """The studies of these notebooks; a notebook without one is left out."""
+    return [Study(material, name) for name in names if name in material.settings.studies]

@@ -134,6 +134,11 @@ def without_leaks(
         found = leaks(train, test, threshold=threshold)
         passages |= {train_id for _, train_id in found.passages}
         queries |= {train_id for _, train_id in found.queries}
+    return without(train, passages, queries)
+
+
+def without(train: RetrievalDataset, passages: set[str], queries: set[str]) -> RetrievalDataset:
+    """``train`` less these passages, the queries that they answer, and these queries."""
     ids, query_ids = train.corpus["id"].to_pylist(), train.queries["id"].to_pylist()
     lost = {
         query_ids[query]

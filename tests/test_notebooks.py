@@ -112,10 +112,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_tables(fresh, tmp_path):
 
 
 def test_a_misspelt_key_stops_the_command_in_one_line(tmp_path):
-    text = SMOKE.read_text().replace("num_negatives:", "num_negative:")
+    text = SMOKE.read_text().replace("near_duplicates:", "near_duplicate:")
     (tmp_path / "bad.yaml").write_text(text)
     done = nvret("run", tmp_path / "bad.yaml", env=os.environ, stderr=subprocess.PIPE, text=True)
     _, error = done.communicate(timeout=60)
     assert done.returncode == 2
-    assert "mining.num_negative: unknown key, did you mean 'num_negatives'?" in error
+    assert "mining.near_duplicate: unknown key, did you mean 'near_duplicates'?" in error
     assert "Traceback" not in error

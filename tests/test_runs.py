@@ -1,99 +1,172 @@
-"""What a comparison holds fixed, and what it keeps."""
+"""What a study holds fixed, and what it keeps."""
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
-from nvret import data, mining, params, report, runs
-from nvret.errors import NvretError
-from nvret.runs import Comparison, sample_queries
+from nvret import data, findings, material, mining, params, report, runs, sampling
+from nvret.arms import BASE
+from nvret.methods import RandomNegatives
+from nvret.results import Results
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
+STUDY = "06_rq3_methods"
 
 
 @pytest.fixture(scope="module")
-def comparison():
-    return Comparison(params.load(SMOKE), progress=False)
+def shared():
+    """The smoke profile, its study of methods cut to what a minute can train."""
+    settings = params.load(SMOKE)
+    values = settings.model_dump()
+    values["studies"][STUDY]["runs"] = [
+        {"student": "static", "method": ["random", "naive", "perc-pos"]},
+        {"student": "static", "method": "none", "mask_margin": 0.0},
+        {"student": "static", "method": "none", "memory_bank": 64},
+        {"student": "static", "method": "naive", "train": "nq+squad-dev"},
+        {"student": "static", "method": "naive", "num_negatives": 1, "stage_two": 2},
+    ]
+    return material.Material(params.check(values, "test"), progress=False)
 
 
-def toy(number=30):
-    texts = [f"passage number {i}" for i in range(number)]
-    return data.from_texts("toy", texts, [f"question {i}" for i in range(number)],
-                           [[i] for i in range(number)])  # fmt: skip
+@pytest.fixture(scope="module")
+def study(shared):
+    return runs.Study(shared, STUDY)
 
 
-def test_smaller_samples_are_parts_of_larger_ones():
-    dataset = toy()
-    samples = [set(sample_queries(dataset, n).queries["id"].to_pylist()) for n in (3, 10, 30, 99)]
-    assert [len(sample) for sample in samples] == [3, 10, 30, 30]
-    assert samples[0] < samples[1] < samples[2]
-    assert sample_queries(dataset, None) is dataset
+@pytest.fixture(scope="module")
+def results(study, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NVRET_RESULTS", str(tmp_path_factory.mktemp("results")))
+        return study.run()
 
 
-def test_conditions_cover_every_method_and_seed(comparison):
-    settings = comparison.settings
-    conditions = comparison.conditions(settings.students[0])
-    labels = {condition.label for condition in conditions}
-    models = {(condition.label, condition.seed) for condition in conditions}
-    assert len(models) == 1 + len(settings.methods) * len(settings.seeds)
-    assert labels == {runs.BASE, *map(str, comparison.methods)}
+def arm(study, label):
+    return next(arm for arm in study.arms if arm.label == f"static: {label}")
 
 
-def test_train_and_test_do_not_touch(comparison):
-    for name, test in comparison.tests.items():
-        assert not set(test.queries["id"].to_pylist()) & set(
-            comparison.parts.train.queries["id"].to_pylist()
-        ), name
-        data.check_leaks(comparison.parts.train, test)
+def test_train_and_test_do_not_touch(shared):
+    for name in shared.training_sets:
+        train = shared.train(name)
+        for test in (*shared.tests.values(), shared.dev):
+            asked = set(test.queries["id"].to_pylist())
+            assert not asked & set(train.queries["id"].to_pylist())
+            data.check_leaks(train, test)
 
 
-def test_a_leak_stops_the_comparison_every_time(comparison):
-    test = next(iter(comparison.tests.values()))
-    for _ in range(2):  # a leak is not kept as "checked"
-        with pytest.raises(NvretError, match="leaks into"):
-            comparison._check_leaks(test, test)
+def test_what_leaks_is_taken_out_and_counted(shared):
+    """SQuAD's development part and the questions of NQ share passages."""
+    lost = shared.leaks("squad-dev")
+    assert lost["passages"]
+    kept = set(shared.train("squad-dev").corpus["id"].to_pylist())
+    assert not kept & set(lost["passages"])
 
 
-def test_every_method_is_mined_for_the_same_pairs(comparison):
-    pairs = {
-        mining.provenance(comparison.negatives(method, 0))["pairs"] for method in comparison.methods
-    }
-    assert pairs == {len(comparison.train.pairs[0])}
+def test_every_method_is_mined_for_the_same_pairs(study):
+    tables = {a.label: study.negatives(a, 0) for a in study.arms if a.method and len(a.train) == 1}
+    pairs = {mining.provenance(table)["pairs"] for table in tables.values()}
+    assert pairs == {len(study.material.train().pairs[0])}
+    mined = study.mined(0)
+    assert set(mined.index) == set(tables)
+    assert (mined["share found"] <= 1).all()
 
 
-def test_only_a_draw_depends_on_the_seed(comparison):
-    for method in comparison.methods:
-        same = comparison.negatives(method, 0).equals(comparison.negatives(method, 1))
-        assert same == (str(method) != "Random")
+def test_only_a_draw_depends_on_the_seed(study):
+    for one in study.arms:
+        drawn = dataclasses.replace(one, sampling=sampling.SampledTopK(8))
+        if one.method is None:
+            assert study.negatives(one, 0).num_rows == 0
+            continue
+        same = study.negatives(one, 0).equals(study.negatives(one, 1))
+        assert same == (not isinstance(one.method, RandomNegatives))
+        assert not study.negatives(drawn, 0).equals(study.negatives(drawn, 1))
 
 
-def test_a_changed_teacher_is_mined_anew(comparison):
-    other = Comparison(comparison.settings, progress=False)
-    other.teacher = replace(comparison.teacher, fingerprint="other")
-    method = comparison.methods[1]
-    assert other.negatives(method, 0).equals(comparison.negatives(method, 0))
-    stored = [c.teacher.fingerprint for c in (comparison, other)]
-    assert len(set(stored)) == 2
+def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
+    chosen = study.settings.mining
+    one = arm(study, "TopK-PercPos 95%")
+    alone = mining.mine(
+        study.material.train(), study.material.scorer(), one.method, one.num_negatives,
+        anchor=chosen.anchor, near_duplicates=chosen.near_duplicates, progress=False,
+    )  # fmt: skip
+    assert study.negatives(one, 0).equals(alone)
 
 
-def test_tables_of_a_comparison(comparison):
-    results = comparison.run()
-    scores = results.scores
-    means = report.means(scores)
-    tests = [*comparison.tests, report.AVERAGE]
+def test_a_mixture_is_mined_set_by_set(study):
+    mixed = arm(study, "Naive Top-K, trained on nq+squad-dev")
+    table = study.negatives(mixed, 0).to_pandas()
+    home = table["query_id"].str.split("/").str[0]
+    assert set(home) == {"nq", "squad-dev"}
+    assert (table["negative_id"].str.split("/").str[0] == home).all()
+    dataset = study.dataset(mixed)
+    assert dataset.queries.num_rows == mixed.queries
+    assert set(table["query_id"]) <= set(dataset.queries["id"].to_pylist())
+    composition = study.composition()
+    assert composition["questions"].sum() == mixed.queries
+
+
+def test_tables_of_a_study(results, study):
+    assert list(results.arms.index) == [a.label for a in study.arms]
+    means = report.means(results)
+    tests = [*study.tests, report.AVERAGE]
     assert set(means["dataset"]) == set(tests)
     for row in means[means["dataset"] != report.AVERAGE].itertuples():
-        part = scores[(scores["method"] == row.method) & (scores["dataset"] == row.dataset)]
-        assert row.mean == pytest.approx(part["ndcg_at_10"].mean())
+        values = results.values(row.arm)[row.dataset]
+        assert values.shape[0] == (1 if row.arm.endswith(BASE) else len(study.settings.seeds))
+        assert row.mean == pytest.approx(values.mean())
         assert row.low <= row.mean <= row.high
-    average = means[means["dataset"] == report.AVERAGE].set_index("method")["mean"]
-    differences = report.differences(scores, "Naive Top-K")
+    average = means[means["dataset"] == report.AVERAGE].set_index("arm")["mean"]
+    differences = report.differences(results, "Naive Top-K")
     for row in differences[differences["dataset"] == report.AVERAGE].itertuples():
-        assert row.difference == pytest.approx(average[row.method] - average["Naive Top-K"])
-    claims = report.claims(scores, comparison.settings.students[0].name)
-    assert len(claims) == 8
-    beside = report.paper_beside_ours(means, "Naive Top-K")
-    assert beside.loc["Naive Top-K"].dropna().eq(0).all()
-    losses = results.logs.groupby(["method", "seed"])["step"].max()
-    assert losses.nunique() == 1  # every model took the same number of steps
+        reference = average["static: Naive Top-K"]
+        assert row.difference == pytest.approx(average[row.arm] - reference)
+    orders = findings.orders(results, [("perc-pos", "naive"), ("naive", "random")])
+    assert len(orders) == 2
+    assert findings.wins(means).sum() == len(study.tests)
+    twins = findings.by_twins(results, study.material.tests[study.tests[0]], [("naive", "random")])
+    assert twins["number"].sum() == len(results.scores.loc[study.tests[0]])
+
+
+def test_every_model_takes_the_same_number_of_steps(results):
+    plain = ["static: Random", "static: Naive Top-K", "static: TopK-PercPos 95%"]
+    logs = results.logs[results.logs["arm"].isin(plain)]
+    assert logs.groupby(["arm", "seed"])["step"].max().nunique() == 1
+
+
+def test_arms_that_differ_are_different_models(study):
+    trained = [a for a in study.arms if a.trained]
+    folders = {study.model(a, seed).name for a in trained for seed in (0, 1)}
+    assert len(folders) == 2 * len(trained)
+
+
+def test_scores_survive_the_file(results, tmp_path):
+    results.save(tmp_path / "scores.parquet")
+    back = Results.load(tmp_path / "scores.parquet")
+    pd.testing.assert_frame_equal(report.means(back), report.means(results))
+    pd.testing.assert_frame_equal(
+        report.differences(back, "Naive Top-K"), report.differences(results, "Naive Top-K")
+    )
+    assert back.find(family="perc-pos", teacher="potion-base-8m") == ["static: TopK-PercPos 95%"]
+
+
+def test_a_teacher_is_scored_as_a_retriever(shared):
+    table = findings.teacher_table(
+        {name: shared.teacher_scores(name) for name in ("bm25", "potion-base-8m")},
+        list(shared.tests),
+        shared.dev.name,
+    )
+    assert set(table["teacher"]) == {"bm25", "potion-base-8m"}
+    assert table["mean"].between(0.2, 0.95).all()
+    for name in shared.tests:
+        assert np.shape(shared.teacher_scores("bm25")[name]) == (
+            1,
+            shared.tests[name].queries.num_rows,
+        )
+
+
+def test_prefixed_ids_are_arrow_strings(study):
+    mixed = study.negatives(arm(study, "Naive Top-K, trained on nq+squad-dev"), 0)
+    assert mixed.schema.field("query_id").type == pa.string()
