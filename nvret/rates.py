@@ -90,7 +90,7 @@ def reduction(counts: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95
     """
     if set(counts["query_id"]) ^ set(reference["query_id"]):
         sizes = [len(set(table["query_id"])) for table in (counts, reference)]
-        raise NvretError(f"rates of other queries ({sizes[0]} and {sizes[1]}): they cannot be paired")
+        raise NvretError(f"rates of other queries ({sizes[0]}, {sizes[1]}): they cannot be paired")
     a, b = _ratio(reference), _ratio(counts)
     if not a.value > 0:
         return Interval(np.nan, -np.inf, 1.0)
