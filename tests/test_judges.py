@@ -15,7 +15,6 @@ from nvret.judges import BiEncoderJudge, CrossEncoderJudge, LanguageModelJudge, 
 
 TEXT = "yes no is it the a red blue fox dog sat ran passage query relevant to answer with or"
 WORDS = TEXT.split()
-)
 
 
 def tokenizer(folder, **special):
