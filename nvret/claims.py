@@ -8,7 +8,6 @@ is left open there (the best of several values) is chosen on the development spl
 from __future__ import annotations
 
 import difflib
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from nvret import methods, params, report
 from nvret.errors import NvretError
+from nvret.paper import PaperDifference, PaperMean
 from nvret.params import Ensemble, Section
 
 Wild = Literal["any", "other"]  # every value, or all but the default
@@ -60,30 +60,6 @@ class ArmFilter(Section):
         return self
 
 
-class PaperDifference(Section):
-    """Two rows of a table of the paper; the claim is about the first less the second.
-
-    Attributes:
-        table: in ``results/paper``.
-        better, worse: values of ``column``.
-    """
-
-    table: str
-    better: str
-    worse: str
-    column: Literal["method", "teacher"] = "method"
-    student: str = "e5-large-unsupervised"
-    dataset: str = report.AVERAGE
-
-
-class PaperValue(Section):
-    """The mean of a column of a table of the paper, over the rows with these values."""
-
-    table: str
-    column: str
-    where: dict[str, str] = Field(default_factory=dict)
-
-
 class Claim(Section):
     """What all claims have.
 
@@ -98,7 +74,7 @@ class Claim(Section):
     claim: str
     section: str
     note: str = ""
-    paper: PaperDifference | PaperValue | None = None
+    paper: PaperDifference | PaperMean | None = None
 
 
 class Trained(Claim):
@@ -108,13 +84,11 @@ class Trained(Claim):
         study: name of its notebook.
         students: a row of the ledger for each of these that the study has.
         on: "average" of the test sets, or one of them.
-        margin: the smallest difference that matters, in NDCG@10; default: the file's.
     """
 
     study: str
     students: list[str] = Field(default=["static", "transformer"], min_length=1)
     on: str = report.AVERAGE
-    margin: float | None = Field(default=None, ge=0)
 
 
 class Pair(Trained):
@@ -209,7 +183,7 @@ class Claims(Section):
     """The whole file.
 
     Attributes:
-        margin: the smallest difference of NDCG@10 that matters, where a claim says no other.
+        margin: the smallest difference of NDCG@10 that matters.
     """
 
     margin: float = Field(gt=0)
@@ -235,35 +209,6 @@ def load(path: Path | str | None = None) -> Claims:
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise NvretError(f"{path}: " + "; ".join(lines)) from None
-
-
-def paper_value(reference: PaperDifference | PaperValue | None) -> float | None:
-    """What the paper reports: a difference of NDCG@10 in [-1, 1], or a share.
-
-    >>> round(paper_value(PaperDifference(
-    ...     table="rq3_methods", better="TopK-PercPos 95%", worse="Naive Top-K")), 4)
-    0.0449
-    """
-    if reference is None:
-        return None
-    table = _paper_table(reference.table)
-    if isinstance(reference, PaperValue):
-        for column, value in reference.where.items():
-            table = table[table[column].astype(str) == value]
-        if table.empty:
-            raise NvretError(f"{reference.table}.csv of the paper has no row {reference.where}")
-        return float(table[reference.column].mean())
-    rows = table[(table["student"] == reference.student) & (table["metric"] == "ndcg_at_10")]
-    rows = rows[rows["dataset"] == reference.dataset].set_index(reference.column)["mean"]
-    for name in (reference.better, reference.worse):
-        if name not in rows.index:
-            raise NvretError(f"{reference.table}.csv of the paper has no {name!r}: {list(rows)}")
-    return float(rows[reference.better] - rows[reference.worse])
-
-
-@cache
-def _paper_table(name: str) -> Any:
-    return report.paper_table(name)
 
 
 def _explain(problem: Any) -> str:

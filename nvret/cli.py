@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="append", metavar="NOTEBOOK", help="only this notebook")
     run.set_defaults(command=_run)
 
-    report = commands.add_parser("report", help="write a profile's results into the README")
+    report = commands.add_parser("report", help="tables, ledger and README from a profile's scores")
     report.add_argument("params", type=Path, help="for example params/quick.yaml")
     report.set_defaults(command=_report)
 
@@ -130,10 +130,16 @@ def _run(chosen: argparse.Namespace) -> None:
 
 
 def _report(chosen: argparse.Namespace) -> None:
-    from nvret import params, readme, report
+    from nvret import ledger, params, readme, report
 
-    results = report.results_folder(params.load(chosen.params))
-    readme.update(params.project_root() / "README.md", results)
+    settings = params.load(chosen.params)
+    table = ledger.write(settings)
+    for verdict, count in table["verdict"].value_counts().items():
+        print(f"{verdict}: {count}")
+    folder, root = report.results_folder(settings), params.project_root()
+    # The README shows the checkout's own results, and those of the large profiles only
+    if settings.profile in readme.PROFILES and folder.parent == root / "results":
+        readme.update(root / "README.md", folder.parent)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nvret import claims, params, report
+from nvret import claims, paper, params, report
 from nvret.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def test_every_claim_finds_the_papers_rows():
     registered = claims.load()
     known = params.load(ROOT / "params" / "smoke.yaml")
     for claim in registered.claims:
-        value = claims.paper_value(claim.paper)
+        value = paper.value(claim.paper)
         assert value is None or -1 < value < 1, claim.id
         if isinstance(claim, claims.Trained):
             assert claim.study in known.studies, claim.id
@@ -74,6 +74,6 @@ def test_a_bad_claim_is_named(tmp_path, text, message):
 
 
 def test_an_unknown_row_of_the_paper_is_named():
-    reference = claims.PaperDifference(table="rq3_methods", better="Best", worse="Naive Top-K")
+    reference = paper.PaperDifference(table="rq3_methods", better="Best", worse="Naive Top-K")
     with pytest.raises(NvretError, match="has no 'Best'"):
-        claims.paper_value(reference)
+        paper.value(reference)
