@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nvret import audit
+from nvret import audit, store
 from nvret.audit import Hidden
 from nvret.dataset import RetrievalDataset
 from nvret.errors import NvretError
@@ -36,12 +38,36 @@ class Judged(NamedTuple):
     seconds: float
     tokens: float
 
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads into a folder."""
+        self.table.to_parquet(folder / "table.parquet")
+        facts = {name: value for name, value in self._asdict().items() if name != "table"}
+        store.write_json(folder / "facts.json", facts)
 
-def sample(table: pa.Table, number: int, seed: int = 0) -> pa.Table:
-    """The ``number`` negatives whose ids hash lowest; rows keep their order."""
+    @classmethod
+    def load(cls, folder: Path) -> Judged:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        return cls(table=pd.read_parquet(folder / "table.parquet"), **facts)
+
+
+def sample(
+    table: pa.Table, number: int, seed: int = 0, *, hidden: Hidden | None = None
+) -> pa.Table:
+    """The ``number`` negatives whose ids hash lowest; rows keep their order.
+
+    Args:
+        hidden: take half of them (or all there are) from the hidden positives, which are few among
+            negatives, so that a few pairs say more; `quality` is told their true ``share``.
+    """
     # Not in the order of audit.hide, which keeps the positive of the lowest hash
     keys = pair_keys(table["negative_id"], table["query_id"], seed)
-    return table.take(pa.array(np.sort(np.argsort(keys, kind="stable")[:number])))
+    order = np.argsort(keys, kind="stable")
+    if hidden is not None:
+        known = audit.known(table, hidden)[order]
+        half = max(number // 2, number - int((~known).sum()))
+        positives = order[known][:half]
+        order = np.r_[positives, order[~known][: number - len(positives)]]
+    return table.take(pa.array(np.sort(order[:number])))
 
 
 def judge(
@@ -82,11 +108,14 @@ def by_ceiling(table: pa.Table, hidden: Hidden | None = None, perc: float = 0.95
     return Judged(name, perc, _rows(table, hidden, found), 0.0, 0.0)
 
 
-def quality(judged: Judged) -> dict[str, Any]:
+def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
     """How well a judge's scores tell the hidden positives from the other negatives.
 
     Precision is a lower bound: some of the others are positives that nobody has labelled.
 
+    Args:
+        share: of hidden positives among the negatives that the pairs were sampled from, where it
+            is not that of the sample.
     Returns:
         judge, pairs, known (hidden positives among them), flagged (share at or above the
         threshold), precision and recall of that, and AUC with its interval over queries; NaN where
@@ -95,17 +124,26 @@ def quality(judged: Judged) -> dict[str, Any]:
     from sklearn.metrics import precision_score, recall_score
 
     known, score = _known(judged)
-    flagged = score >= judged.threshold
+    flagged, weight = score >= judged.threshold, _weights(known, share)
     auc = auc_interval(known, score, judged.table["query_id"].to_numpy())
+    options = {"sample_weight": weight, "zero_division": np.nan}
     return {
         "judge": judged.judge,
         "pairs": len(known),
         "known": int(known.sum()),
-        "flagged": float(flagged.mean()),
-        "precision": float(precision_score(known, flagged, zero_division=np.nan)),
-        "recall": float(recall_score(known, flagged, zero_division=np.nan)),
+        "flagged": float(np.average(flagged, weights=weight)),
+        "precision": float(precision_score(known, flagged, **options)),
+        "recall": float(recall_score(known, flagged, **options)),
         **dict(zip(("AUC", "low", "high"), auc, strict=True)),
     }
+
+
+def _weights(known: np.ndarray, share: float | None) -> np.ndarray:
+    """(P,) what each pair stands for, where hidden positives were sampled more often."""
+    found = known.mean()
+    if share is None or not 0 < found < 1:
+        return np.ones(len(known))
+    return np.where(known, share / found, (1 - share) / (1 - found))
 
 
 def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> Interval:
@@ -130,9 +168,12 @@ def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> I
     return Interval(float(roc_auc_score(known, score)), float(low), float(high))
 
 
-def curve(judged: Judged) -> pd.DataFrame:
+def curve(judged: Judged, share: float | None = None) -> pd.DataFrame:
     """Every threshold that changes anything: threshold, precision, recall, and ``removed``, the
-    share of the other negatives that are thrown out with the caught ones."""
+    share of the other negatives that are thrown out with the caught ones.
+
+    ``share`` as in `quality`.
+    """
     from sklearn.metrics import roc_curve
 
     known, score = _known(judged)
@@ -140,7 +181,8 @@ def curve(judged: Judged) -> pd.DataFrame:
         return pd.DataFrame(columns=["threshold", "precision", "recall", "removed"], dtype=float)
     # The first point lies above all scores
     removed, recall, at = (x[1:] for x in roc_curve(known, score, drop_intermediate=False))
-    right, wrong = recall * known.sum(), removed * (~known).sum()
+    weight = _weights(known, share)
+    right, wrong = recall * weight[known].sum(), removed * weight[~known].sum()
     precision = right / (right + wrong)
     return pd.DataFrame(
         {"threshold": at, "precision": precision, "recall": recall, "removed": removed}

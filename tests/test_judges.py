@@ -240,6 +240,27 @@ def test_a_sample_knows_nothing_of_what_is_hidden():
     )
 
 
+def test_known_positives_are_sampled_more_often_and_weighted_back(mined):
+    hidden, table = mined
+    half = judging.sample(table, 120, hidden=hidden)
+    assert len(half) == 120
+    assert audit.known(half, hidden).sum() == 60
+    most = judging.sample(table, len(table) - 2, hidden=hidden)  # there are no more others
+    assert audit.known(most, hidden).sum() == audit.known(table, hidden).sum() - 2
+
+    share = audit.known(table, hidden).mean()
+    every, part = (
+        judging.judge(WordJudge(), hidden.dataset, rows, hidden, progress=False)
+        for rows in (table, half)
+    )
+    whole, weighted = judging.quality(every), judging.quality(part, share)
+    assert weighted["flagged"] == pytest.approx(whole["flagged"], abs=0.15)
+    assert weighted["precision"] == pytest.approx(whole["precision"], abs=0.15)
+    curve = judging.curve(part, share)
+    assert curve["precision"].iloc[0] == pytest.approx(weighted["precision"])
+    assert curve["precision"].iloc[-1] == pytest.approx(share)
+
+
 def test_area_without_two_kinds_is_nothing():
     nothing = judging.auc_interval(np.zeros(3, bool), np.arange(3), np.arange(3))
     assert np.isnan(nothing).all()
