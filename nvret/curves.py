@@ -21,19 +21,17 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 
 
-def sweeps(table: pd.DataFrame, reference: tuple[float, str], best: Sequence[str]) -> Figure:
+def sweeps(table: pd.DataFrame, reference: str, best: Sequence[str]) -> Figure:
     """NDCG@10, survival and false negatives against each method's parameter, a column a method.
 
     Args:
-        table: a row an arm: arm, family, parameter, mean, low, high (NDCG@10, in [0, 1]), filled
-            (share of the asked-for negatives that were found) and false (share of the mined that
-            are known to be positives).
-        reference: NDCG@10 of what every sweep is compared with, and its name.
+        table: of ``findings.sweep``.
+        reference: what the differences are to.
         best: labels of the arms that were chosen on the development split; drawn as stars.
     """
     families = [family for family in AXES if family in set(table["family"])]
     figure, axes = plt.subplots(
-        3, len(families), sharey="row", squeeze=False, layout="constrained",
+        3, len(families), sharey="row", sharex="col", squeeze=False, layout="constrained",
         figsize=(max(COLUMN_WIDTH, 2.3 * len(families)), 5.6), height_ratios=[2, 1, 1],
     )  # fmt: skip
     for column, family in enumerate(families):
@@ -42,76 +40,82 @@ def sweeps(table: pd.DataFrame, reference: tuple[float, str], best: Sequence[str
         colour, marker = style(str(rows["method"].iloc[0]))
         top, middle, bottom = axes[:, column]
         top.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
-        top.plot(x, rows["mean"], color=colour, marker=marker, markersize=4, linewidth=1.3)
+        top.plot(x, rows["difference"], color=colour, marker=marker, markersize=4, linewidth=1.3)
         chosen = rows["arm"].isin(best)
-        top.plot(x[chosen], rows["mean"][chosen], "*", color="#000000", markersize=11)
-        top.axhline(reference[0], color="#D55E00", linestyle=":", linewidth=1.2)
+        top.plot(x[chosen], rows["difference"][chosen], "*", color="#000000", markersize=11)
+        top.axhline(0, color="#D55E00", linestyle=":", linewidth=1.2)
         for axis, name in ((middle, "filled"), (bottom, "false")):
             axis.plot(x, 100 * rows[name], color=colour, marker=marker, markersize=3, linewidth=1)
-            axis.set_ylim(bottom=0)
         bottom.set_xlabel(AXES[family], fontsize=9)
         if family == "shifted":
-            for axis in (top, middle, bottom):
-                axis.set_xscale("symlog", linthresh=1)
+            top.set_xscale("symlog", linthresh=1)
+            bottom.xaxis.set_major_formatter("{x:g}")
         for axis in (top, middle, bottom):
             axis.tick_params(labelsize=8)
             axis.grid(linewidth=0.3)
-    labels = ("NDCG@10, 95 % interval", "negatives\nfound (%)", "known\npositives (%)")
+    for axis in axes[1:, 0]:
+        axis.set_ylim(bottom=0)
+    labels = ("NDCG@10, points,\n95 % interval", "negatives\nfound (%)", "known\npositives (%)")
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label, fontsize=9)
-    figure.suptitle(f"star: chosen on the development split; dotted: {reference[1]}", fontsize=9)
+    figure.suptitle(
+        f"Points over {reference} (dotted), paired; star: chosen on the development split",
+        fontsize=9,
+    )
     return figure
 
 
-def lines(
-    table: pd.DataFrame, *, x: str, by: str, xlabel: str, reference: tuple[float, str] | None = None
-) -> Figure:
-    """NDCG@10 with its interval against a number, a line for each value of ``by``.
+def lines(table: pd.DataFrame, *, x: str, by: str, xlabel: str, reference: str) -> Figure:
+    """Points of NDCG@10 over the reference against a number, a line for each value of ``by``.
 
     Args:
-        table: columns x, by, mean, low, high.
-        reference: a height to draw a dotted line at, and what it is.
+        table: of ``report.differences``, rows of one student and test set.
+        reference: its name.
     """
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.6), layout="constrained")
     for place, (name, rows) in enumerate(table.groupby(by, sort=False)):
         rows = rows.sort_values(x)
+        value, low, high = (100 * rows[key] for key in ("difference", "low", "high"))
         colour, marker = COLOURS[place % 7], MARKERS[place % 7]
-        axis.fill_between(rows[x], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-        axis.plot(rows[x], rows["mean"], color=colour, marker=marker, markersize=5, label=name)
-    if reference is not None:
-        axis.axhline(reference[0], color="#777777", linestyle=":", label=reference[1])
-    axis.set(xlabel=xlabel, ylabel="NDCG@10, 95 % interval")
+        axis.fill_between(rows[x], low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(rows[x], value, color=colour, marker=marker, markersize=5, label=name)
+    axis.axhline(0, color="#777777", linestyle=":", label=reference)
+    axis.set(xlabel=xlabel, ylabel="NDCG@10, points, 95 % interval")
     axis.grid(linewidth=0.3)
     axis.legend(fontsize=8)
     return figure
 
 
-def teachers(table: pd.DataFrame, rules: str = "rule") -> Figure:
-    """The student's NDCG@10 against its teacher's own, both with 95 % intervals.
+def teachers(table: pd.DataFrame, reference: str) -> Figure:
+    """What a student gains from its teacher's negatives against the teacher's own NDCG@10.
 
     Args:
-        table: columns teacher, and for teacher and student mean, low and high: teacher_mean,
-            teacher_low, …, student_mean, …; ``rules``: what tells two points of a teacher apart.
+        table: of ``findings.teachers_and_students``.
+        reference: what the student's points are counted from.
     """
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 4.2), layout="constrained")
-    for place, (rule, rows) in enumerate(table.groupby(rules, sort=False)):
+    axis.axhline(0, color="#777777", linewidth=1, linestyle=":")
+    rules = list(dict.fromkeys(table["rule"]))
+    for place, rule in enumerate(rules):
+        rows = table[table["rule"] == rule]
         colour, marker = COLOURS[place % 7], MARKERS[place % 7]
+        middle = rows["teacher_mean"].to_numpy()
+        aside = middle + 0.002 * (place - (len(rules) - 1) / 2)
+        value = 100 * rows["difference"].to_numpy()
         axis.errorbar(
-            rows["teacher_mean"],
-            rows["student_mean"],
-            xerr=np.abs(rows[["teacher_low", "teacher_high"]].T - rows["teacher_mean"]).to_numpy(),
-            yerr=np.abs(rows[["student_low", "student_high"]].T - rows["student_mean"]).to_numpy(),
+            aside, value,
+            xerr=[middle - rows["teacher_low"], rows["teacher_high"] - middle],
+            yerr=[value - 100 * rows["low"], 100 * rows["high"] - value],
             fmt=marker, color=colour, markersize=6, capsize=2, linewidth=1, label=rule,
         )  # fmt: skip
     for name, rows in table.groupby("teacher", sort=False):
-        row = rows.iloc[0]
         axis.annotate(
-            name, (row["teacher_mean"], rows["student_high"].max()), fontsize=8, ha="center",
-            xytext=(0, 5), textcoords="offset points",
+            name, (rows["teacher_mean"].iloc[0], 100 * rows["high"].max()), fontsize=8,
+            ha="center", xytext=(0, 5), textcoords="offset points",
         )  # fmt: skip
     axis.set(
         xlabel="teacher's own NDCG@10 (95 % interval)",
-        ylabel="student's NDCG@10 (95 % interval)",
+        ylabel=f"student's NDCG@10, points over\n{reference} (95 % interval, paired)",
     )
     axis.margins(x=0.12, y=0.12)
     axis.grid(linewidth=0.3)

@@ -91,11 +91,15 @@ def teacher_table(
     return pd.DataFrame(rows, columns=["teacher", "dataset", "metric", "mean", "low", "high"])
 
 
-def teachers_and_students(results: Results, teachers: pd.DataFrame) -> pd.DataFrame:
-    """A point a teacher and rule: its own NDCG@10 and its student's, both on the test sets.
+def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A point a teacher and rule: its own NDCG@10, and its student's less the reference's.
 
     The rules are the paper's percentage, and the one that is best for this teacher on the
     development split.
+
+    Args:
+        teachers: of ``teacher_table``.
+        reference: label of an arm.
     """
     own = teachers[teachers["dataset"] == report.AVERAGE].set_index("teacher")
     rows = []
@@ -105,13 +109,13 @@ def teachers_and_students(results: Results, teachers: pd.DataFrame) -> pd.DataFr
         rules["chosen on dev"] = [chosen_on_dev(results, labels)] if labels else []
         for rule, found in rules.items():
             for label in found:
-                interval = statistics.mean_interval(list(results.values(label).values()))
+                value, low, high = difference(results, label, reference)
                 rows.append(
                     {"rule": rule, "teacher": name, "method": results.arms.at[label, "method"]}
                     | {f"teacher_{key}": own.at[name, key] for key in ("mean", "low", "high")}
-                    | dict(zip(("student_mean", "student_low", "student_high"), interval,
-                               strict=True))
-                )  # fmt: skip
+                    | {"student": average_of(results, label)}
+                    | {"difference": value, "low": low, "high": high}
+                )
     return pd.DataFrame(rows)
 
 
@@ -126,14 +130,22 @@ def jaccard_table(tables: Mapping[str, Mapping[str, pa.Table]], depth: int = 4) 
     return pd.DataFrame(rows, columns=["teacher_a", "teacher_b", "dataset", "jaccard"])
 
 
-def sweep(results: Results, mined: pd.DataFrame) -> pd.DataFrame:
-    """A row a swept arm: score, negatives found, and the share that is known to be positive."""
-    means = report.means(results)
-    means = means[means["dataset"] == report.AVERAGE].set_index("arm")
-    rows = means[["mean", "low", "high"]].join(results.arms[["method", "family", "parameter"]])
+def sweep(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A row a swept arm: points over the reference, negatives found, and known positives.
+
+    Args:
+        mined: of ``Study.mined``.
+        reference: a label without the student.
+    """
+    rows = report.differences(results, reference)
+    rows = rows[(rows["dataset"] == report.AVERAGE) & rows["parameter"].notna()]
+    rows = rows.set_index("arm")[
+        ["student", "method", "family", "parameter", "difference", "low", "high"]
+    ]
+    rows[["difference", "low", "high"]] *= 100
     rows["filled"] = mined["share found"]
     rows["false"] = mined["in the positive's cluster"]
-    return rows[rows["parameter"].notna()].reset_index()
+    return rows.reset_index()
 
 
 def best_of_families(results: Results) -> pd.DataFrame:
