@@ -55,7 +55,7 @@ def build(
                 | {"unit": "share" if claim.kind in SHARES else "points"}
                 | {"paper": paper.value(claim.paper)}
             )
-    table = pd.DataFrame(found)
+    table = pd.DataFrame(found, columns=[name for name in COLUMNS if name != "p_holm"])
     tested = table["p"].notna()
     table["p_holm"] = np.nan
     table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p"].tolist())

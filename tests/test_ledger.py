@@ -308,6 +308,7 @@ def test_report_writes_everything_from_the_scores(tmp_path, monkeypatch, capsys)
     assert [row["verdict"] for row in kept["claims"]] == table["verdict"].tolist()
     one = ledger.of_study(SETTINGS, METHODS)
     assert set(one["id"]) < set(table["id"])
+    assert ledger.of_study(SETTINGS, "00_the_method").empty  # decides no claim
 
 
 @pytest.mark.parametrize("profile", SMOKE_RUN)
