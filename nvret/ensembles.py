@@ -49,8 +49,8 @@ def intra_sample(
 
     Args:
         dataset: the tables were mined from.
-        tables: as in ``cross_sample``; with ``dedup`` as deep as ``len(tables) * num_negatives``,
-            so that no teacher runs dry.
+        tables: as in ``cross_sample``. That is deep enough for ``dedup``: fewer than
+            ``num_negatives`` passages are taken already, wherever a teacher's next one is sought.
         num_negatives: kept of each pair.
         dedup: replace a passage that an earlier teacher gave by this teacher's next one. Without
             it the passage stands there again, and weighs more in the loss.
