@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nvret import mixtures
 from nvret.dataset import RetrievalDataset
 from nvret.errors import NvretError
 from nvret.rates import rate, reduction
@@ -122,14 +123,24 @@ def cluster_labels(dataset: RetrievalDataset) -> Hidden:
     return Hidden(part, pairs.sort_by(order), "derived")
 
 
-def labels(dataset: RetrievalDataset, queries: int | None = None, seed: int = 0) -> Hidden:
+def labels(
+    dataset: RetrievalDataset,
+    queries: int | None = None,
+    passages: int | None = None,
+    seed: int = 0,
+) -> Hidden:
     """`hide` where a tenth of the queries or more have several positives, else `cluster_labels`.
 
     Args:
         queries: so many of them, those whose ids hash lowest; None: all.
+        passages: every relevant one, hidden or not, and others to make up this number; None: all.
     """
     several = np.mean([len(rows) > 1 for rows in dataset.positives])
     hidden = hide(dataset, seed) if several >= SEVERAL else cluster_labels(dataset)
+    return _cut_passages(_cut_queries(hidden, queries, seed), passages)
+
+
+def _cut_queries(hidden: Hidden, queries: int | None, seed: int) -> Hidden:
     ids = hidden.dataset.queries["id"]
     if queries is None or queries >= len(ids):
         return hidden
@@ -137,6 +148,18 @@ def labels(dataset: RetrievalDataset, queries: int | None = None, seed: int = 0)
     kept = pc.is_in(hidden.pairs["query_id"], chosen.combine_chunks())
     part = hidden.dataset.select(chosen.to_pylist())
     return Hidden(part, hidden.pairs.filter(kept), hidden.source)
+
+
+def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
+    part = hidden.dataset
+    if passages is None or passages >= part.corpus.num_rows:
+        return hidden
+    ids = part.corpus["id"].to_pylist()
+    needed = {ids[row] for row in part.pairs[1]} | set(hidden.pairs["corpus_id"].to_pylist())
+    others = sorted((name for name in ids if name not in needed), key=mixtures.hashed)
+    kept = [*needed, *others[: max(0, passages - len(needed))]]
+    part = part.select(part.queries["id"].to_pylist(), corpus_ids=kept)
+    return Hidden(part, hidden.pairs, hidden.source)
 
 
 def known(table: pa.Table, hidden: Hidden) -> np.ndarray:

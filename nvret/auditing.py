@@ -60,7 +60,8 @@ class Audit:
     @cache  # noqa: B019 (an audit lives as long as the process)
     def hidden(self, name: str) -> Hidden:
         """A set without some of its labels."""
-        return audit.labels(data.load(name, progress=self.progress), self.chosen.queries)
+        whole = data.load(name, progress=self.progress)
+        return audit.labels(whole, self.chosen.queries, self.chosen.passages)
 
     @cache  # noqa: B019
     def _scorer(self, name: str) -> teachers.Scorer:

@@ -154,10 +154,15 @@ class StudySettings(Section):
 
 
 class AuditSettings(Section):
-    """What ``09_false_negatives`` counts: sets whose labels are hidden, methods, and judges."""
+    """What ``09_false_negatives`` counts: sets whose labels are hidden, methods, and judges.
+
+    ``queries`` and ``passages`` of each set (null: all); no relevant passage is left out, hidden or
+    not.
+    """
 
     datasets: list[str] = Field(min_length=1)
     queries: int | None = Field(gt=0)
+    passages: int | None = Field(gt=0)
     teacher: str
     num_negatives: int = Positive
     methods: list[MethodSettings] = Field(min_length=1)

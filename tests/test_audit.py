@@ -195,3 +195,14 @@ def test_intervals_at_the_ends():
         rates.reduction(some, none.iloc[:50])
     # the order of the rows is nothing
     assert rates.reduction(none[::-1], some) == fewer
+
+
+@pytest.mark.parametrize("number", [1, 8, 11, 12, 99, None])
+def test_fewer_passages_leave_out_none_that_is_relevant(number):
+    whole, cut = audit.labels(toy()), audit.labels(toy(), passages=number)
+    ids = set(cut.dataset.corpus["id"].to_pylist())
+    assert pairs(cut.pairs) == pairs(whole.pairs)
+    assert pairs(cut.dataset.qrels) == pairs(whole.dataset.qrels)
+    needed = {passage for _, passage in pairs(whole.pairs) | pairs(whole.dataset.qrels)}
+    assert needed <= ids
+    assert len(ids) == min(12, max(len(needed), number or 12))
