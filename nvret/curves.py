@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -251,7 +252,8 @@ def orders(table: pd.DataFrame) -> Figure:
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", linewidth=0.3)
-    axes[0, 0].set_yticks(list(places.values()), [f"{a}: {b}" for a, b in places], fontsize=8)
+    names = [fill(f"{student}: {group}", 34) for student, group in places]
+    axes[0, 0].set_yticks(list(places.values()), names, fontsize=8)
     axes[0, 0].invert_yaxis()
     figure.supxlabel("points of NDCG@10, 95 % interval; cross: undecided", fontsize=9)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,20 +35,26 @@ def style(label: str) -> tuple[str, str]:
 def differences(table: pd.DataFrame, student: str) -> Figure:
     """Forest plot: each arm less the reference, a panel per test set, 95 % intervals.
 
+    Of more than three test sets only the first and the mean of all are drawn.
+
     Args:
         table: of ``report.differences``.
     """
     rows = table[table["student"] == student]
     sets = list(dict.fromkeys(rows["dataset"]))
     sets = sets[:1] if len(sets) == 2 else sets  # the mean of one test set is that test set
+    sets = [sets[0], sets[-1]] if len(sets) > 4 else sets
     labels = list(dict.fromkeys(rows["arm"]))[::-1]
+    short = [fill(label.removeprefix(f"{student}: "), 44, break_on_hyphens=False)
+             for label in labels]  # fmt: skip
+    lines = sum(1 + label.count("\n") for label in short)
     figure, axes = plt.subplots(
         1,
         len(sets),
         sharey=True,
         sharex=True,
         layout="constrained",
-        figsize=(max(COLUMN_WIDTH, 3.2 + 1.6 * len(sets)), 0.9 + 0.27 * len(labels)),
+        figsize=(max(COLUMN_WIDTH, 3.2 + 1.6 * len(sets)), 1.1 + 0.2 * lines),
     )
     for axis, dataset in zip(np.atleast_1d(axes), sets, strict=True):
         axis.axvline(0, color="#D55E00", linewidth=1)
@@ -70,8 +77,9 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
         axis.set_title(dataset, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", linewidth=0.3)
-    short = [label.removeprefix(f"{student}: ") for label in labels]
-    np.atleast_1d(axes)[0].set_yticks(range(len(labels)), short)
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(labels)), short)
+    first.set_ylim(-0.6, len(labels) - 0.4)
     reference = rows["reference"].iloc[0]
     figure.supxlabel(f"NDCG@10, points above {reference} (95 % interval)", fontsize=9)
     figure.suptitle(f"Student: {student}", fontsize=10)
@@ -79,11 +87,14 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
 
 
 def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
-    """Training loss over steps: mean over seeds, band from the lowest to the highest seed."""
+    """Training loss over steps: mean over seeds, band from the lowest to the highest seed.
+
+    The last step, whose batch may hold a single pair, is left out.
+    """
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.4), layout="constrained")
     rows = logs[logs["arm"].str.startswith(f"{student}: ")]
     for label, group in rows.groupby("arm", sort=False):
-        curves = group.pivot(index="step", columns="seed", values="loss")
+        curves = group.pivot(index="step", columns="seed", values="loss").iloc[:-1]
         window = max(1, len(curves) // 12)
         curves = curves.rolling(window, min_periods=1).mean()
         colour, marker = style(label)

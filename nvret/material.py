@@ -87,14 +87,18 @@ class Material:
 
     @cache  # noqa: B019
     def train(self, name: str | None = None) -> RetrievalDataset:
-        """A set's questions to mine and train on, less whatever leaks into a test set."""
-        name = name or self.settings.data.train
+        """A set's questions to mine and train on: as many as any run takes, all passages."""
+        return mixtures.sample(self.whole(name or self.settings.data.train), self.most_queries)
+
+    @cache  # noqa: B019
+    def whole(self, name: str) -> RetrievalDataset:
+        """A training set, less whatever leaks into a test set."""
         first = name == self.settings.data.train
         whole = self.parts.train if first else data.load(name)
         lost = self.leaks(name)
         if lost["queries"] or lost["passages"]:
             whole = splits.without(whole, set(lost["passages"]), set(lost["queries"]))
-        return mixtures.sample(whole, self.most_queries)
+        return whole
 
     @cache  # noqa: B019
     def leaks(self, name: str) -> dict[str, list[str]]:

@@ -76,8 +76,9 @@ def _facts(folder: Path) -> str:
     students = ", ".join(f"`{key}` {value['model']}" for key, value in settings["students"].items())
     return (
         f"Profile `{settings['profile']}`: students {students}; default teacher "
-        f"{settings['teacher']}; {len(settings['seeds'])} seeds; {facts['seconds'] / 60:.0f} "
-        f"minutes after installation on {hardware['threads']} threads of {hardware['processor']}.  "
+        f"{settings['teacher']}; {len(settings['seeds'])} seeds; executed on "
+        f"{hardware['threads']} threads of {hardware['processor']} in {facts['seconds'] / 60:.0f} "
+        "minutes, not counting what earlier runs had left in the store.  "
     )
 
 

@@ -60,7 +60,7 @@ class TrainingData:
         sets = {name: self.material.train(name) for name in names}
         if queries is None:
             return sets
-        sizes = {name: part.queries.num_rows for name, part in sets.items()}
+        sizes = {name: self.material.whole(name).queries.num_rows for name in names}
         given = mixtures.shares(sizes, queries, temperature)
         return {name: mixtures.sample(part, given[name]) for name, part in sets.items()}
 

@@ -106,6 +106,9 @@ def test_a_mixture_is_mined_set_by_set(study):
     assert set(table["query_id"]) <= set(dataset.queries["id"].to_pylist())
     composition = study.composition()
     assert composition["questions"].sum() == mixed.queries
+    whole = [study.material.whole(name).queries.num_rows for name in ("nq", "squad-dev")]
+    share = whole[0] / sum(whole)  # of the sets as they are, not of what is sampled from them
+    assert composition["questions"].iloc[0] == pytest.approx(share * mixed.queries, abs=1)
 
 
 def test_tables_of_a_study(results, study):
