@@ -27,7 +27,7 @@ def audited(tmp_path, monkeypatch):
     if "bm25" not in [one["name"] for one in values["teachers"]]:
         values["teachers"] = [teacher, *values["teachers"]]
     values["audit"] = {
-        "datasets": NAMES, "queries": 10, "teacher": "bm25", "num_negatives": 2,
+        "datasets": NAMES, "queries": 10, "passages": None, "teacher": "bm25", "num_negatives": 2,
         "methods": [{"name": "random"}, {"name": "margin-pos", "margin": [0.0, 5.0]}],
         "judges": ["potion-base-8m"], "judged_pairs": 12,
     }  # fmt: skip
