@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nvret.curves import COLOURS
 from nvret.figures import COLUMN_WIDTH, STYLE, style
 
-PALETTE = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
+PALETTE = ["#000000", *COLOURS[:5]]
 MARKERS = "oP^sDv"
 
 
@@ -40,9 +41,7 @@ def frontier(table: pd.DataFrame) -> Figure:
         axis.set_title(name, fontsize=9)
     figure.supxlabel("mean score of true negatives ÷ mean score of positives (%)", fontsize=9)
     figure.supylabel("known false negatives (%)", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=6)
-    return figure
+    return _with_legend(figure, axes[0], 6)
 
 
 def by_rank(table: pd.DataFrame) -> Figure:
@@ -85,8 +84,13 @@ def judges(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         axis.set_title(name, fontsize=9)
     figure.supxlabel("other negatives thrown out (%)", fontsize=9)
     figure.supylabel("known positives caught (%)", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=4)
+    return _with_legend(figure, axes[0], 4)
+
+
+def _with_legend(figure: Figure, axis: plt.Axes, columns: int) -> Figure:
+    """The labels of one panel, above all of them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=columns)
     return figure
 
 

@@ -7,7 +7,6 @@ is left open there (the best of several values) is chosen on the development spl
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from nvret import methods, params, report
 from nvret.errors import NvretError
 from nvret.paper import PaperDifference, PaperMean
-from nvret.params import Ensemble, Section
+from nvret.params import Ensemble, Section, explain
 
 Wild = Literal["any", "other"]  # every value, or all but the default
 End = Literal["smallest", "largest"]
@@ -215,18 +214,8 @@ def _explain(problem: Any) -> str:
     """One problem of the file in a line; pydantic puts the kind of a claim into the place."""
     kinds = [part for part in problem["loc"] if part in KINDS]
     where = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
-    if problem["type"] == "extra_forbidden":
-        inside = [part for part in problem["loc"][:-1] if part in ("better", "worse", "arms")]
-        section = ArmFilter if inside else KINDS[kinds[0]] if kinds else Claims
-        close = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1)
-        known = ", ".join(section.model_fields)
-        return f"{where}: unknown key, " + (
-            f"did you mean {close[0]!r}?" if close else f"expected one of {known}"
-        )
-    if problem["type"] == "missing":
-        return f"{where}: missing"
-    if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
     if problem["type"].startswith("union_tag"):
         return f"{where}: kind must be one of {', '.join(KINDS)}"
-    return f"{where}: {problem['msg']}, found {problem['input']!r}"
+    inside = [part for part in problem["loc"][:-1] if part in ("better", "worse", "arms")]
+    section = ArmFilter if inside else KINDS[kinds[0]] if kinds else Claims
+    return explain(problem, where, section)

@@ -304,8 +304,19 @@ def notebook(namespace: Mapping[str, Any]) -> Settings:
 
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
+    unknown = problem["type"] == "extra_forbidden"  # only then all of the place are sections
+    return explain(problem, where, _section(problem["loc"][:-1]) if unknown else Settings)
+
+
+def explain(problem: Any, where: str, section: type[Section]) -> str:
+    """One problem that pydantic found, in a line: the key, what it holds, what was expected.
+
+    Args:
+        where: the place in the file.
+        section: what describes that place; its keys are named where one is unknown.
+    """
     if problem["type"] == "extra_forbidden":
-        known = list(_section(problem["loc"][:-1]).model_fields)
+        known = list(section.model_fields)
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
         return f"{where}: unknown key, {hint}"
