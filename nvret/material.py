@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 
-from nvret import data, duplicates, mining, mixtures, params, search, splits, store, teachers
+from nvret import (
+    assets,
+    data,
+    duplicates,
+    mining,
+    mixtures,
+    params,
+    search,
+    splits,
+    store,
+    teachers,
+)
 from nvret.data import RetrievalDataset
 
 
@@ -172,7 +184,25 @@ class Material:
             found[test_name] = np.load(folder / "ndcg_at_10.npy", allow_pickle=False)[None]
         return found
 
-    def fingerprints(self) -> dict[str, str]:
-        """Content hashes of the data that the profile rests on."""
-        found = {f"data: {self.train().name}": self.train().fingerprint}
-        return found | {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
+    def fingerprints(self, names: Sequence[str]) -> dict[str, str]:
+        """Content hashes of the profile's questions and of these data sets and models.
+
+        Args:
+            names: of data sets and models, as ``nvret.assets`` knows them.
+        """
+        found = {f"train: {self.train().name}": self.train().fingerprint}
+        found |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
+        known = assets.models()
+        for name in names:
+            model = name in known
+            hashed = model_fingerprint(name) if model else data.load(name).fingerprint
+            found[f"{'model' if model else 'data'}: {name}"] = hashed
+        return found
+
+
+@cache
+def model_fingerprint(name: str | Path) -> str:
+    """Content hash of a model, by its name or folder: its weights, tokenizer and pooling."""
+    from nvret.encode import Encoder
+
+    return Encoder.load(teachers.model_folder(str(name))).fingerprint

@@ -37,7 +37,8 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
             raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
     started = time.monotonic()
     material = Material(settings)
-    assets.fetch(assets_of(settings, names))
+    needed = assets_of(settings, names)
+    assets.fetch(needed)
     for study in studies(material, names):
         study.run()
     for name in names:
@@ -46,7 +47,7 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
         facts = report.provenance(
-            settings, material.fingerprints(), seconds=time.monotonic() - started
+            settings, material.fingerprints(needed), seconds=time.monotonic() - started
         )
         report.save_provenance(settings, facts)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from nvret import assets, batching, report, search, store, teachers
 from nvret.arms import Arm
 from nvret.data import RetrievalDataset
-from nvret.material import Material
+from nvret.material import Material, model_fingerprint
 from nvret.results import Results
 from nvret.training_data import TrainingData
 
@@ -72,7 +72,7 @@ class Study(TrainingData):
                 self.material.teacher(arm.teachers[0]), dataset, progress=self.material.progress
             )
         key = store.fingerprint(
-            _model_fingerprint(base),
+            model_fingerprint(base),
             dataset.fingerprint,
             table,
             dataclasses.asdict(config),
@@ -194,13 +194,6 @@ def _training_code() -> str:
 
     loop = examples, gradcache, lora, losses, memory, relevance, trainer, training
     return store.code_version(*loop, *encode.MODULES)
-
-
-@cache
-def _model_fingerprint(folder: Path) -> str:
-    from nvret.encode import Encoder
-
-    return Encoder.load(folder).fingerprint
 
 
 def studies(material: Material, names: Sequence[str]) -> list[Study]:

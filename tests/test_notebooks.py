@@ -1,5 +1,6 @@
 """The notebooks end to end on the smoke profile: by papermill, by the command, and killed."""
 
+import json
 import os
 import random
 import signal
@@ -82,7 +83,8 @@ def test_the_command_and_plain_papermill_give_the_same_tables(fresh, tmp_path):
         assert str(Path.home()) not in text
         assert str(tmp_path) not in text
         assert any(path.name.startswith(name[:2]) for path in (results / "tables").iterdir())
-    assert (results / "provenance.json").is_file()
+    facts = json.loads((results / "provenance.json").read_text())
+    assert {"train: nq-train", "data: nq", "model: potion-base-8m"} <= set(facts["fingerprints"])
     assert len(list((results / "figures").glob("*.png"))) >= 20
     assert {path.stem for path in (results / "scores").iterdir()} == set(settings.studies)
     ledger = pd.read_csv(results / "tables" / "10_claims.csv")
