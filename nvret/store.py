@@ -56,15 +56,20 @@ def _feed(digest: Any, part: Any) -> None:
         for column in part.columns:
             _feed(digest, column.to_pylist())
     elif isinstance(part, list) and part and all(isinstance(text, str) for text in part):
-        # One text at a time, to the same bytes as below: a corpus is not copied whole
-        length = sum(len(_json(text)) for text in part) + len(part) + 1
-        digest.update(f"json:{length}:".encode())
-        for place, text in enumerate(part):
-            digest.update((("," if place else "[") + _json(text)).encode("utf-8", "surrogatepass"))
+        # Some texts at a time, to the same bytes as below: a corpus is not copied whole
+        digest.update(f"json:{sum(map(len, _joined(part))) + 2}:[".encode())
+        for text in _joined(part):
+            digest.update(text.encode("utf-8", "surrogatepass"))
         digest.update(b"]")
     else:
         text = _json(part)
         digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+
+
+def _joined(texts: list[str], number: int = 4096) -> Iterator[str]:
+    """The JSON of a list of texts, less its brackets, in pieces of so many texts."""
+    for start in range(0, len(texts), number):
+        yield ("," if start else "") + _json(texts[start : start + number])[1:-1]
 
 
 def _json(part: Any) -> str:

@@ -155,8 +155,9 @@ def test_comments_do_not_change_the_code_version(tmp_path):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text(st.characters(exclude_categories=()))))
-def test_a_list_of_texts_is_hashed_as_the_json_of_the_whole(texts):
+@given(st.lists(st.text(st.characters(exclude_categories=()))), st.sampled_from([1, 2000]))
+def test_a_list_of_texts_is_hashed_as_the_json_of_the_whole(texts, times):
+    texts = texts * times  # longer than what is hashed at once
     whole = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     said = f"json:{len(whole)}:".encode() + whole.encode("utf-8", "surrogatepass")
     assert store.fingerprint(texts) == hashlib.sha256(said).hexdigest()
