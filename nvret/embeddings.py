@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from nvret import batching, encode, store
+from nvret import batching, distributed, encode, store
 from nvret.encode import Encoder
 
 
@@ -22,7 +23,8 @@ def embed(
     """`Encoder.encode` with its result kept: a read-only memory map of a ``.npy`` file.
 
     The file's name is a hash of texts, weights, prompt, pooling, length, dtype and code, so two
-    checkpoints never share one, and equal inputs are encoded once, whoever asks.
+    checkpoints never share one, and equal inputs are encoded once, whoever asks. Under ``torchrun``
+    each process encodes a part of the texts; all of them must see the same cache folder.
     """
     if not cache:
         return encoder.encode(texts, kind, max_length=max_length, progress=progress)
@@ -36,14 +38,78 @@ def embed(
         store.code_version(*encode.MODULES),
     )
     target = store.cache_dir() / "embeddings" / f"{key}.npy"
-    if not target.exists():
-        shape = (len(texts), encoder.dimension)
-        with store.atomic_file(target) as partial:
-            if len(texts):
-                out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-                encoder.encode(texts, kind, max_length=max_length, progress=progress, out=out)
-                out.flush()
-            else:  # an empty file cannot be mapped
-                with partial.open("wb") as stream:
-                    np.save(stream, np.empty(shape, np.float32))
+    if not distributed.agreed(target.exists()):
+        if distributed.world()[1] > 1 and len(texts):
+            _encode_together(encoder, texts, kind, max_length, target, progress)
+        else:
+            _encode_alone(encoder, texts, kind, max_length, target, progress)
     return np.load(target, mmap_mode="r" if len(texts) else None, allow_pickle=False)
+
+
+def _encode_alone(
+    encoder: Encoder,
+    texts: Sequence[str],
+    kind: str,
+    max_length: int | None,
+    target: Path,
+    progress: bool,
+) -> None:
+    shape = (len(texts), encoder.dimension)
+    with store.atomic_file(target) as partial:
+        if len(texts):
+            out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            encoder.encode(texts, kind, max_length=max_length, progress=progress, out=out)
+            out.flush()
+        else:  # an empty file cannot be mapped
+            with partial.open("wb") as stream:
+                np.save(stream, np.empty(shape, np.float32))
+
+
+def _encode_together(
+    encoder: Encoder,
+    texts: Sequence[str],
+    kind: str,
+    max_length: int | None,
+    target: Path,
+    progress: bool,
+) -> None:
+    """Each process writes its part of the distinct texts' vectors into one file.
+
+    The parts are whole shards of `Encoder.encode`, which forms its batches within a shard, so that
+    the vectors are those of a single process, bit for bit.
+    """
+    distinct = list(dict.fromkeys(texts))
+    part = distributed.share(len(distinct), encode.SHARD)
+    first = distributed.first()
+    scratch = target.with_name(f".{target.stem}.distinct.npy")
+    try:
+        if first:
+            scratch.parent.mkdir(parents=True, exist_ok=True)
+            shape = (len(distinct), encoder.dimension)
+            np.lib.format.open_memmap(scratch, "w+", np.float32, shape).flush()
+        distributed.wait()
+        vectors = np.lib.format.open_memmap(scratch, "r+")
+        if part.stop > part.start:
+            encoder.encode(
+                distinct[part],
+                kind,
+                max_length=max_length,
+                progress=progress and first,
+                out=vectors[part],
+            )
+            vectors.flush()
+        distributed.wait()
+        if first:
+            with store.atomic_file(target) as partial:
+                shape = (len(texts), encoder.dimension)
+                out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+                place = {text: row for row, text in enumerate(distinct)}
+                rows = np.fromiter((place[text] for text in texts), np.int64, len(texts))
+                for start in range(0, len(rows), encode.SHARD):
+                    some = slice(start, start + encode.SHARD)
+                    out[some] = vectors[rows[some]]
+                out.flush()
+        distributed.wait()
+    finally:
+        if first:
+            scratch.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Tokens of a batch, and of its padding: a CPU's batch should stay within its caches, and a GPU's
 # be large. The padding is what a further batch costs.
 BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096)}
-SHARD = 65536  # texts that are tokenized, and sorted by length, at a time
+SHARD = 16384  # texts that are tokenized, and sorted by length, at a time
 
 
 MODULES = (

@@ -106,8 +106,10 @@ def evaluate(
             searcher = mteb_tasks.EncoderSearch(encoder, lengths, cache_embeddings, progress)
             return mteb_tasks.score_queries(task, searcher, "test", "default", cuts)
 
+    if not cache:
+        return Evaluation(dataset.name, compute())
     key = {"dataset": dataset.fingerprint, **_encoder_key(encoder, lengths, cuts)}
-    return Evaluation(dataset.name, _stored(key, compute) if cache else compute())
+    return Evaluation(dataset.name, _stored(key, compute))
 
 
 def evaluate_ranking(
@@ -187,9 +189,11 @@ def evaluate_hub_task(
             searcher = mteb_tasks.EncoderSearch(encoder, lengths, False, progress)
             return mteb_tasks.score_queries(task, searcher, split, subset, cuts)
 
+        if not cache:
+            return Evaluation(name, compute())
         data = {**task.metadata.dataset, "task": name, "split": split, "subset": subset}
         key = {"dataset": data, **_encoder_key(encoder, lengths, cuts)}
-        return Evaluation(name, _stored(key, compute) if cache else compute())
+        return Evaluation(name, _stored(key, compute))
 
 
 def _stored(key: dict[str, Any], compute: Callable[[], pa.Table]) -> pa.Table:

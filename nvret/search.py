@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from nvret import tile as tiles
 from nvret.errors import NvretError
-from nvret.tile import NOTHING, Score, SearchResult, Tile
+from nvret.tile import NOTHING, PRODUCT, Score, SearchResult, Tile
 
 MODULES = (sys.modules[__name__], tiles)  # what a result rests on
 
@@ -82,7 +82,9 @@ def top_k(
         if latest is None or latest[0] != columns:  # the same passages for all queries in turn
             latest = None  # one of them at a time
             latest = columns, corpus[columns].to(device, torch.float32)
-        torch.mm(queries[rows].to(device, torch.float32), latest[1].T, out=out)
+        some = queries[rows].to(device, torch.float32)
+        for passages, scores in zip(latest[1].split(PRODUCT), out.split(PRODUCT, 1), strict=True):
+            torch.mm(some, passages.T, out=scores)
 
     return top_k_scores(
         product,
@@ -148,7 +150,7 @@ def top_k_scores(
                 found = tile.best(k, floor)
                 best = SearchResult(found.ids.cpu() + left, found.scores.cpu())
                 if left:
-                    best = _merge(SearchResult(ids[rows], scores[rows]), best, k)
+                    best = merge(SearchResult(ids[rows], scores[rows]), best, k)
                 width = best.ids.shape[1]
                 ids[rows, :width] = best.ids.masked_fill(best.scores == NOTHING, -1)
                 scores[rows, :width] = best.scores
@@ -156,7 +158,7 @@ def top_k_scores(
     return SearchResult(ids, scores)
 
 
-def _merge(best: SearchResult, found: SearchResult, k: int) -> SearchResult:
+def merge(best: SearchResult, found: SearchResult, k: int) -> SearchResult:
     """The k best of two results; every id of ``best`` is smaller than those of ``found``."""
     scores, order = torch.cat([best.scores, found.scores], 1).sort(
         dim=1, descending=True, stable=True

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nvret import search
+from nvret import distributed, search
 from nvret.bm25 import BM25, tokenize
 from nvret.data import RetrievalDataset
 from nvret.store import fingerprint
@@ -104,7 +104,7 @@ class DenseScorer:
         return scores
 
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
-        return search.top_k(
+        return distributed.top_k(
             self.queries[query_rows],
             self.corpus,
             k,
@@ -141,7 +141,15 @@ class BM25Scorer:
 
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         queries = [self.queries[row] for row in query_rows]
-        return self.index.top_k(queries, k, ceiling=ceiling, exclude=exclude, progress=progress)
+
+        def some(rows: slice) -> search.SearchResult:
+            limits = None if ceiling is None else ceiling[rows]
+            banned = None if exclude is None else exclude[rows]
+            return self.index.top_k(
+                queries[rows], k, ceiling=limits, exclude=banned, progress=progress
+            )
+
+        return distributed.by_query(len(queries), some)
 
 
 def model_folder(name: str):

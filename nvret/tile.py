@@ -15,6 +15,9 @@ from torch import Tensor
 
 BLOCK = 64  # scores per maximum; k * 64 and N / 64, both read again, balance at N = 4,096 k
 QUERY_TILE = 256  # queries scored at once: enough for the matrix product to run at full rate
+# Passages of one matrix product. How a product rounds may depend on its shape: as long as a part of
+# a corpus starts at a multiple of this, its scores are those of the whole corpus, bit for bit.
+PRODUCT = 16384
 NOTHING = float("-inf")
 
 Score = Callable[[slice, slice, Tensor], None]
@@ -46,6 +49,8 @@ class Tile:
     def __init__(self, queries: int, passages: int, device: torch.device, buffer_mb: int) -> None:
         self.rows = min(QUERY_TILE, queries)
         most = max(1, int(buffer_mb * 2**20) // (4 * self.rows * BLOCK))
+        if most * BLOCK > PRODUCT:
+            most -= most % (PRODUCT // BLOCK)
         blocks = min(most, -(-passages // BLOCK))
         self.columns = blocks * BLOCK
         self._scores = torch.empty((self.rows, blocks, BLOCK), device=device)

@@ -1,0 +1,152 @@
+"""Several processes at one job, as ``torchrun`` starts them: who does which part, and exact merges.
+
+Every process runs the same program. Only what is heavy is divided: texts to encode and passages to
+search go by whole blocks, whose results do not depend on who computes them, so that any number of
+processes gives the vectors and the negatives of a single one. Files are written by the first.
+
+Source of the collectives: torch.distributed (gloo on a CPU, NCCL on GPUs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nvret import search
+from nvret.search import SearchResult
+from nvret.tile import PRODUCT
+
+GATHERED = 65536  # queries whose results are exchanged at a time
+
+
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """Join the other processes, if ``torchrun`` started this one; leave them at the end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def world() -> tuple[int, int]:
+    """The number of this process, and of how many; (0, 1) for a single one.
+
+    >>> world()
+    (0, 1)
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return world()[0] == 0
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def agreed(value: Any) -> Any:
+    """The first process's value, for all of them."""
+    if world()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def share(number: int, unit: int = 1) -> slice:
+    """This process's part of ``number`` things, by whole units; the parts stand in order.
+
+    >>> share(10)
+    slice(0, 10, None)
+    """
+    rank, size = world()
+    units = -(-number // unit)
+    start, stop = units * rank // size, units * (rank + 1) // size
+    return slice(min(start * unit, number), min(stop * unit, number))
+
+
+def top_k(
+    queries: Tensor | np.ndarray,
+    corpus: Tensor | np.ndarray,
+    k: int,
+    *,
+    ceiling: Tensor | np.ndarray | None = None,
+    exclude: Sequence[Sequence[int]] | None = None,
+    unit: int = PRODUCT,
+    **options: Any,
+) -> SearchResult:
+    """``nvret.search.top_k``, each process searching its part of the corpus.
+
+    The parts' results are exchanged and merged; each process returns the whole result, which is
+    that of a single process: the order is (-score, id), and the scores of a block of ``unit``
+    passages come from a product of the same shape.
+
+    Args:
+        queries, corpus, k, ceiling, exclude, options: as ``nvret.search.top_k``; the same in all
+            processes. A memory-mapped corpus is read by each process in its own part only.
+        unit: passages that stay together; a corpus of fewer is searched by one process.
+    """
+    if world()[1] == 1:
+        return search.top_k(queries, corpus, k, ceiling=ceiling, exclude=exclude, **options)
+    part = share(len(corpus), unit)
+    if exclude is not None:
+        exclude = [_inside(np.asarray(ids, np.int64), part) for ids in exclude]
+    found = search.top_k(queries, corpus[part], k, ceiling=ceiling, exclude=exclude, **options)
+    ids = torch.where(found.ids < 0, -1, found.ids + part.start)
+    for start in range(0, len(ids), GATHERED):
+        some = slice(start, start + GATHERED)
+        ids[some], found.scores[some] = _merged(ids[some], found.scores[some], k)
+    return SearchResult(ids, found.scores)
+
+
+def by_query(queries: int, search_some: Callable[[slice], SearchResult]) -> SearchResult:
+    """A search whose queries, and not its passages, are divided; each process returns the whole.
+
+    Args:
+        queries: how many there are.
+        search_some: the result of a slice of them.
+    """
+    found = search_some(share(queries))
+    if world()[1] == 1:
+        return found
+    parts: list[SearchResult] = [found] * world()[1]
+    dist.all_gather_object(parts, found)
+    return SearchResult(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _inside(ids: np.ndarray, part: slice) -> np.ndarray:
+    return ids[(ids >= part.start) & (ids < part.stop)] - part.start
+
+
+def _merged(ids: Tensor, scores: Tensor, k: int) -> SearchResult:
+    """The k best of all processes, whose ids rise with their rank."""
+    results = zip(_gathered(ids), _gathered(scores), strict=True)
+    best = SearchResult(*next(results))
+    for result in results:
+        best = search.merge(best, SearchResult(*result), k)
+    return best
+
+
+def _gathered(part: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(part) for _ in range(world()[1])]
+    dist.all_gather(parts, part.contiguous())
+    return parts
