@@ -1,15 +1,16 @@
-"""The command line: ``nvret fetch | mine | cost | run | report``."""
+"""The command line: ``nvret fetch | encode | mine | train | cost | run | report``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nvret.errors import NvretError
+
+STAGES = {"encode": "vectors", "mine": "negatives", "train": "models"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,8 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # parameters cell does not repeat; nvret.params checks the keys instead
     logging.getLogger("papermill").setLevel(logging.ERROR)
     chosen = _parser().parse_args(arguments)
+    from nvret import processes
+
     try:
-        chosen.command(chosen)
+        with processes.group():
+            chosen.command(chosen)
     except NvretError as error:
         print(f"nvret: {error}", file=sys.stderr)
         return 2
@@ -43,24 +47,35 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="append", metavar="NOTEBOOK", help="only this notebook")
     run.set_defaults(command=_run)
 
+    for name, done in STAGES.items():
+        if name != "mine":  # which has more to choose, below
+            stage = commands.add_parser(name, help=f"{done} of a profile, also under torchrun")
+            stage.add_argument("params", type=Path, help="for example params/gpu.yaml")
+            stage.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
+            stage.set_defaults(command=_stage, stage=name)
+
     report = commands.add_parser("report", help="tables, ledger and README from a profile's scores")
     report.add_argument("params", type=Path, help="for example params/quick.yaml")
     report.set_defaults(command=_report)
 
-    mine = commands.add_parser("mine", help="mine hard negatives for your own queries and corpus")
-    mine.add_argument("--corpus", type=Path, required=True, help="BEIR's corpus.jsonl")
-    mine.add_argument("--queries", type=Path, required=True, help="BEIR's queries.jsonl")
-    mine.add_argument("--qrels", type=Path, required=True, help="a .tsv of labelled positives")
-    mine.add_argument("--teacher", required=True, help="bm25, a model's name, or a model's folder")
-    mine.add_argument("--method", required=True, help="naive, shifted, abs, margin-pos, perc-pos")
+    mine = commands.add_parser(
+        "mine", help="mine hard negatives: of a profile, or for your own queries and corpus"
+    )
+    mine.add_argument("params", type=Path, nargs="?", help="a profile; takes --only and no other")
+    mine.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
+    mine.add_argument("--corpus", type=Path, help="BEIR's corpus.jsonl")
+    mine.add_argument("--queries", type=Path, help="BEIR's queries.jsonl")
+    mine.add_argument("--qrels", type=Path, help="a .tsv of labelled positives")
+    mine.add_argument("--teacher", help="bm25, a model's name, or a model's folder")
+    mine.add_argument("--method", help="naive, shifted, abs, margin-pos, perc-pos")
     mine.add_argument("--n", type=int, help="ranks that `shifted` drops")
     mine.add_argument("--threshold", type=float, help="of `abs`")
     mine.add_argument("--margin", type=float, help="of `margin-pos`")
     mine.add_argument("--perc", type=float, help="of `perc-pos`")
     mine.add_argument("--num-negatives", type=int, default=4)
     mine.add_argument("--seed", type=int, default=0)
-    mine.add_argument("--output", type=Path, required=True, help="a Parquet file")
-    mine.set_defaults(command=_mine)
+    mine.add_argument("--output", type=Path, help="a Parquet file")
+    mine.set_defaults(command=_mine, stage="mine")
 
     cost = commands.add_parser("cost", help="measure this machine; say what mining will cost")
     cost.add_argument("--passages", type=int, required=True, help="in the corpus to mine")
@@ -85,14 +100,24 @@ def _fetch(chosen: argparse.Namespace) -> None:
 
 
 def _mine(chosen: argparse.Namespace) -> None:
-    from nvret import data, mining
+    from nvret import data, mining, processes
     from nvret.methods import build_method
 
+    needed = ("corpus", "queries", "qrels", "teacher", "method", "output")
+    found = [name for name in needed if getattr(chosen, name) is not None]
+    if chosen.params is not None:
+        if found:
+            raise NvretError(f"--{found[0]} is not for a profile: {chosen.params} says it")
+        return _stage(chosen)
+    if missing := [f"--{name}" for name in needed if name not in found]:
+        raise NvretError(f"mine needs a profile, or {', '.join(missing)}")
     names = ("n", "threshold", "margin", "perc")
     given = {name: getattr(chosen, name) for name in names}
     method = build_method(chosen.method, **given)
     dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
     table = mining.mine(dataset, chosen.teacher, method, chosen.num_negatives, seed=chosen.seed)
+    if not processes.first():
+        return
     mining.save(table, chosen.output)
     facts = mining.provenance(table)
     print(
@@ -129,6 +154,15 @@ def _run(chosen: argparse.Namespace) -> None:
     notebooks.run(settings, params.read(chosen.params), chosen.only or settings.notebooks)
 
 
+def _stage(chosen: argparse.Namespace) -> None:
+    from nvret import params, processes, stages
+
+    settings = params.load(chosen.params)
+    number = stages.run(settings, getattr(stages, chosen.stage), chosen.only)
+    if processes.first():
+        print(f"the {STAGES[chosen.stage]} of {number} arms are in the store")
+
+
 def _report(chosen: argparse.Namespace) -> None:
     from nvret import ledger, params, readme, report
 
@@ -140,8 +174,3 @@ def _report(chosen: argparse.Namespace) -> None:
     # The README shows the checkout's own results, and those of the large profiles only
     if settings.profile in readme.PROFILES and folder.parent == root / "results":
         readme.update(root / "README.md", folder.parent)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    sys.exit(main())

@@ -1,17 +1,14 @@
-"""Several processes at one job, as ``torchrun`` starts them: who does which part, and exact merges.
+"""Searches that several processes share, with exact merges.
 
-Every process runs the same program. Only what is heavy is divided: texts to encode and passages to
-search go by whole blocks, whose results do not depend on who computes them, so that any number of
-processes gives the vectors and the negatives of a single one. Files are written by the first.
+Each process searches its part, the results are exchanged, and all have the whole result, which is
+that of a single process.
 
 Source of the collectives: torch.distributed (gloo on a CPU, NCCL on GPUs).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,69 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvret import search
+from nvret import processes, search
 from nvret.search import SearchResult
 from nvret.tile import PRODUCT
 
 GATHERED = 65536  # queries whose results are exchanged at a time
-
-
-@contextlib.contextmanager
-def group() -> Iterator[None]:
-    """Join the other processes, if ``torchrun`` started this one; leave them at the end."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group()
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def world() -> tuple[int, int]:
-    """The number of this process, and of how many; (0, 1) for a single one.
-
-    >>> world()
-    (0, 1)
-    """
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def first() -> bool:
-    """Whether this is the process that writes and prints."""
-    return world()[0] == 0
-
-
-def wait() -> None:
-    """Until all processes have come here."""
-    if world()[1] > 1:
-        dist.barrier()
-
-
-def agreed(value: Any) -> Any:
-    """The first process's value, for all of them."""
-    if world()[1] == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def share(number: int, unit: int = 1) -> slice:
-    """This process's part of ``number`` things, by whole units; the parts stand in order.
-
-    >>> share(10)
-    slice(0, 10, None)
-    """
-    rank, size = world()
-    units = -(-number // unit)
-    start, stop = units * rank // size, units * (rank + 1) // size
-    return slice(min(start * unit, number), min(stop * unit, number))
 
 
 def top_k(
@@ -105,9 +44,9 @@ def top_k(
             processes. A memory-mapped corpus is read by each process in its own part only.
         unit: passages that stay together; a corpus of fewer is searched by one process.
     """
-    if world()[1] == 1:
+    if processes.world()[1] == 1:
         return search.top_k(queries, corpus, k, ceiling=ceiling, exclude=exclude, **options)
-    part = share(len(corpus), unit)
+    part = processes.share(len(corpus), unit)
     if exclude is not None:
         exclude = [_inside(np.asarray(ids, np.int64), part) for ids in exclude]
     found = search.top_k(queries, corpus[part], k, ceiling=ceiling, exclude=exclude, **options)
@@ -125,10 +64,10 @@ def by_query(queries: int, search_some: Callable[[slice], SearchResult]) -> Sear
         queries: how many there are.
         search_some: the result of a slice of them.
     """
-    found = search_some(share(queries))
-    if world()[1] == 1:
+    found = search_some(processes.share(queries))
+    if processes.world()[1] == 1:
         return found
-    parts: list[SearchResult] = [found] * world()[1]
+    parts: list[SearchResult] = [found] * processes.world()[1]
     dist.all_gather_object(parts, found)
     return SearchResult(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
@@ -147,6 +86,6 @@ def _merged(ids: Tensor, scores: Tensor, k: int) -> SearchResult:
 
 
 def _gathered(part: Tensor) -> list[Tensor]:
-    parts = [torch.empty_like(part) for _ in range(world()[1])]
+    parts = [torch.empty_like(part) for _ in range(processes.world()[1])]
     dist.all_gather(parts, part.contiguous())
     return parts

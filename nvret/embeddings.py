@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvret import batching, distributed, encode, store
+from nvret import batching, encode, processes, store
 from nvret.encode import Encoder
 
 
@@ -38,8 +38,8 @@ def embed(
         store.code_version(*encode.MODULES),
     )
     target = store.cache_dir() / "embeddings" / f"{key}.npy"
-    if not distributed.agreed(target.exists()):
-        if distributed.world()[1] > 1 and len(texts):
+    if not processes.agreed(target.exists()):
+        if processes.world()[1] > 1 and len(texts):
             _encode_together(encoder, texts, kind, max_length, target, progress)
         else:
             _encode_alone(encoder, texts, kind, max_length, target, progress)
@@ -79,15 +79,15 @@ def _encode_together(
     the vectors are those of a single process, bit for bit.
     """
     distinct = list(dict.fromkeys(texts))
-    part = distributed.share(len(distinct), encode.SHARD)
-    first = distributed.first()
+    part = processes.share(len(distinct), encode.SHARD)
+    first = processes.first()
     scratch = target.with_name(f".{target.stem}.distinct.npy")
     try:
         if first:
             scratch.parent.mkdir(parents=True, exist_ok=True)
             shape = (len(distinct), encoder.dimension)
             np.lib.format.open_memmap(scratch, "w+", np.float32, shape).flush()
-        distributed.wait()
+        processes.wait()
         vectors = np.lib.format.open_memmap(scratch, "r+")
         if part.stop > part.start:
             encoder.encode(
@@ -98,7 +98,7 @@ def _encode_together(
                 out=vectors[part],
             )
             vectors.flush()
-        distributed.wait()
+        processes.wait()
         if first:
             with store.atomic_file(target) as partial:
                 shape = (len(texts), encoder.dimension)
@@ -109,7 +109,7 @@ def _encode_together(
                     some = slice(start, start + encode.SHARD)
                     out[some] = vectors[rows[some]]
                 out.flush()
-        distributed.wait()
+        processes.wait()
     finally:
         if first:
             scratch.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nvret import assets, batching, report, search, store, teachers
+from nvret import assets, batching, processes, report, search, store, teachers
 from nvret.arms import Arm
 from nvret.data import RetrievalDataset
 from nvret.material import Material, model_fingerprint
@@ -81,7 +81,7 @@ class Study(TrainingData):
             _training_code(),
         )
         output = store.cache_dir() / "training" / key
-        if not output.exists():
+        if not processes.agreed(output.exists()):
             training.finetune(
                 base,
                 dataset,
@@ -183,6 +183,7 @@ def _training_code() -> str:
     from nvret import (
         encode,
         examples,
+        gathered,
         gradcache,
         lora,
         losses,
@@ -192,7 +193,7 @@ def _training_code() -> str:
         training,
     )
 
-    loop = examples, gradcache, lora, losses, memory, relevance, trainer, training
+    loop = examples, gathered, gradcache, lora, losses, memory, relevance, trainer, training
     return store.code_version(*loop, *encode.MODULES)
 
 

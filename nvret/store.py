@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 
 import platformdirs
 from filelock import FileLock
+
+from nvret import processes
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -162,6 +165,23 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
 
 
 @contextlib.contextmanager
+def shared_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
+    """``atomic_folder`` of the first process under ``torchrun``, for all of them.
+
+    All get the same temporary folder, so that one may read what another wrote.
+    """
+    if not processes.first():
+        yield processes.agreed(None)
+        processes.wait()  # the folder is renamed when all have left it
+        processes.wait()
+        return
+    with atomic_folder(target, keep_partial=keep_partial) as partial:
+        yield processes.agreed(partial)
+        processes.wait()
+    processes.wait()
+
+
+@contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Write a file under a temporary name; rename it to ``target`` when the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -181,22 +201,26 @@ def write_json(target: Path, value: Any) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def stage(
-    name: str, inputs: dict[str, Any], build: Callable[[Path], None], *, resumable: bool = False
-) -> Path:
+def stage(name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """The folder of a stage's result: computed now, or found from an earlier run.
 
     Args:
         name: of the stage; the sub-folder of the cache.
         inputs: everything that the result depends on (JSON); hashed, and kept as ``inputs.json``.
-        build: writes the result into the folder that it is given.
-        resumable: ``build`` continues from what an interrupted call left in its folder.
+        build: writes the result into the folder that it is given. Under ``torchrun`` all processes
+            call it, and the folder of the first is kept; they must see the same cache folder.
     """
     key = fingerprint(inputs)
     target = cache_dir() / name / key
-    if not target.exists():
-        with atomic_folder(target, keep_partial=resumable) as partial:
+    if processes.agreed(target.exists()):
+        return target
+    if processes.first():
+        with atomic_folder(target) as partial:
             if partial is not None:
                 write_json(partial / "inputs.json", inputs)
                 build(partial)
+    else:  # takes part in the work; what the first process writes is what counts
+        with tempfile.TemporaryDirectory(prefix="nvret-") as scratch:
+            build(Path(scratch))
+    processes.wait()
     return target

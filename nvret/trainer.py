@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nvret import lora
+from nvret import gathered, lora, processes
 from nvret.encode import Encoder
 from nvret.examples import Collator, Examples
 from nvret.gradcache import chunked_loss
@@ -74,23 +74,30 @@ class Student(nn.Module):
         count = len(query_batches)
         skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
 
-        bank = bank_known = None
-        if self.bank is not None:
-            bank = self.bank.vectors
-            bank_known = self._bank_known(query_rows, passage_rows, positives, negatives)
-
         def loss_of(vectors: list[Tensor]) -> Tensor:  # called once, in chunks as well
             passages = torch.cat(vectors[count:])[passage_order]
-            if self.bank is not None and self.training:
-                self.bank.push(passage_rows, passages)
+            places, chance, bank, bank_known = (positives, negatives), known, None, None
+            if passage_rows is not None:
+                mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
+                listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
+                pool = gathered.pool(passages, passage_rows)
+                if pool.vectors is not passages:
+                    chance = gathered.known(self.relevance, query_rows, listed, pool)
+                    places = (positives + pool.offset, negatives + pool.offset * (negatives >= 0))
+                    passages = pool.vectors
+            if self.bank is not None:
+                bank = self.bank.vectors
+                bank_known = self._bank_known(query_rows, listed, pool.rows)
+                if self.training:
+                    order = pool.rows.argsort()[(pool.rows < 0).sum() :]  # as in one process
+                    self.bank.push(pool.rows[order], passages[order])
             return info_nce(
                 torch.cat(vectors[:count])[query_order],
                 passages,
-                positives,
-                negatives,
+                *places,
                 temperature=self.temperature,
                 in_batch=self.in_batch,
-                known=known,
+                known=chance,
                 bank=bank,
                 bank_known=bank_known,
             )
@@ -98,23 +105,20 @@ class Student(nn.Module):
         batches = [*query_batches, *passage_batches]
         return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
 
-    def _bank_known(
-        self, queries: Tensor, passages: Tensor, positives: Tensor, negatives: Tensor
-    ) -> Tensor:
+    def _bank_known(self, queries: Tensor, listed: Tensor, passages: Tensor) -> Tensor:
         """(B, M) bool, places of the bank that are empty or no further negatives of a pair.
 
         Args:
             queries: (B,) query rows.
-            passages: (U,) corpus rows of the batch.
-            positives, negatives: (B,) and (B, K) places in ``passages``, -1 for none.
+            listed: (B, 1 + K) corpus rows of the pairs' positives and mined negatives, -1 for none.
+            passages: (V,) corpus rows of the batch.
         """
         rows = self.bank.rows
-        mined = passages[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
-        known = self.bank.listed(mined) | (rows < 0)
+        known = self.bank.listed(listed[:, 1:]) | (rows < 0)
         if self.in_batch:  # what is in the batch counts with its new vector
             known |= torch.isin(rows, passages)
         filled = rows >= 0
-        pairs = (queries, passages[positives], rows[filled])
+        pairs = (queries, listed[:, 0], rows[filled])
         relevant = self.relevance(*(index.cpu().numpy() for index in pairs))
         known[:, filled] |= torch.from_numpy(relevant).to(known.device)
         return known
@@ -188,14 +192,16 @@ def trainer(
 
     class Callback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            done = min(state.global_step * args.train_batch_size, round(size * config.epochs))
+            self.step = args.train_batch_size * args.world_size
+            done = min(state.global_step * self.step, round(size * config.epochs))
             total = round(size * config.epochs)
             self.bar = tqdm(
-                total=total, initial=done, desc="train", unit="pair", disable=not progress
-            )
+                total=total, initial=done, desc="train", unit="pair",
+                disable=not (progress and state.is_world_process_zero),
+            )  # fmt: skip
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.update(min(args.train_batch_size, self.bar.total - self.bar.n))
+            self.bar.update(min(self.step, self.bar.total - self.bar.n))
             # a checkpoint starts a new window of the mean loss, so that a resumed log is the same
             control.should_log |= control.should_save or state.global_step == state.max_steps
 
@@ -221,7 +227,7 @@ def trainer(
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size // processes.world()[1],
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps

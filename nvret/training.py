@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nvret import examples, lora, store, trainer
+from nvret import examples, lora, processes, store, trainer
 from nvret.encode import Encoder
 from nvret.errors import NvretError
 from nvret.layout import POOLINGS
@@ -40,7 +40,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the pairs.
-        batch_size: queries a step (per device).
+        batch_size: queries a step; under ``torchrun`` each process takes its share of them.
         learning_rate: AdamW's peak learning rate.
         warmup_ratio: share of the steps in which the learning rate rises, in [0, 1).
         weight_decay: AdamW's, not on biases and norms.
@@ -207,23 +207,30 @@ def finetune(
         "config": dataclasses.asdict(config),
         "seed": seed,
     }
+    number = processes.world()[1]
+    if config.batch_size % number:
+        raise NvretError(f"batch_size is {config.batch_size}, expected a multiple of {number}")
+    if number > 1 and config.chunk_tokens:
+        raise NvretError("chunk_tokens is for one process, expected None under torchrun")
     if guide is not None:
         inputs["guide"] = guide.fingerprint
     if config.lora_rank:  # after the fingerprint, which is the base model's
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
-    with store.atomic_folder(output, keep_partial=True) as partial:
+    with store.shared_folder(output, keep_partial=True) as partial:
         if partial is None:
             _check_inputs(output, inputs)
             return pq.read_table(output / "training_log.parquet")
-        checkpoints = partial / "checkpoints"
-        if (partial / "training.json").exists() and not _same_inputs(partial, inputs):
-            log.warning("%s: an interrupted run had other inputs, starting anew", output)
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        store.write_json(partial / "training.json", inputs)
-        resume = _last_checkpoint(checkpoints)
-        if resume:
+        checkpoints, resume = partial / "checkpoints", None
+        if first := processes.first():
+            if (partial / "training.json").exists() and not _same_inputs(partial, inputs):
+                log.warning("%s: an interrupted run had other inputs, starting anew", output)
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            store.write_json(partial / "training.json", inputs)
+            resume = _last_checkpoint(checkpoints)
+        resume = processes.agreed(resume)
+        if resume and first:
             log.info("%s: continuing from %s", output, resume.name)
-        batches = trainer.collator(encoder, dataset, pairs, config, progress, guide)
+        batches = trainer.collator(encoder, dataset, pairs, config, progress and first, guide)
         run = trainer.trainer(encoder, batches, config, seed, checkpoints, progress)
         run.train(resume_from_checkpoint=str(resume) if resume else None)
         table = _log_table(run.state.log_history)
@@ -231,9 +238,10 @@ def finetune(
             lora.merge(encoder)
         if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
             raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
-        encoder.eval().save(partial)
-        pq.write_table(table, partial / "training_log.parquet")
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if first:
+            encoder.eval().save(partial)
+            pq.write_table(table, partial / "training_log.parquet")
+            shutil.rmtree(checkpoints, ignore_errors=True)
     return table
 
 

@@ -19,6 +19,7 @@ from nvret import (
     mining,
     mixtures,
     negatives,
+    processes,
     report,
     sampling,
     search,
@@ -113,7 +114,8 @@ class TrainingData:
             method: store.cache_dir() / "mining" / store.fingerprint(shared | _inputs(method))
             for method in self._mined_with(arm)
         }
-        missing = [method for method, folder in folders.items() if not folder.exists()]
+        there = processes.agreed([folder.exists() for folder in folders.values()])
+        missing = [method for method, found in zip(folders, there, strict=True) if not found]
         if arm.method in missing:
             tables = mining.sweep(
                 dataset,

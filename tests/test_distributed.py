@@ -6,11 +6,26 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
-from nvret import distributed, encode, mining, mixtures, search, store, teachers
-from nvret.assets import model_path
+from nvret import (
+    distributed,
+    encode,
+    material,
+    mining,
+    mixtures,
+    params,
+    processes,
+    runs,
+    search,
+    store,
+    teachers,
+    training,
+)
+from nvret.assets import dataset_path, datasets, model_path
 from nvret.data import load
 from nvret.embeddings import embed
 from nvret.encode import Encoder
@@ -54,24 +69,51 @@ def dataset():
     return mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 60), 400)
 
 
+def trained(folder, model, **config):
+    """A run whose every fourth mined negative is another pair's positive, so that pools overlap."""
+    data = dataset()
+    table = mining.mine(data, "bm25", mining.NaiveTopK(), 3, progress=False)
+    settings = {
+        "learning_rate": 1e-3,
+        "dropout": 0.0,
+        "temperature": 0.05,
+        "epochs": 2,
+        "batch_size": 10,
+    }
+    config = training.TrainingConfig(**settings | config)
+    training.finetune(
+        model_path(model), data, table, folder, config, seed=3, device="cpu", progress=False
+    )
+
+
+RUNS = {
+    "mined": {"model": "potion-base-8m"},
+    "in-batch": {"model": "potion-base-8m", "in_batch_negatives": True},
+    "bank": {"model": "potion-base-8m", "in_batch_negatives": True, "memory_bank": 64},
+    "transformer": {"model": "paraphrase-minilm-l3", "in_batch_negatives": True},
+}
+
+
 def work(folder: Path) -> None:
     """What each process does; the first writes it down."""
     encode.SHARD = BLOCK
     for passages in (*SIZES, LARGE):
         unit = PRODUCT if passages == LARGE else BLOCK
         found = distributed.top_k(**vectors(passages), k=5, unit=unit)
-        if distributed.first():
+        if processes.first():
             np.savez(folder / f"{passages}.npz", ids=found.ids, scores=found.scores)
     encoder = Encoder.load(model_path("paraphrase-minilm-l3"))
     encoded = embed(encoder, texts(), max_length=32, progress=False)
     assert len(list((store.cache_dir() / "embeddings").glob("[!.]*.npy"))) == 1
-    distributed.wait()
+    processes.wait()
     for teacher in ("bm25", teachers.DenseTeacher("potion-base-8m")):
         table = mining.mine(dataset(), teacher, mining.TopKPercPos(0.9), progress=False)
-        if distributed.first():
+        if processes.first():
             mining.save(table, folder / f"{getattr(teacher, 'name', teacher)}.parquet")
-    if distributed.first():
+    if processes.first():
         np.save(folder / "encoded.npy", encoded)
+    for name, run in RUNS.items():
+        trained(folder / name, **run)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +162,56 @@ def test_the_negatives_are_those_of_one_process(together, teacher):
     assert mining.provenance(found) == mining.provenance(alone)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_steps_are_those_of_one_process_with_the_joined_batch(together, name, tmp_path):
+    trained(tmp_path / name, **RUNS[name])
+    logs = [pq.read_table(folder / name / "training_log.parquet").to_pandas()
+            for folder in (together, tmp_path)]  # fmt: skip
+    assert len(logs[0]) == 12
+    for column in ("loss", "grad_norm"):  # of each step, so that the gradients are the same
+        np.testing.assert_allclose(logs[0][column], logs[1][column], rtol=2e-3)
+    models = [Encoder.load(folder / name).state_dict() for folder in (together, tmp_path)]
+    base = Encoder.load(model_path(RUNS[name]["model"])).state_dict()
+    for key, weight in models[0].items():
+        if key.endswith("key.bias"):  # softmax cancels it: its gradient is rounding, made large
+            continue
+        moved = (models[1][key] - base[key]).norm()
+        assert (weight - models[1][key]).norm() <= 0.01 * moved + 1e-6, key
+
+
+def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeypatch):
+    values = params.read(Path(__file__).parents[1] / "params" / "smoke.yaml")
+    name = "06_rq3_methods"
+    values |= {"seeds": [0], "notebooks": [name]}
+    methods = {"student": "static", "method": ["naive", "perc-pos"], "teacher": "potion-base-8m"}
+    values["studies"] = {
+        "06_rq3_methods": values["studies"]["06_rq3_methods"] | {"runs": [methods]}
+    }
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(yaml.safe_dump(values))
+    for asset in ("nq", "squadshifts-reddit", "smollm2-135m", "potion-base-8m"):
+        (dataset_path if asset in datasets() else model_path)(asset)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for kind in ("models", "datasets"):
+        (cache / kind).symlink_to(store.cache_dir() / kind)
+    monkeypatch.setenv("NVRET_CACHE", str(cache))
+    for stage in ("encode", "mine", "train"):
+        said = torchrun("--module", "nvret", stage, profile)
+        assert said.count("arms are in the store") == 1
+    study = runs.Study(material.Material(params.load(profile), progress=False), name)
+    monkeypatch.setattr(encode.Encoder, "encode", None)
+    monkeypatch.setattr(mining, "sweep", None)
+    monkeypatch.setattr(training, "finetune", None)
+    for arm in study.arms:
+        assert study.model(arm, 0).is_dir()
+
+
 def test_a_single_process_does_everything():
-    assert distributed.world() == (0, 1)
-    assert distributed.share(7, 4) == slice(0, 7)
+    assert processes.world() == (0, 1)
+    assert processes.share(7, 4) == slice(0, 7)
 
 
 if __name__ == "__main__":
-    with distributed.group():
+    with processes.group():
         work(Path(sys.argv[1]))

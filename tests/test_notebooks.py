@@ -41,7 +41,7 @@ def fresh(fetched, tmp_path):
 
 
 def nvret(*arguments, env, **options):
-    command = [sys.executable, "-m", "nvret.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "nvret", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=env, **options)
 
 

@@ -54,16 +54,18 @@ def test_a_stage_that_fails_leaves_nothing(cache):
     assert not list((cache / "toy").glob(".*.partial"))
 
 
-def test_a_resumable_stage_keeps_its_folder_for_the_next_call(cache):
-    def build(folder):
-        if not (folder / "step").exists():
-            (folder / "step").write_text("1")
-            raise KeyboardInterrupt
+def test_a_partial_folder_is_kept_for_the_next_call(tmp_path):
+    def write():
+        with store.atomic_folder(tmp_path / "run", keep_partial=True) as folder:
+            if not (folder / "step").exists():
+                (folder / "step").write_text("1")
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.stage("toy", {}, build, resumable=True)
-    assert visible(cache / "toy") == []
-    assert (store.stage("toy", {}, build, resumable=True) / "step").read_text() == "1"
+        write()
+    assert visible(tmp_path) == []
+    write()
+    assert (tmp_path / "run" / "step").read_text() == "1"
 
 
 def test_killed_while_writing(cache):

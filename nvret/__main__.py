@@ -1,0 +1,7 @@
+"""``python -m nvret``, and so ``torchrun -m nvret``."""
+
+import sys
+
+from nvret.cli import main
+
+sys.exit(main())
