@@ -180,9 +180,11 @@ def _changes(chosen: dict[str, Any], default: dict[str, Any], needs: bool) -> li
         "mixture_temperature": "mixture temperature {:g}",
         "memory_bank": "memory bank of {}",
     }
+    sets = chosen["train"].count("+") + 1
+    shown = chosen | ({"train": f"{sets} sets"} if sets > 4 else {})
     for key, form in words.items():
         if chosen[key] != default[key]:
-            said.append(form.format(chosen[key]))
+            said.append(form.format(shown[key]))
     if chosen["bidirectional"] != default["bidirectional"]:
         said.append("bidirectional" if chosen["bidirectional"] else "causal")
     if chosen["in_batch_negatives"] != default["in_batch_negatives"]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from nvret import archives, registry, store
+from nvret import archives, local, registry, store
 from nvret.archives import Package
 from nvret.errors import NvretError
 from nvret.registry import Data, Hub, Model, datasets, models
@@ -49,8 +49,10 @@ def model_path(
 ) -> Path:
     """Folder of a model of ``models.yaml`` in sentence-transformers' layout.
 
-    Downloaded and converted at the first call. ``SentenceTransformer(path)`` loads it, and for a
-    transformer ``AutoModel.from_pretrained(path)`` too, without a network.
+    Downloaded and converted at the first call. A model that is in no package comes from a local
+    copy (``nvret.local``) or from the hub, whatever ``source`` says.
+    ``SentenceTransformer(path)`` loads the folder, and for a transformer
+    ``AutoModel.from_pretrained(path)`` too, without a network.
 
     Args:
         source: "package" (default) or "hub".
@@ -59,10 +61,11 @@ def model_path(
         NvretError: unknown name, failed download, or a result that is not the expected one.
     """
     entry = _entry(models(), name, "model")
+    if entry.converter is None:
+        found = local.copy("models", name) or _from_hub(name, entry.hub, "model")
+        return local.dressed(name, entry, found)
     if chosen_source(source) == "hub":
         return _from_hub(name, entry.hub, "model")
-    if entry.converter is None:
-        raise NvretError(f"model {name!r} is in no package; use source='hub'")
     return _converted("models", name, entry, verify=verify, progress=progress)
 
 
@@ -76,15 +79,21 @@ def dataset_path(
     Arguments and errors as for :func:`model_path`.
     """
     entry = _entry(datasets(), name, "data set")
+    if entry.converter is None:
+        return local.copy("datasets", name) or _from_hub(name, entry.hub, "dataset")
     if chosen_source(source) == "hub":
         return _from_hub(name, entry.hub, "dataset")
-    if entry.converter is None:
-        raise NvretError(f"data set {name!r} is in no package; use source='hub'")
     return _converted("datasets", name, entry, verify=verify, progress=progress)
 
 
 def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
-    """Models and data sets, each downloaded and converted if it is not there yet."""
+    """Models and data sets, each downloaded and converted if it is not there yet.
+
+    Raises:
+        NvretError: some are in no package and cannot be had; all of them are named at once.
+    """
+    names = list(names)
+    local.check(names)
     found = {}
     for name in names:
         path = model_path if name in models() else dataset_path

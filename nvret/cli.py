@@ -1,4 +1,4 @@
-"""The command line: ``nvret fetch | encode | mine | train | cost | run | report``."""
+"""The command line: ``nvret fetch | encode | mine | train | cost | plan | run | report``."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
             stage.set_defaults(command=_stage, stage=name)
 
+    plan = commands.add_parser("plan", help="what a profile will take, before it is run")
+    plan.add_argument("params", type=Path, help="for example params/paper.yaml")
+    plan.add_argument("--tflops", type=float, help="of a device (default: measured on --device)")
+    plan.add_argument("--device", default="cpu", help="to measure: cpu or cuda")
+    plan.add_argument("--devices", type=int, default=1, help="that share the work (1)")
+    plan.add_argument("--passage-tokens", type=float, default=128, help="mean, assumed (128)")
+    plan.add_argument("--query-tokens", type=float, default=16, help="mean, assumed (16)")
+    plan.set_defaults(command=_plan)
+
     report = commands.add_parser("report", help="tables, ledger and README from a profile's scores")
     report.add_argument("params", type=Path, help="for example params/quick.yaml")
     report.set_defaults(command=_report)
@@ -72,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     mine.add_argument("--threshold", type=float, help="of `abs`")
     mine.add_argument("--margin", type=float, help="of `margin-pos`")
     mine.add_argument("--perc", type=float, help="of `perc-pos`")
+    mine.add_argument("--index", help="search approximately: faiss's name of an index (HNSW32)")
+    mine.add_argument("--probes", type=int, default=64, help="lists or candidates looked at (64)")
     mine.add_argument("--num-negatives", type=int, default=4)
     mine.add_argument("--seed", type=int, default=0)
     mine.add_argument("--output", type=Path, help="a Parquet file")
@@ -100,7 +111,7 @@ def _fetch(chosen: argparse.Namespace) -> None:
 
 
 def _mine(chosen: argparse.Namespace) -> None:
-    from nvret import data, mining, processes
+    from nvret import approximate, data, mining, processes, teachers
     from nvret.methods import build_method
 
     needed = ("corpus", "queries", "qrels", "teacher", "method", "output")
@@ -115,7 +126,13 @@ def _mine(chosen: argparse.Namespace) -> None:
     given = {name: getattr(chosen, name) for name in names}
     method = build_method(chosen.method, **given)
     dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
-    table = mining.mine(dataset, chosen.teacher, method, chosen.num_negatives, seed=chosen.seed)
+    teacher = chosen.teacher
+    if chosen.index:
+        if teacher == "bm25":
+            raise NvretError("--index is for embedding models, teacher bm25 has an exact search")
+        index = approximate.Index(chosen.index, chosen.probes)
+        teacher = teachers.DenseTeacher(teacher, index=index)
+    table = mining.mine(dataset, teacher, method, chosen.num_negatives, seed=chosen.seed)
     if not processes.first():
         return
     mining.save(table, chosen.output)
@@ -145,6 +162,21 @@ def _cost(chosen: argparse.Namespace) -> None:
         rough=chosen.rough,
     )
     print(costs.describe(measured, workload))
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    from nvret import assets, calibration, data, params, plan
+    from nvret.encode import Encoder
+
+    settings = params.load(chosen.params)
+    tflops = chosen.tflops
+    if tflops is None:
+        device = calibration.check_device(chosen.device)
+        encoder = Encoder.load(assets.model_path("minilm-l6"), device=device)
+        tflops = plan.rate(encoder, data.load("nq").passages[:512])
+    names = ("passage_tokens", "query_tokens", "devices")
+    assumed = plan.Assumed(tflops=tflops, **{name: getattr(chosen, name) for name in names})
+    print(plan.describe(settings, assumed))
 
 
 def _run(chosen: argparse.Namespace) -> None:

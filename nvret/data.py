@@ -52,8 +52,10 @@ def load(
     if not isinstance(name, Path) and text in assets.datasets():
         folder = assets.dataset_path(text, source=source, progress=progress)
         entry = assets.datasets()[text]
-        from_hub = entry.converter is None or assets.chosen_source(source) == "hub"
-        if not from_hub and split is not None:
+        packaged = entry.converter is not None and assets.chosen_source(source) == "package"
+        from_hub = not packaged and not any((folder / "qrels").glob("*.tsv"))
+        split = split or entry.split
+        if packaged and split is not None:
             raise NvretError(f"{text} has no split {split!r}: it is one set; see nvret.data.split")
     elif Path(name).is_dir():
         folder, from_hub = Path(name), False

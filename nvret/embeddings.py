@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvret import batching, encode, processes, store
+from nvret import batching, encode, processes, remote, store
 from nvret.encode import Encoder
 
 
@@ -38,11 +38,12 @@ def embed(
         store.code_version(*encode.MODULES),
     )
     target = store.cache_dir() / "embeddings" / f"{key}.npy"
-    if not processes.agreed(target.exists()):
+    if not processes.agreed(target.exists() or remote.fetch(target)):
         if processes.world()[1] > 1 and len(texts):
             _encode_together(encoder, texts, kind, max_length, target, progress)
         else:
             _encode_alone(encoder, texts, kind, max_length, target, progress)
+        remote.send(target)
     return np.load(target, mmap_mode="r" if len(texts) else None, allow_pickle=False)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nvret import backbones, batching, layout, network, threads
+from nvret import backbones, batching, latent, layout, network, threads
 from nvret.batching import Ragged
 from nvret.errors import NvretError
 from nvret.layout import Layout
@@ -40,6 +40,7 @@ MODULES = (
     sys.modules[__name__],
     backbones,
     batching,
+    latent,
     layout,
     network,
     threads,
@@ -58,8 +59,11 @@ class Encoder(Network):
     instruction's tokens as in arXiv 2407.15831 (NV-Retriever).
     """
 
-    def __init__(self, backbone: nn.Module, tokenizer: Any, layout: Layout) -> None:
-        super().__init__(backbone, layout, getattr(tokenizer, "pad_token_id", None) or 0)
+    def __init__(
+        self, backbone: nn.Module, tokenizer: Any, layout: Layout, pooler: nn.Module | None = None
+    ) -> None:
+        pad = getattr(tokenizer, "pad_token_id", None) or 0
+        super().__init__(backbone, layout, pad, pooler)
         if not layout.include_prompt and layout.pooling == "cls":
             raise NvretError("include_prompt=False leaves no token to pooling 'cls'")
         self._tokenizer = tokenizer  # what is saved: transformers' for a transformer
@@ -114,17 +118,20 @@ class Encoder(Network):
         shape = layout.read(folder)
         shape = replace(
             shape,
-            pooling="mean" if shape.static else pooling or shape.pooling or "mean",
+            pooling="mean" if shape.static or shape.latent else pooling or shape.pooling or "mean",
             prompts=shape.prompts if prompts is None else {"query": "", "passage": ""} | prompts,
             include_prompt=shape.include_prompt if include_prompt is None else include_prompt,
         )
+        pooler = None
         if shape.static:
             backbone, tokenizer = backbones.load_static(folder, DTYPES[dtype])
+        elif shape.latent:
+            backbone, pooler, tokenizer = latent.load(folder, DTYPES[dtype])
         else:
             backbone, tokenizer = backbones.load_transformer(
                 folder, DTYPES[dtype], bidirectional, dropout, trust_remote_code
             )
-        return cls(backbone, tokenizer, shape).to(device).eval()
+        return cls(backbone, tokenizer, shape, pooler).to(device).eval()
 
     @property
     def fingerprint(self) -> str:
@@ -306,7 +313,8 @@ class Encoder(Network):
 
     def save(self, path: str | Path) -> None:
         """Write a folder that transformers' ``AutoModel`` (not for a static model) and
-        ``SentenceTransformer`` load as it is, with the same vectors."""
+        ``SentenceTransformer`` load as it is, with the same vectors. (A model with NV-Embed's
+        latent attention is written in NV-Embed's layout, which needs its own code there.)"""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.no_truncation()
@@ -317,6 +325,8 @@ class Encoder(Network):
             weight = self.backbone.weight.detach().cpu().contiguous()
             save_file({"embedding.weight": weight}, folder / "model.safetensors")
             self.tokenizer.save(str(folder / "tokenizer.json"))
+        elif self.layout.latent:
+            latent.save(folder, self.backbone, self.pooler, self._tokenizer)
         else:
             with backbones.quiet():
                 self.backbone.save_pretrained(folder)

@@ -27,6 +27,7 @@ class Layout:
 
     Attributes:
         static: a table of token vectors (``StaticEmbedding``, model2vec), no transformer.
+        latent: a decoder with NV-Embed's latent attention before the mean.
         pooling: "mean", "cls" or "last"; None where the folder does not say.
         prompts: text put before a "query" or a "passage".
         include_prompt: whether the prompt's tokens take part in the pooling.
@@ -34,6 +35,7 @@ class Layout:
     """
 
     static: bool = False
+    latent: bool = field(default=False, repr=False)  # the weights tell these models apart
     pooling: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     include_prompt: bool = True
@@ -70,22 +72,25 @@ def read(folder: Path) -> Layout:
     modules = read_json(folder / "modules.json") or []
     kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     known = {"Transformer", "Pooling", "Normalize", "StaticEmbedding"}
-    if unknown := sorted(set(kinds) - known):
+    config = read_json(folder / "config.json") or {}
+    latent = config.get("model_type") == "nvembed"
+    unknown = [] if latent else sorted(set(kinds) - known)
+    if unknown:
         raise NvretError(
             f"{folder / 'modules.json'}: {unknown} not supported, only {sorted(known)}"
         )
-    config = read_json(folder / "config.json") or {}
     general = read_json(folder / "config_sentence_transformers.json") or {}
     bert = read_json(folder / "sentence_bert_config.json") or {}
     named = general.get("prompts") or {}
     passage = next((named[key] for key in ("passage", "document", "corpus") if named.get(key)), "")
-    pooling, include_prompt = None, True
-    if "Pooling" in kinds:
+    pooling, include_prompt = None, not latent  # NV-Embed masks the instruction's tokens
+    if "Pooling" in kinds and not latent:
         path = folder / kinds["Pooling"] / "config.json"
         settings = read_json(path) or {}
         pooling, include_prompt = _pooling(settings, path), settings.get("include_prompt", True)
     return Layout(
         static="StaticEmbedding" in kinds or config.get("model_type") == "model2vec",
+        latent=latent,
         pooling=pooling,
         prompts={"query": named.get("query") or "", "passage": passage},
         include_prompt=bool(include_prompt),
@@ -95,6 +100,12 @@ def read(folder: Path) -> Layout:
 
 def write(folder: Path, layout: Layout, dimension: int) -> None:
     """Write what `read` reads, next to weights and tokenizer that are in ``folder`` already."""
+    query, passage = layout.prompts.get("query", ""), layout.prompts.get("passage", "")
+    prompts = {"query": query, "passage": passage, "document": passage}
+    general = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", general)
+    if layout.latent:  # is no module of sentence-transformers
+        return
     if layout.static:
         modules = [("0", "", "StaticEmbedding"), ("1", "1_Normalize", "Normalize")]
     else:
@@ -119,10 +130,6 @@ def write(folder: Path, layout: Layout, dimension: int) -> None:
         for index, (name, path, kind) in enumerate(modules)
     ]
     write_json(folder / "modules.json", listed)
-    query, passage = layout.prompts.get("query", ""), layout.prompts.get("passage", "")
-    prompts = {"query": query, "passage": passage, "document": passage}
-    general = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(folder / "config_sentence_transformers.json", general)
 
 
 def resolve(path: str | Path, *, revision: str | None = None) -> Path:

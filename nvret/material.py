@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nvret import (
+    approximate,
     assets,
     data,
     duplicates,
@@ -116,6 +117,8 @@ class Material:
     def leaks(self, name: str) -> dict[str, list[str]]:
         """Ids of a training set's passages and questions that give away one of a test set."""
         threshold = self.settings.data.leak_threshold
+        if threshold is None:
+            return {"passages": [], "queries": []}
         first = name == self.settings.data.train
         train = self.parts.train if first else data.load(name)
         found: dict[str, set[str]] = {"passages": set(), "queries": set()}
@@ -146,7 +149,8 @@ class Material:
         if name == "bm25":
             return teachers.BM25Teacher()
         lengths = chosen.query_max_length, chosen.passage_max_length
-        return teachers.DenseTeacher(name, *lengths, device=self.settings.device)
+        index = approximate.Index(chosen.index, chosen.probes) if chosen.index else None
+        return teachers.DenseTeacher(name, *lengths, self.settings.device, chosen.dtype, index)
 
     @cache  # noqa: B019
     def scorer(self, name: str | None = None, train: str | None = None) -> teachers.Scorer:

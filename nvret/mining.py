@@ -191,6 +191,9 @@ def sweep(
     ranked = iter(
         candidates.rank(scorer, query_rows, ranking, ceilings, depth, banned, progress=progress)
     )
+    found = getattr(scorer, "approximation", lambda _: None)(depth) if ranking else None
+    if found:
+        facts["search"] = found
     tables = []
     for method in methods:
         if isinstance(method, RandomNegatives):

@@ -20,11 +20,15 @@ class Network(nn.Module):
         backbone: a transformers model, or an ``nn.EmbeddingBag`` for a static model.
         layout: which of the two, and the pooling.
         pad: id that fills short rows; never looked at.
+        pooler: what pooling "latent" does before the mean (`nvret.latent`); None for the others.
     """
 
-    def __init__(self, backbone: nn.Module, layout: Layout, pad: int = 0) -> None:
+    def __init__(
+        self, backbone: nn.Module, layout: Layout, pad: int = 0, pooler: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pooler = pooler
         self.layout = layout
         self.pad = pad
 
@@ -84,6 +88,8 @@ class Network(nn.Module):
             hidden = self.backbone(
                 **words, attention_mask=attention_mask, **self._call
             ).last_hidden_state
+            if self.pooler is not None:
+                hidden = self.pooler(hidden)
             with torch.autocast(hidden.device.type, enabled=False):
                 pooled = self._pool(hidden, attention_mask, prompt_tokens)
         if pooled.dtype in (torch.float16, torch.bfloat16):

@@ -39,9 +39,15 @@ class Lengths(Section):
 
 
 class TeacherSettings(Lengths):
-    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text."""
+    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text.
+
+    ``index`` is faiss's name of an approximate index ("HNSW32", "IVF4096,Flat"); null: exact.
+    """
 
     name: str
+    index: str | None = None
+    probes: int = Field(default=64, gt=0)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class MiningSettings(Section):
@@ -84,6 +90,7 @@ class TrainingSettings(Lengths):
     dropout: float | None = Field(ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     chunk_tokens: int | None = Field(default=None, gt=0)
+    gradient_checkpointing: bool = False
     lora_rank: int | None = Field(default=None, gt=0)
     lora_alpha: int = Field(default=32, gt=0)
     pooling: Literal["mean", "last", "cls"] | None = None
@@ -179,7 +186,7 @@ class DataSettings(Section):
     test_fraction: float = Field(gt=0, lt=0.5)
     test_queries: int | None = Field(gt=0)
     test_corpus: Literal["full", "own"]
-    leak_threshold: float = Field(gt=0, le=1)
+    leak_threshold: float | None = Field(gt=0, le=1)
 
 
 class Settings(Section):

@@ -92,7 +92,7 @@ def search_terms(queries: int, passages: int, dimension: int, buffer_mb: int = 2
     >>> search_terms(1000, 300_000, 2).astype(int).tolist()  # a tile holds 262,144 passages
     [1, 2000, 300000000, 600000000, 600000]
     """
-    visits = queries * -(-passages // _tile(queries, passages, buffer_mb)[1])
+    visits = queries * -(-passages // tile.shape(queries, passages, buffer_mb)[1])
     scores = queries * passages
     return np.array([1, visits, scores, scores * dimension, passages * dimension], float)
 
@@ -108,17 +108,10 @@ def search_bytes(queries: int, passages: int, k: int, *, buffer_mb: int = 256) -
     >>> search_bytes(1024, 1 << 20, 64) / MEBIBYTE < 256 + 12
     True
     """
-    rows, columns = _tile(queries, passages, buffer_mb)
+    rows, columns = tile.shape(queries, passages, buffer_mb)
     scores = rows * columns * FLOAT
     read_again = rows * min(k * tile.BLOCK, columns) * FLOAT
     return scores + scores // tile.BLOCK + read_again + queries * k * RESULT
-
-
-def _tile(queries: int, passages: int, buffer_mb: int) -> tuple[int, int]:
-    """Queries and passages of the search's tile of scores, as ``nvret.tile.Tile`` lays it out."""
-    rows = min(tile.QUERY_TILE, queries)
-    most = max(1, buffer_mb * MEBIBYTE // (FLOAT * rows * tile.BLOCK))
-    return rows, min(most, -(-passages // tile.BLOCK)) * tile.BLOCK
 
 
 def duration(seconds: float) -> str:

@@ -212,13 +212,16 @@ def stage(name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> P
     """
     key = fingerprint(inputs)
     target = cache_dir() / name / key
-    if processes.agreed(target.exists()):
+    from nvret import remote
+
+    if processes.agreed(target.exists() or remote.fetch(target)):
         return target
     if processes.first():
         with atomic_folder(target) as partial:
             if partial is not None:
                 write_json(partial / "inputs.json", inputs)
                 build(partial)
+        remote.send(target)
     else:  # takes part in the work; what the first process writes is what counts
         with tempfile.TemporaryDirectory(prefix="nvret-") as scratch:
             build(Path(scratch))

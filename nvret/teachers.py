@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from nvret import distributed, search
+from nvret.approximate import Index, Searcher
 from nvret.bm25 import BM25, tokenize
 from nvret.data import RetrievalDataset
 from nvret.store import fingerprint
@@ -51,6 +53,7 @@ class DenseTeacher:
         name: of the model, as ``nvret.assets`` knows it, or a folder.
         query_max_length, passage_max_length: tokens that are read of each text.
         device, dtype: where and in which precision the model runs.
+        index: search approximately, with faiss; None: exactly.
     """
 
     name: str
@@ -58,6 +61,7 @@ class DenseTeacher:
     passage_max_length: int = 128
     device: str = "cpu"
     dtype: str = "float32"
+    index: Index | None = None
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
         from nvret.embeddings import embed
@@ -79,8 +83,10 @@ class DenseTeacher:
             progress=progress,
         )
         lengths = [self.query_max_length, self.passage_max_length]
-        key = fingerprint(encoder.fingerprint, lengths, self.dtype)
-        return DenseScorer(self.name, key, queries, corpus, self.device)
+        parts = [encoder.fingerprint, lengths, self.dtype]
+        if self.index:
+            parts.append(vars(self.index))
+        return DenseScorer(self.name, fingerprint(*parts), queries, corpus, self.device, self.index)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class DenseScorer:
     queries: np.ndarray
     corpus: np.ndarray
     device: str = "cpu"
+    index: Index | None = None
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         scores = np.empty(len(query_rows), np.float32)
@@ -103,7 +110,26 @@ class DenseScorer:
             )
         return scores
 
+    @cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self.corpus, self.index)
+
+    def approximation(self, k: int) -> dict | None:
+        """What an approximate index is and how much of the k best it finds; None: all of them."""
+        return self._searcher.facts(self.queries, k, self.device) if self.index else None
+
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
+        if self.index:
+
+            def some(rows: slice) -> search.SearchResult:
+                limits = None if ceiling is None else ceiling[rows]
+                banned = None if exclude is None else exclude[rows]
+                vectors = self.queries[query_rows[rows]]
+                return self._searcher.top_k(
+                    vectors, k, ceiling=limits, exclude=banned, progress=progress
+                )
+
+            return distributed.by_query(len(query_rows), some)
         return distributed.top_k(
             self.queries[query_rows],
             self.corpus,

@@ -34,6 +34,19 @@ class SearchResult(NamedTuple):
     scores: Tensor
 
 
+def shape(queries: int, passages: int, buffer_mb: float) -> tuple[int, int]:
+    """Queries and passages of the tile of a search: whole products where more than one fits.
+
+    >>> shape(1000, 300_000, 256)
+    (256, 262144)
+    """
+    rows = min(QUERY_TILE, queries)
+    most = max(1, int(buffer_mb * 2**20) // (4 * rows * BLOCK))
+    if most * BLOCK > PRODUCT:
+        most -= most % (PRODUCT // BLOCK)
+    return rows, min(most, -(-passages // BLOCK)) * BLOCK
+
+
 class Tile:
     """The scores of some queries against some passages, and the maximum of each block of them.
 
@@ -47,12 +60,8 @@ class Tile:
     """
 
     def __init__(self, queries: int, passages: int, device: torch.device, buffer_mb: int) -> None:
-        self.rows = min(QUERY_TILE, queries)
-        most = max(1, int(buffer_mb * 2**20) // (4 * self.rows * BLOCK))
-        if most * BLOCK > PRODUCT:
-            most -= most % (PRODUCT // BLOCK)
-        blocks = min(most, -(-passages // BLOCK))
-        self.columns = blocks * BLOCK
+        self.rows, self.columns = shape(queries, passages, buffer_mb)
+        blocks = self.columns // BLOCK
         self._scores = torch.empty((self.rows, blocks, BLOCK), device=device)
         self._maxima = torch.empty((self.rows, blocks), device=device)
 

@@ -66,6 +66,8 @@ class TrainingConfig:
         checkpoint_steps: steps between checkpoints; 0: none.
         chunk_tokens: most tokens, padding included, whose activations are held at once, at the
             cost of a second forward pass; None: those of the whole batch. Changes no gradient.
+        gradient_checkpointing: keep no activations inside of the backbone's layers, but compute
+            them again: less memory for a third more time. Changes no gradient.
         logging_steps: steps between rows of the training log.
 
     >>> TrainingConfig(epochs=0)
@@ -95,6 +97,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     checkpoint_steps: int = 100
     chunk_tokens: int | None = None
+    gradient_checkpointing: bool = False
     logging_steps: int = 1
 
     def __post_init__(self) -> None:
@@ -214,6 +217,8 @@ def finetune(
         raise NvretError("chunk_tokens is for one process, expected None under torchrun")
     if guide is not None:
         inputs["guide"] = guide.fingerprint
+    if config.gradient_checkpointing and not encoder.layout.static:
+        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:  # after the fingerprint, which is the base model's
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
     with store.shared_folder(output, keep_partial=True) as partial:

@@ -45,7 +45,8 @@ class Model(_Strict):
     parameters: int
     dimension: int
     max_seq_length: int
-    pooling: Literal["mean", "cls", "last", "static"]
+    pooling: Literal["mean", "cls", "last", "static", "latent"]
+    include_prompt: bool = True
     prompts: dict[Literal["query", "passage"], str] = {"query": "", "passage": ""}
 
 
@@ -56,13 +57,16 @@ class Archive(_Strict):
 
 
 class Data(_Strict):
-    """A data set of ``datasets.yaml``."""
+    """A data set of ``datasets.yaml``; ``queries`` and ``passages`` are its published sizes."""
 
     archive: str | None = None
     converter: str | None = None
     options: dict[str, Any] = {}
     fingerprint: str | None = None
     hub: Hub | None = None
+    split: str | None = None
+    queries: int | None = None
+    passages: int | None = None
     title: str
     licence: str
     citation: str = ""

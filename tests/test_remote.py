@@ -1,0 +1,84 @@
+"""Results on an object store: found there, complete or not at all."""
+
+import os
+
+import numpy as np
+import pytest
+
+from nvret import remote, store
+from nvret.errors import NvretError
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """Two caches and a remote that both see; the fixture's value switches between the caches."""
+
+    def use(name):
+        monkeypatch.setenv("NVRET_CACHE", str(tmp_path / name))
+        return tmp_path / name
+
+    monkeypatch.setenv("NVRET_REMOTE", f"file://{tmp_path / 'remote'}")
+    use("one")
+    return use
+
+
+def build(folder):
+    (folder / "inner").mkdir()
+    (folder / "inner" / "value.txt").write_text("42")
+
+
+def forbidden(folder):
+    raise AssertionError("computed again")
+
+
+def test_another_machine_finds_a_stage(machines, tmp_path):
+    store.stage("toy", {"a": 1}, build)
+    other = machines("two")
+    found = store.stage("toy", {"a": 1}, forbidden)
+    assert found.is_relative_to(other)
+    assert (found / "inner" / "value.txt").read_text() == "42"
+    assert sorted(path.name for path in found.iterdir()) == ["inner", "inputs.json"]
+    with pytest.raises(AssertionError, match="computed again"):
+        store.stage("toy", {"a": 2}, forbidden)
+
+
+def test_what_is_not_listed_is_not_there(machines, tmp_path):
+    found = store.stage("toy", {"a": 1}, build)
+    listing = tmp_path / "remote" / "toy" / f"{found.name}.json"
+    listing.unlink()  # as if the upload had been cut off before its last step
+    machines("two")
+    with pytest.raises(AssertionError, match="computed again"):
+        store.stage("toy", {"a": 1}, forbidden)
+
+
+def test_a_file_that_is_cut_off_is_named(machines, tmp_path):
+    found = store.stage("toy", {"a": 1}, build)
+    (tmp_path / "remote" / "toy" / found.name / "inner" / "value.txt").write_text("4")
+    other = machines("two")
+    with pytest.raises(NvretError, match=r"value.txt: has 1 bytes, its list says 2"):
+        store.stage("toy", {"a": 1}, forbidden)
+    assert not (other / "toy" / found.name).exists()
+
+
+def test_a_single_file_too(machines):
+    target = store.cache_dir() / "embeddings" / "x.npy"
+    target.parent.mkdir(parents=True)
+    np.save(target, np.arange(3))
+    remote.send(target)
+    remote.send(target)  # is there already
+    machines("two")
+    again = store.cache_dir() / "embeddings" / "x.npy"
+    assert remote.fetch(again)
+    np.testing.assert_array_equal(np.load(again), np.arange(3))
+
+
+def test_without_a_remote_nothing_happens(machines, monkeypatch):
+    monkeypatch.delenv("NVRET_REMOTE")
+    assert not remote.fetch(store.cache_dir() / "toy" / "x")
+    store.stage("toy", {}, build)
+
+
+def test_an_unknown_protocol_is_named(machines, monkeypatch):
+    monkeypatch.setitem(os.environ, "NVRET_REMOTE", "abc://x")
+    with pytest.raises(NvretError, match=r"NVRET_REMOTE is 'abc://x'"):
+        store.stage("toy", {}, build)
