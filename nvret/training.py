@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +219,10 @@ def finetune(
     if guide is not None:
         inputs["guide"] = guide.fingerprint
     if config.gradient_checkpointing and not encoder.layout.static:
-        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone = encoder.backbone
+        with warnings.catch_warnings():  # newer releases of transformers have another name for it
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:  # after the fingerprint, which is the base model's
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
     with store.shared_folder(output, keep_partial=True) as partial:

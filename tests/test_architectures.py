@@ -189,13 +189,13 @@ def test_a_decoder_sees_in_the_direction_that_is_asked_for(model):
 def test_every_stage_runs(model, tmp_path):
     name, folder = model
     data = mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 24), 80)
-    teacher = teachers.DenseTeacher(str(folder), 32, 48)
+    teacher = teachers.DenseTeacher(str(folder), 64, 48)
     table = mining.mine(data, teacher, mining.TopKPercPos(0.95), 2, progress=False)
     assert set(table["query_id"].to_pylist()) <= set(data.queries["id"].to_pylist())
     config = TrainingConfig(
         batch_size=8,
         learning_rate=1e-2,
-        query_max_length=32,
+        query_max_length=64,
         passage_max_length=48,
         lora_rank=None if "bert" in name else 4,
         in_batch_negatives=True,
@@ -209,7 +209,7 @@ def test_every_stage_runs(model, tmp_path):
     assert np.abs(trained.encode(TEXTS, progress=False)
                   - Encoder.load(folder).encode(TEXTS, progress=False)).max() > 1e-4  # fmt: skip
     scores = evaluation.evaluate(
-        trained, data, query_max_length=32, passage_max_length=48, progress=False
+        trained, data, query_max_length=64, passage_max_length=48, progress=False
     )
     assert 0 < scores.summary["ndcg_at_10"] < 1
 
