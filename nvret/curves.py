@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from nvret.figures import COLUMN_WIDTH, style
 
@@ -109,11 +110,13 @@ def teachers(table: pd.DataFrame, reference: str) -> Figure:
             yerr=[value - 100 * rows["low"], 100 * rows["high"] - value],
             fmt=marker, color=colour, markersize=6, capsize=2, linewidth=1, label=rule,
         )  # fmt: skip
-    for name, rows in table.groupby("teacher", sort=False):
+    names = [
         axis.annotate(
             name, (rows["teacher_mean"].iloc[0], 100 * rows["high"].max()), fontsize=8,
             ha="center", xytext=(0, 5), textcoords="offset points",
-        )  # fmt: skip
+        )
+        for name, rows in table.groupby("teacher", sort=False)
+    ]  # fmt: skip
     axis.set(
         xlabel="teacher's own NDCG@10 (95 % interval)",
         ylabel=f"student's NDCG@10, points over\n{reference} (95 % interval, paired)",
@@ -121,7 +124,19 @@ def teachers(table: pd.DataFrame, reference: str) -> Figure:
     axis.margins(x=0.12, y=0.12)
     axis.grid(linewidth=0.3)
     axis.legend(fontsize=8)
+    _apart(figure, names)
     return figure
+
+
+def _apart(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Move labels up until none of them lies over an earlier one."""
+    figure.canvas.draw()
+    for place, label in enumerate(labels):
+        for other in sorted(labels[:place], key=lambda earlier: earlier.get_window_extent().y0):
+            own, taken = label.get_window_extent(), other.get_window_extent()
+            if own.overlaps(taken):
+                across, up = label.xyann
+                label.xyann = across, up + (taken.y1 - own.y0) * 72 / figure.dpi + 1
 
 
 def overlap(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
