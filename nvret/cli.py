@@ -1,4 +1,4 @@
-"""The command line: ``nvret fetch | encode | mine | train | cost | plan | run | report``."""
+"""nvret: hard-negative mining for text-embedding models, and its reproduction in notebooks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import shtab
+
+from nvret.commands import evaluate, train
 from nvret.errors import NvretError
 
 STAGES = {"encode": "vectors", "mine": "negatives", "train": "models"}
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nvret", description=__doc__)
+    shtab.add_argument_to(parser, "--print-completion", help="a completion script for your shell")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     fetch = commands.add_parser("fetch", help="download and convert data sets and models")
@@ -47,12 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="append", metavar="NOTEBOOK", help="only this notebook")
     run.set_defaults(command=_run)
 
-    for name, done in STAGES.items():
-        if name != "mine":  # which has more to choose, below
-            stage = commands.add_parser(name, help=f"{done} of a profile, also under torchrun")
-            stage.add_argument("params", type=Path, help="for example params/gpu.yaml")
-            stage.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
-            stage.set_defaults(command=_stage, stage=name)
+    encode = commands.add_parser("encode", help="vectors of a profile, also under torchrun")
+    encode.add_argument("params", type=Path, help="for example params/gpu.yaml")
+    encode.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
+    encode.set_defaults(command=_stage, stage="encode")
+    train.add(commands).set_defaults(command=_train, stage="train")
+    evaluate.add(commands).set_defaults(command=evaluate.run)
 
     plan = commands.add_parser("plan", help="what a profile will take, before it is run")
     plan.add_argument("params", type=Path, help="for example params/paper.yaml")
@@ -184,6 +188,15 @@ def _run(chosen: argparse.Namespace) -> None:
 
     settings = params.load(chosen.params)
     notebooks.run(settings, params.read(chosen.params), chosen.only or settings.notebooks)
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    if chosen.params is None:
+        return train.run(chosen)
+    for name in train.NEEDED:
+        if getattr(chosen, name) is not None:
+            raise NvretError(f"--{name} is not for a profile: {chosen.params} says it")
+    return _stage(chosen)
 
 
 def _stage(chosen: argparse.Namespace) -> None:

@@ -1,7 +1,10 @@
 """The command line on files of a user's own."""
 
 import json
+import subprocess
+import sys
 
+import pandas as pd
 import pytest
 
 from nvret import cli, mining
@@ -122,3 +125,59 @@ def test_cost_of_nonsense_ends_in_one_message(sample, capsys, more, message):
 def test_cost_on_a_device_that_is_not_there(sample, capsys):
     assert cost(sample, "--device", "cuda:99") == 2
     assert "cuda:99" in capsys.readouterr().err
+
+
+def own(folder):
+    """Options for a real set in BEIR's layout."""
+    named = {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels/test.tsv"}
+    return [part for key, name in named.items() for part in (f"--{key}", str(folder / name))]
+
+
+def test_mine_train_and_evaluate_own_data(tmp_path, capsys):
+    from test_paper_scale import beir_folder
+
+    from nvret import data, mixtures
+
+    dataset = mixtures.sample_passages(mixtures.sample(data.load("squadshifts-nyt"), 80), 300)
+    beir_folder(tmp_path / "own", dataset)
+    files, mined, model = own(tmp_path / "own"), tmp_path / "n.parquet", tmp_path / "model"
+    mine = ["--teacher", "bm25", "--method", "perc-pos", "--perc", "0.9", "--output", str(mined)]
+    assert cli.main(["mine", *files, *mine]) == 0
+    train = ["--negatives", str(mined), "--student", "potion-base-8m", "--output", str(model)]
+    rate = ["--learning-rate", "0.01", "--batch-size", "8", "--in-batch-negatives"]
+    assert cli.main(["train", *files, *train, *rate]) == 0
+    assert "trained on 80 pairs" in capsys.readouterr().out
+    said = json.loads((model / "training.json").read_text())["config"]
+    assert (said["learning_rate"], said["in_batch_negatives"], said["epochs"]) == (0.01, True, 1)
+    table = tmp_path / "table.csv"
+    models = ["--model", str(model), "--before", "potion-base-8m", "--output", str(table)]
+    assert cli.main(["evaluate", *files, *models]) == 0
+    rows = pd.read_csv(table).set_index("metric")
+    row = rows.loc["ndcg_at_10"]
+    assert row["difference"] == pytest.approx(row["after"] - row["before"])
+    assert row["low"] < row["difference"] < row["high"]
+    assert row["after"] > row["before"]  # on the very queries that it was trained on
+    assert cli.main(["evaluate", *files, "--model", "bm25"]) == 0
+    assert "ndcg_at_10" in capsys.readouterr().out
+    assert cli.main(["evaluate", *files, *models]) == 2  # the table is there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "train needs a profile, or --corpus"),
+        (["train", "params/smoke.yaml", "--student", "x"], "--student is not for a profile"),
+        (["mine", "params/smoke.yaml", "--teacher", "x"], "--teacher is not for a profile"),
+        (["encode", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_profile_and_own_data_are_two_things(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_completion_script_is_one_that_bash_reads():
+    script = subprocess.run([sys.executable, "-m", "nvret", "--print-completion", "bash"],
+                            capture_output=True, text=True, check=True).stdout  # fmt: skip
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert "--num-negatives" in script
