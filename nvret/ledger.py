@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from nvret import claims, forest, paper, report, statistics, store, verdicts
+from nvret import claims, figures, forest, paper, report, statistics, store, verdicts
 from nvret.arms import arms
 from nvret.errors import NvretError
 from nvret.params import Settings
@@ -25,6 +25,8 @@ COLUMNS = [
 UNTESTED = ("not run", "not testable here")
 SHARES = ("share-halved", "low-jaccard")
 TEACHERS = "02_teachers"  # the teachers' own scores, a table of the study of teachers
+
+SWEEPS = "04_rq3_thresholds"
 
 
 def build(
@@ -83,7 +85,7 @@ def save(settings: Settings, ledger: pd.DataFrame) -> None:
 
 
 def write(settings: Settings) -> pd.DataFrame:
-    """Everything that follows from a profile's scores alone: tables, ledger and its figure.
+    """Everything that follows from a profile's scores alone: tables, ledger, and their figures.
 
     Raises:
         NvretError: there are no scores.
@@ -95,7 +97,13 @@ def write(settings: Settings) -> pd.DataFrame:
     for study, found in results.items():
         against = settings.studies[study].reference
         report.save_table(settings, f"{study[:2]}_means", report.means(found))
-        report.save_table(settings, f"{study[:2]}_differences", report.differences(found, against))
+        differences = report.differences(found, against)
+        report.save_table(settings, f"{study[:2]}_differences", differences)
+        if study == SWEEPS:  # whose notebook shows curves instead
+            continue
+        for student in dict.fromkeys(found.arms["student"]):
+            figure = figures.differences(differences, student)
+            report.save_figure(settings, f"{study[:2]}_differences_{student}", figure)
     ledger = build(settings, claims.load(), results, tables)
     save(settings, ledger)
     report.save_figure(settings, "10_ledger", forest.draw(ledger))

@@ -185,8 +185,6 @@ def test_names_and_sources():
         assets.model_path("mini")
     with pytest.raises(NvretError, match="'nq' has no pinned hub revision"):
         assets.dataset_path("nq", source="hub")
-    with pytest.raises(NvretError, match="is in no package; use source='hub'"):
-        assets.dataset_path("beir-fiqa")
     with pytest.raises(NvretError, match="source is 'web'"):
         assets.model_path("minilm-l6", source="web")
 
