@@ -19,7 +19,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from nvret import search, store
+from nvret import search
 from nvret.errors import NvretError
 from nvret.measure import clock, extra_memory
 
@@ -186,17 +186,16 @@ def measure_encoding(
 def measure_text_memory(texts: Sequence[str]) -> float:
     """Bytes of memory per text while `nvret.encode.embed` turns many texts into vectors.
 
-    The texts themselves, and the more of two things that do not happen at once: hashing them all
-    for the name of the file of vectors, or the table that finds equal texts. (Token ids are held
-    for some ten thousand texts at a time: nothing, for a corpus that is large.) Measured with
-    ``tracemalloc``, which sees what Python and NumPy allocate.
+    The texts themselves, and the table that finds equal ones. (They are hashed some thousand at a
+    time, for the name of the file of vectors, and tokenized some ten thousand at a time: nothing,
+    for a corpus that is large.) Measured with ``tracemalloc``, which sees what Python and NumPy
+    allocate.
     """
     texts = list(texts)
-    hashed = _traced(lambda: store.fingerprint(texts))
     table = _traced(lambda: list({text: number for number, text in enumerate(texts, 1 << 10)}))
     rows = 4 * 8 * len(texts)  # positions of the distinct ones, and their sorting
     held = sum(map(sys.getsizeof, texts)) + 8 * len(texts)
-    return (held + max(hashed, table + rows)) / len(texts)
+    return (held + table + rows) / len(texts)
 
 
 def check_device(name: str) -> torch.device:
