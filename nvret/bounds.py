@@ -121,9 +121,7 @@ def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.Data
     return pd.DataFrame(found)
 
 
-def suggest(
-    family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0
-) -> Suggestion:
+def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0) -> Suggestion:
     """The ceiling under which the suspects dropped, less the others dropped, are most.
 
     The score must separate them: where a 95 % interval of that difference (shares, bootstrap over
@@ -160,9 +158,7 @@ def suggest(
         return Suggestion(**vars(nothing) | {"why": why})
     low, high = np.quantile(steps[curves.argmax(1)], [0.025, 0.975], method="nearest")
     dropped = [float(part[:, best].sum() / part[:, -1].sum()) for part in (suspects, others)]
-    return Suggestion(
-        family, float(steps[best]), float(low), float(high), count, queries, *dropped
-    )
+    return Suggestion(family, float(steps[best]), float(low), float(high), count, queries, *dropped)
 
 
 def _separation(weights: np.ndarray, suspects: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ from nvret import bounds
 from nvret.curves import AXES, COLOURS
 from nvret.inspection import Inspection
 
-SIZE = (4.8, 3.1)  # inches; small, so that the letters stay large on a phone
+SIZE = (4.2, 3.0)  # inches; small, so that the letters stay large on a phone
 NEGATIVE, SUSPECT, POSITIVE, RANDOM = COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[4]
 INK = "#010203"  # stands for the page's colour of letters until the SVG is written
+VARIABLES = {"negative": NEGATIVE, "suspect": SUSPECT, "positive": POSITIVE, "random": RANDOM}
 _BINS = 40
 
 
@@ -51,7 +52,7 @@ def ratios(found: Inspection) -> Figure:
             top = max(top, float(np.quantile(values, 0.99)))
     axis.axvline(1, color=INK, linewidth=1, linestyle=":")
     axis.annotate(
-        "the positive", (1, 3), color=INK, fontsize=8, rotation=90, ha="right", va="bottom"
+        "the positive", (1.02, 3), color=INK, fontsize=9, rotation=90, ha="left", va="bottom"
     )
     axis.set(
         xlabel="score of the negative ÷ its positive's",
@@ -131,6 +132,8 @@ def svg(figure: Figure, name: str) -> str:
         )
     text = target.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    for variable, colour in VARIABLES.items():  # which a page may lighten on a dark ground
+        text = text.replace(colour.lower(), f"var(--{variable},{colour})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
@@ -159,7 +162,13 @@ def _done(figure: Figure, axis: Axes, *, legend: bool = True) -> Figure:
     """Letters and axes in the page's ink; the legend above."""
     if legend:
         figure.legend(
-            loc="outside upper left", fontsize=9, labelcolor=INK, frameon=False, ncols=2
+            loc="outside upper left",
+            fontsize=9,
+            labelcolor=INK,
+            frameon=False,
+            ncols=2,
+            columnspacing=1,
+            handlelength=1.6,
         )
     axis.tick_params(which="both", colors=INK, labelsize=9)
     for label in (axis.xaxis.label, axis.yaxis.label):

@@ -42,10 +42,10 @@ def share(value: float) -> str:
     """
     if not np.isfinite(value):
         return "–"
-    return f"{value:.1%}"[:-1].removesuffix(".0") + " %" if value < 0.1 else f"{value:.0%}"[:-1] + " %"
+    return f"{100 * value:.{1 if abs(value) < 0.1 else 0}f} %"
 
 
-def page(found: Inspection, *, suspicious: int = 50, sample: int = 40) -> str:
+def page(found: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
     """The report as HTML.
 
     Args:
@@ -91,11 +91,10 @@ def findings(found: Inspection) -> list[tuple[str, str]]:
             )
         )
     by_text = int(rows[suspects.TEXT].any(axis=1).sum())
-    said.append(
-        ("look" if by_text else "good", f"{by_text:,} resemble their positive word for word.")
-        if by_text
-        else ("good", "None resembles its positive word for word.")
-    )
+    if by_text:
+        said.append(("look", f"{by_text:,} share much of their positive's wording."))
+    else:
+        said.append(("good", "None shares much of its positive's wording."))
     above = counts["above"] / counts["negatives"]
     sentence = f"{counts['above']:,} ({share(above)}) score at or above their positive"
     said.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
@@ -154,8 +153,12 @@ def _figures(found: Inspection) -> list[dict[str, Any]]:
                 f"What a {name} would keep",
                 inspect_figures.survival(found, family),
                 "Of this table: mining anew fills the free places with the next candidates. "
-                + ("Stricter to the right." if bounded else "Stricter to the right; the grey band "
-                   "is the suggestion's interval, where there is one."),
+                "Stricter to the right."
+                + (
+                    " The line is the suggestion, the band its interval."
+                    if found.suggestions[family].parameter is not None
+                    else ""
+                ),
             )
             for family, name in (("perc-pos", "percentage"), ("margin-pos", "margin"))
         ),
@@ -165,7 +168,7 @@ def _figures(found: Inspection) -> list[dict[str, Any]]:
             inspect_figures.hubs(found),
             "A steep start says that few passages serve as negatives for many queries.",
         ),
-    ]  # fmt: skip
+    ]
     return [
         {"name": name, "title": title, "text": text, "svg": Markup(inspect_figures.svg(fig, name))}
         for name, title, fig, text in drawn
@@ -194,8 +197,12 @@ def _sample(found: Inspection, number: int) -> list[list[dict[str, Any]]]:
     """The negatives of some pairs, in rank order; the same pairs whatever the table's order."""
     ids = found.dataset.queries["id"]
     pairs = found.rows.drop_duplicates("pair")
-    names = [f"{ids[q].as_py()} {pair}" for q, pair in zip(pairs["query"], pairs["pair"], strict=True)]
-    chosen = pairs["pair"].to_numpy()[np.argsort([hashed(name) for name in names])[:number]]
+    passages = found.dataset.corpus["id"]
+    names = [
+        hashed(f"{ids[query].as_py()} {passages[positive].as_py()}")
+        for query, positive in pairs[["query", "positive"]].to_numpy().tolist()
+    ]
+    chosen = pairs["pair"].to_numpy()[np.argsort(names, kind="stable")[:number]]
     groups = found.rows[found.rows["pair"].isin(chosen)].groupby("pair", sort=True)
     return [
         [_case(found, row) for _, row in group.sort_values("rank").iterrows()]
