@@ -136,10 +136,14 @@ def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int =
     steps = np.array([parameter(method) for method in ceilings])
     count, queries = int(suspect.sum()), rows["query"][suspect].nunique()
     nothing = Suggestion(family, None, np.nan, np.nan, count, queries, np.nan, np.nan)
-    if count < LEAST or 2 * queries < LEAST or suspect.all():
-        asked = f"expected at least {LEAST}, of at least {LEAST // 2} queries, and others beside"
-        why = f"{count} suspicious negatives of {queries} queries are too few or too many: {asked}"
+    if count < LEAST or 2 * queries < LEAST:
+        why = (
+            f"{count} suspicious negatives of {queries} queries are too few, expected at least "
+            f"{LEAST} of {LEAST // 2}"
+        )
         return Suggestion(**vars(nothing) | {"why": why})
+    if suspect.all():
+        return Suggestion(**vars(nothing) | {"why": "every negative is suspicious"})
     codes, names = pd.factorize(rows["query"])
     # A negative falls at the first ceiling that it does not stay below, and at all tighter ones
     falls = sum(stays(method, rows).astype(np.int64) for method in ceilings)

@@ -47,8 +47,15 @@ def ratios(found: Inspection) -> Figure:
     for label, mask, colour, line in _groups(found):
         values = np.sort(found.rows["ratio"][mask].dropna())
         if len(values):
-            share = 100 * np.arange(1, len(values) + 1) / len(values)
-            axis.step(values, share, where="post", color=colour, linestyle=line, label=label)
+            share = 100 * np.arange(len(values) + 1) / len(values)
+            axis.step(
+                np.r_[values[0], values],
+                share,
+                where="post",
+                color=colour,
+                linestyle=line,
+                label=label,
+            )
             top = max(top, float(np.quantile(values, 0.99)))
     axis.axvline(1, color=INK, linewidth=1, linestyle=":")
     axis.annotate(

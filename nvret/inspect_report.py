@@ -42,7 +42,7 @@ def share(value: float) -> str:
     """
     if not np.isfinite(value):
         return "–"
-    return f"{100 * value:.{1 if abs(value) < 0.1 else 0}f} %"
+    return f"{100 * value:.{1 if abs(value) < 0.3 else 0}f} %"
 
 
 def page(found: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
