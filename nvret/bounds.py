@@ -139,7 +139,7 @@ def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int =
     if count < LEAST or 2 * queries < LEAST:
         why = (
             f"{count} suspicious negatives of {queries} queries are too few, expected at least "
-            f"{LEAST} of {LEAST // 2}"
+            f"{LEAST} of {LEAST // 2} queries or more"
         )
         return Suggestion(**vars(nothing) | {"why": why})
     if suspect.all():

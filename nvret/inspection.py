@@ -61,6 +61,13 @@ class Inspection:
     hidden: Hidden | None
     warnings: Sequence[str]
 
+    def __repr__(self) -> str:
+        counts, method = self.counts, self.facts.get("method")
+        return (
+            f"<{self.dataset.name}, {method}: {counts['negatives']} negatives for "
+            f"{counts['pairs']} pairs, {counts['suspects']} suspicious>"
+        )
+
     @property
     def suspect(self) -> np.ndarray:
         """(rows,) bool: negatives with a sign in their text or labels, whatever they score."""
@@ -145,7 +152,7 @@ def inspect(
             set does not have; the teacher is another one.
 
     >>> from nvret.dataset import from_texts
-    >>> toy = from_texts("toy", ["Paris is old", "Rome is big"], ["where is Paris"], [[0]])
+    >>> toy = from_texts("toy", ["Paris is old", "Rome is old"], ["how old is Paris"], [[0]])
     >>> found = inspect(mining.mine(toy, "bm25", mining.NaiveTopK(), 1, progress=False), toy)
     >>> found.counts["negatives"], found.rows["negative"].tolist()
     (1, [1])
