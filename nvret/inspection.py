@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from nvret import audit, bounds, mining, negatives, suspects, teachers
+from nvret import bounds, hidden_labels, mining, suspects, teachers
 from nvret.dataset import RetrievalDataset
 from nvret.errors import NvretError
 from nvret.methods import Method
+from nvret.mined import read, rows_of
 from nvret.sampling import draw_rows, pair_keys
-from nvret.statistics import Interval
 from nvret.store import atomic_file
+
+__all__ = ["Inspection", "inspect", "is_suspect", "read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Inspection:
     suggestions: dict[str, bounds.Suggestion]
     hubs: pd.DataFrame
     random_scores: np.ndarray | None
-    hidden: Hidden | None
+    hidden: hidden_labels.Hidden | None
     warnings: Sequence[str]
 
     def __repr__(self) -> str:
@@ -108,26 +109,6 @@ class Inspection:
         )
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """What labels that mining did not see say of the negatives.
-
-    Attributes:
-        queries: of the data set that have a hidden positive.
-        negatives: mined for these queries.
-        false: of them, hidden positives.
-        rate: false / negatives with a 95 % interval over queries: a lower bound of the true rate,
-            as most negatives are unjudged.
-        not_relevant: negatives of any query that the hidden labels judge and call not relevant.
-    """
-
-    queries: int
-    negatives: int
-    false: int
-    rate: Interval
-    not_relevant: int
-
-
 def inspect(
     table: pa.Table,
     dataset: RetrievalDataset,
@@ -160,7 +141,7 @@ def inspect(
     facts = mining.provenance(table)
     if not table.num_rows:
         raise NvretError(f"{dataset.name}: the table holds no negatives, expected at least one")
-    rows = _rows(table, dataset)
+    rows = rows_of(table, dataset)
     method = method or bounds.method_of(str(facts.get("method")))
     anchors = rows["positive_score"]
     if facts.get("anchor") == "lowest":
@@ -174,7 +155,7 @@ def inspect(
         ratio=(rows["score"] / rows["positive_score"]).where(rows["positive_score"] > 0),
     )
     labelled = set(zip(*(part.tolist() for part in dataset.pairs), strict=True))
-    seen = None if hidden is None else _hidden(table, dataset, hidden)
+    seen = None if hidden is None else hidden_labels.look(table, dataset, hidden)
     if seen is not None:
         labelled |= seen[0]
     rows = rows.join(suspects.signs(dataset, rows, labelled))
@@ -200,59 +181,9 @@ def inspect(
     )
 
 
-def read(path: Path) -> pa.Table:
-    """The negatives of a file that ``nvret mine`` wrote.
-
-    Raises:
-        NvretError: no such file, or no Parquet with these columns and provenance.
-    """
-    try:
-        table = negatives.load(path)
-    except FileNotFoundError as error:
-        raise NvretError(f"{path}: no such file, expected Parquet from nvret mine") from error
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise NvretError(f"{path}: expected Parquet from nvret mine: {reason}") from error
-    mining.provenance(table)
-    return table
-
-
 def is_suspect(rows: pd.DataFrame) -> np.ndarray:
     """(rows,) bool: negatives with a sign in their text or labels, whatever they score."""
     return rows[[*suspects.TEXT, "labelled"]].any(axis=1).to_numpy()
-
-
-def _rows(table: pa.Table, dataset: RetrievalDataset) -> pd.DataFrame:
-    """The table with rows of the data set instead of ids, checked."""
-    sources = {"query": dataset.queries, "positive": dataset.corpus, "negative": dataset.corpus}
-    found = {}
-    for name, source in sources.items():
-        places = pc.index_in(table[f"{name}_id"], source["id"])
-        if missing := places.null_count:
-            at = pc.index(pc.is_null(places), pa.scalar(True)).as_py()
-            value = table[f"{name}_id"][at].as_py()
-            raise NvretError(
-                f"negatives row {at}: {name}_id {value!r} is not in {dataset.name} ({missing} such "
-                "rows), expected the data that they were mined from"
-            )
-        found[name] = places.to_numpy().astype(np.int64)
-    rows = pd.DataFrame(found)
-    for name in ("rank", "score", "positive_score"):
-        rows[name] = table[name].to_numpy()
-        if not (good := np.isfinite(rows[name])).all():
-            at = int(np.argmin(good))
-            raise NvretError(f"negatives row {at}: {name} is {rows[name][at]}, expected a number")
-    pairs = pd.MultiIndex.from_arrays(dataset.pairs)
-    place = pairs.get_indexer(pd.MultiIndex.from_frame(rows[["query", "positive"]]))
-    if (place < 0).any():
-        at = int(np.argmax(place < 0))
-        query, positive = (table[name][at].as_py() for name in ("query_id", "positive_id"))
-        raise NvretError(
-            f"negatives row {at}: {positive!r} is no labelled positive of query {query!r} in "
-            f"{dataset.name}, expected the judgements that they were mined with"
-        )
-    rows.insert(0, "pair", place)
-    return rows
 
 
 def _counts(rows: pd.DataFrame, dataset: RetrievalDataset, facts: dict) -> dict[str, int]:
@@ -272,37 +203,6 @@ def _counts(rows: pd.DataFrame, dataset: RetrievalDataset, facts: dict) -> dict[
         "repeats": rows.duplicated(["pair", "negative"]).sum(),
     }
     return {name: int(value) for name, value in found.items()}
-
-
-def _hidden(
-    table: pa.Table, dataset: RetrievalDataset, labels: pa.Table
-) -> tuple[set[tuple[int, int]], Hidden]:
-    """Rows of the hidden positives, and the rate of negatives among them."""
-    judged = RetrievalDataset("hidden labels", dataset.corpus, dataset.queries, labels)
-    known = set(zip(*(part.tolist() for part in dataset.pairs), strict=True))
-    pairs = sorted(set(zip(*(part.tolist() for part in judged.pairs), strict=True)) - known)
-    if not pairs:
-        raise NvretError(
-            f"{dataset.name}: the hidden labels hold no relevant pair that mining did not see"
-        )
-    names = [dataset.queries["id"].to_pylist(), dataset.corpus["id"].to_pylist()]
-    ids = [[names[side][pair[side]] for pair in pairs] for side in (0, 1)]
-    queries = list(dict.fromkeys(ids[0]))
-    lost = audit.Hidden(
-        dataset.select(queries), pa.table({"query_id": ids[0], "corpus_id": ids[1]}), "labelled"
-    )
-    part = table.filter(pc.is_in(table["query_id"], pa.array(queries)))
-    counted = audit.false_negatives(part, lost)
-    zeros = labels.filter(pc.less_equal(labels["score"], 0))
-    mined = table.select(["query_id", "negative_id"]).to_pandas()
-    judgements = pd.MultiIndex.from_frame(zeros.select(["query_id", "corpus_id"]).to_pandas())
-    return set(pairs), Hidden(
-        len(queries),
-        int(counted["mined"].sum()),
-        int(counted["false"].sum()),
-        audit.rate(counted),
-        int(pd.MultiIndex.from_frame(mined).isin(judgements).sum()),
-    )
 
 
 def _random(dataset: RetrievalDataset, facts: dict, teacher: Any, progress: bool) -> np.ndarray:
