@@ -105,6 +105,11 @@ def _qrels(path: Path) -> pa.Table:
     )
 
 
+def read_qrels(path: Path) -> pa.Table:
+    """Judgements alone: a file of ``qrels/*.tsv``; columns query_id, corpus_id, score (int32)."""
+    return _qrels(path)
+
+
 def _choose(names: list[str], split: str | None, where: str) -> str:
     """The wanted part, or the only one, or "test"."""
     if split is None and len(names) == 1:

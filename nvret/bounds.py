@@ -1,0 +1,171 @@
+"""What a percentage or a margin would do to a table of negatives, and which ones to try.
+
+The question is asked of negatives that are mined already: which of them would stay. Mining anew
+with that ceiling gives more of them, since the next candidates fill the free places.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from nvret import methods
+
+Family = Literal["perc-pos", "margin-pos"]
+LEAST = 20  # suspects, and half as many queries that have one, before anything is suggested
+DRAWS = 400
+_LABELS = {
+    r"Naive Top-K": methods.NaiveTopK,
+    r"Random": methods.RandomNegatives,
+    r"Top-K shifted by (\d+)": lambda n: methods.TopKShifted(int(n)),
+    r"TopK-Abs (\S+)": lambda x: methods.TopKAbs(float(x)),
+    r"TopK-MarginPos (\S+)": lambda x: methods.TopKMarginPos(float(x)),
+    r"TopK-PercPos (\d+)%": lambda x: methods.TopKPercPos(int(x) / 100),
+}
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The ceiling of one family that tells suspects from other negatives best.
+
+    Attributes:
+        family: "perc-pos" or "margin-pos".
+        parameter: of the family, the best on the grid; None where nothing can be suggested.
+        low, high: 95 % of the bootstrap samples of the queries put the best between these.
+        suspects, queries: negatives with a sign in their text or labels; queries that have any.
+        suspects_dropped, others_dropped: shares that ``parameter`` would drop.
+        why: why there is no suggestion; "" where there is one.
+    """
+
+    family: Family
+    parameter: float | None
+    low: float
+    high: float
+    suspects: int
+    queries: int
+    suspects_dropped: float
+    others_dropped: float
+    why: str = ""
+
+
+def method_of(label: str) -> methods.Method | None:
+    """The method that a table's label names; None where it names none (an ensemble).
+
+    A label of TopK-PercPos holds a whole number of per cent, so that a finer share is rounded.
+
+    >>> method_of("TopK-PercPos 95%"), method_of("something else")
+    (TopKPercPos(perc=0.95), None)
+    """
+    for pattern, build in _LABELS.items():
+        if found := re.fullmatch(pattern, label):
+            return build(*found.groups())
+    return None
+
+
+def grid(family: Family, rows: pd.DataFrame) -> list[methods.Method]:
+    """Ceilings to try, from the loosest to the tightest.
+
+    Percentages run from 100 to 50 in whole steps. Margins run from 0 to the 95th percentile of the
+    gaps between positive and negative, in 50 steps of a round size: a margin is a number on the
+    teacher's own scale.
+    """
+    if family == "perc-pos":
+        return [methods.TopKPercPos(perc / 100) for perc in range(100, 49, -1)]
+    gaps = rows["positive_score"].to_numpy(float) - rows["score"].to_numpy(float)
+    rough = max(float(np.quantile(gaps, 0.95)), 1e-6) / 50
+    size = 10 ** np.floor(np.log10(rough))
+    step = next(size * f for f in (1, 2, 5, 10) if size * f >= rough * (1 - 1e-9))
+    return [methods.TopKMarginPos(float(f"{step * n:.6g}")) for n in range(51)]
+
+
+def parameter(method: methods.Method) -> float:
+    """The number of a percentage or margin rule."""
+    return getattr(method, "perc", None) or getattr(method, "margin", 0.0)
+
+
+def stays(method: methods.Method, rows: pd.DataFrame) -> np.ndarray:
+    """(rows,) bool: which negatives lie below the method's ceiling."""
+    return rows["score"].to_numpy() < method.ceiling(rows["positive_score"].to_numpy(), safe=True)
+
+
+def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.DataFrame:
+    """Shares that stay under each ceiling of the grid.
+
+    Args:
+        rows: a row a negative: pair, score, positive_score.
+        suspect: (rows,) bool.
+    Returns:
+        columns parameter; all, suspects, others: shares of these negatives; pairs: the share of
+        the pairs with negatives that keep one at least. NaN where there is none to keep.
+
+    >>> rows = pd.DataFrame({"pair": [0, 0], "score": [0.9, 0.5], "positive_score": 1.0})
+    >>> survival("perc-pos", rows, np.array([True, False])).iloc[20].tolist()
+    [0.8, 0.5, 0.0, 1.0, 1.0]
+    """
+    found = []
+    for method in grid(family, rows):
+        kept = stays(method, rows)
+        found.append(
+            {
+                "parameter": parameter(method),
+                "all": kept.mean(),
+                "suspects": kept[suspect].mean() if suspect.any() else np.nan,
+                "others": kept[~suspect].mean() if (~suspect).any() else np.nan,
+                "pairs": rows["pair"][kept].nunique() / rows["pair"].nunique(),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0) -> Suggestion:
+    """The ceiling under which the suspects dropped, less the others dropped, are most.
+
+    The score must separate them: where a 95 % interval of that difference (shares, bootstrap over
+    queries) reaches 0, or where there are few suspects, nothing is suggested. Of equally good
+    ceilings the loosest is taken.
+
+    Args:
+        rows: a row a negative: query, score, positive_score.
+        suspect: (rows,) bool; must not come from the scores themselves.
+    """
+    ceilings = grid(family, rows)
+    steps = np.array([parameter(method) for method in ceilings])
+    count, queries = int(suspect.sum()), rows["query"][suspect].nunique()
+    nothing = Suggestion(family, None, np.nan, np.nan, count, queries, np.nan, np.nan)
+    if count < LEAST or 2 * queries < LEAST:
+        why = (
+            f"{count} suspicious negatives of {queries} queries are too few, expected at least "
+            f"{LEAST} of {LEAST // 2} queries or more"
+        )
+        return Suggestion(**vars(nothing) | {"why": why})
+    if suspect.all():
+        return Suggestion(**vars(nothing) | {"why": "every negative is suspicious"})
+    codes, names = pd.factorize(rows["query"])
+    # A negative falls at the first ceiling that it does not stay below, and at all tighter ones
+    falls = sum(stays(method, rows).astype(np.int64) for method in ceilings)
+    totals = np.zeros((2, len(names), len(steps) + 1), np.float32)
+    np.add.at(totals, (suspect.astype(int), codes, falls), 1)
+    others, suspects = totals.cumsum(2)
+    whole = np.ones(len(names), np.float32)
+    curve = _separation(whole, suspects, others)
+    best = int(curve.argmax())
+    rng = np.random.default_rng(seed)
+    even = np.full(len(names), 1 / len(names))
+    draws = [rng.multinomial(len(names), even).astype(np.float32) for _ in range(DRAWS)]
+    curves = np.array([_separation(weights, suspects, others) for weights in draws])
+    if curve[best] <= 0 or np.quantile(curves[:, best], 0.025) <= 0:
+        why = "the score does not tell the suspicious negatives from the others"
+        return Suggestion(**vars(nothing) | {"why": why})
+    low, high = np.quantile(steps[curves.argmax(1)], [0.025, 0.975], method="nearest")
+    dropped = [float(part[:, best].sum() / part[:, -1].sum()) for part in (suspects, others)]
+    return Suggestion(family, float(steps[best]), float(low), float(high), count, queries, *dropped)
+
+
+def _separation(weights: np.ndarray, suspects: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(steps,) share of the suspects dropped less share of the others dropped."""
+    a, b = weights @ suspects, weights @ others
+    return a[:-1] / max(a[-1], 1.0) - b[:-1] / max(b[-1], 1.0)
