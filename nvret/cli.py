@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nvret import mine_command
 from nvret.errors import NvretError
 
 STAGES = {"encode": "vectors", "mine": "negatives", "train": "models"}
@@ -70,22 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     mine = commands.add_parser(
         "mine", help="mine hard negatives: of a profile, or for your own queries and corpus"
     )
-    mine.add_argument("params", type=Path, nargs="?", help="a profile; takes --only and no other")
-    mine.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
-    mine.add_argument("--corpus", type=Path, help="BEIR's corpus.jsonl")
-    mine.add_argument("--queries", type=Path, help="BEIR's queries.jsonl")
-    mine.add_argument("--qrels", type=Path, help="a .tsv of labelled positives")
-    mine.add_argument("--teacher", help="bm25, a model's name, or a model's folder")
-    mine.add_argument("--method", help="naive, shifted, abs, margin-pos, perc-pos")
-    mine.add_argument("--n", type=int, help="ranks that `shifted` drops")
-    mine.add_argument("--threshold", type=float, help="of `abs`")
-    mine.add_argument("--margin", type=float, help="of `margin-pos`")
-    mine.add_argument("--perc", type=float, help="of `perc-pos`")
-    mine.add_argument("--index", help="search approximately: faiss's name of an index (HNSW32)")
-    mine.add_argument("--probes", type=int, default=64, help="lists or candidates looked at (64)")
-    mine.add_argument("--num-negatives", type=int, default=4)
-    mine.add_argument("--seed", type=int, default=0)
-    mine.add_argument("--output", type=Path, help="a Parquet file")
+    mine_command.add_options(mine)
     mine.set_defaults(command=_mine, stage="mine")
 
     cost = commands.add_parser("cost", help="measure this machine; say what mining will cost")
@@ -111,36 +97,11 @@ def _fetch(chosen: argparse.Namespace) -> None:
 
 
 def _mine(chosen: argparse.Namespace) -> None:
-    from nvret import approximate, data, mining, processes, teachers
-    from nvret.methods import build_method
-
-    needed = ("corpus", "queries", "qrels", "teacher", "method", "output")
-    found = [name for name in needed if getattr(chosen, name) is not None]
-    if chosen.params is not None:
-        if found:
-            raise NvretError(f"--{found[0]} is not for a profile: {chosen.params} says it")
-        return _stage(chosen)
-    if missing := [f"--{name}" for name in needed if name not in found]:
-        raise NvretError(f"mine needs a profile, or {', '.join(missing)}")
-    names = ("n", "threshold", "margin", "perc")
-    given = {name: getattr(chosen, name) for name in names}
-    method = build_method(chosen.method, **given)
-    dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
-    teacher = chosen.teacher
-    if chosen.index:
-        if teacher == "bm25":
-            raise NvretError("--index is for embedding models, teacher bm25 has an exact search")
-        index = approximate.Index(chosen.index, chosen.probes)
-        teacher = teachers.DenseTeacher(teacher, index=index)
-    table = mining.mine(dataset, teacher, method, chosen.num_negatives, seed=chosen.seed)
-    if not processes.first():
-        return
-    mining.save(table, chosen.output)
-    facts = mining.provenance(table)
-    print(
-        f"{chosen.output}: {table.num_rows} negatives for {facts['pairs']} pairs of query and "
-        f"positive; {facts['pairs_short']} pairs have fewer than {chosen.num_negatives}"
-    )
+    if chosen.params is None:
+        return mine_command.run(chosen)
+    if found := mine_command.given(chosen):
+        raise NvretError(f"--{found[0]} is not for a profile: {chosen.params} says it")
+    _stage(chosen)
 
 
 def _cost(chosen: argparse.Namespace) -> None:

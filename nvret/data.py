@@ -37,6 +37,7 @@ def load(
     split: str | None = None,
     source: assets.Source | None = None,
     drop_empty: bool = False,
+    keep_unjudged: bool = False,
     progress: bool = True,
 ) -> RetrievalDataset:
     """A data set by name, or from a folder.
@@ -49,6 +50,8 @@ def load(
         source: "package" (default) or "hub".
         drop_empty: leave out passages without any text and their judgements instead of raising an
             error (some of BEIR's sets have them).
+        keep_unjudged: of a folder in BEIR's layout, keep the queries that the judgements do not
+            name too, so that rows stay in place.
     Raises:
         NvretError: an unknown name, or files that are not as expected (file, line and key named).
     """
@@ -76,7 +79,7 @@ def load(
     elif (folder / "corpus.parquet").exists():
         tables = beir.read_parquet(folder)
     else:
-        tables = beir.read_folder(folder, split, progress=progress)
+        tables = beir.read_folder(folder, split, keep_unjudged=keep_unjudged, progress=progress)
     if drop_empty:
         tables = beir.drop_empty(tables, text)
     return RetrievalDataset(text, **tables)
