@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvret import mine_command
+from nvret import mine_options
 from nvret.errors import NvretError
 
 STAGES = {"encode": "vectors", "mine": "negatives", "train": "models"}
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     mine = commands.add_parser(
         "mine", help="mine hard negatives: of a profile, or for your own queries and corpus"
     )
-    mine_command.add_options(mine)
+    mine_options.add(mine)
     mine.set_defaults(command=_mine, stage="mine")
 
     cost = commands.add_parser("cost", help="measure this machine; say what mining will cost")
@@ -98,9 +98,11 @@ def _fetch(chosen: argparse.Namespace) -> None:
 
 def _mine(chosen: argparse.Namespace) -> None:
     if chosen.params is None:
+        from nvret import mine_command
+
         return mine_command.run(chosen)
-    if found := mine_command.given(chosen):
-        raise NvretError(f"--{found[0]} is not for a profile: {chosen.params} says it")
+    if found := mine_options.given(chosen):
+        raise NvretError(f"{found[0]} is not for a profile: {chosen.params} says it")
     _stage(chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 from collections.abc import Iterator, Sequence
@@ -123,13 +124,11 @@ def names(path: Path) -> list[str]:
         first = next(_objects(path, False), None)
         if first is None:
             raise NvretError(f"{path}: empty; expected a JSON object in each line")
+        for name in first[1]:
+            check_unicode(name, f"{path}:{first[0]}", name)
         return list(first[1])
     with _arrow_errors(path):
-        if suffix == ".parquet":
-            found = pq.read_schema(path).names
-        else:
-            with pacsv.open_csv(path, **_csv_options(suffix, [], [])) as stream:
-                found = stream.schema.names
+        found = pq.read_schema(path).names if suffix == ".parquet" else _header(path, suffix)
     if twice := [name for name in found if found.count(name) > 1]:
         raise NvretError(f"{path}: column {twice[0]!r} stands there more than once")
     return found
@@ -154,6 +153,9 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
                 found[name].append(value.get(name))
         return Rows(path, found, lines)
     wrong: list[pacsv.InvalidRow] = []
+    if suffix != ".parquet":
+        for _ in _decoded(path):  # Arrow would not name the line
+            pass
     with _arrow_errors(path):
         if suffix == ".parquet":
             table = pq.read_table(path, columns=list(columns))
@@ -208,23 +210,42 @@ def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]
     The parser is Python's and not Arrow's, which counts rows from the start of a block and so
     cannot name the line of an error.
     """
+    bar = tqdm(_decoded(path), desc=path.name, unit=" lines", disable=not progress)
+    for number, line in bar:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise NvretError(f"{path}:{number}: no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise NvretError(f"{path}:{number}: expected a JSON object")
+        yield number, value
+
+
+def _decoded(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of the lines of a file, without a byte order mark."""
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            bar = tqdm(stream, desc=path.name, unit=" lines", disable=not progress)
-            for number, line in enumerate(bar, start=1):
-                if not line.strip():
-                    continue
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
                 try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise NvretError(f"{path}:{number}: no JSON: {error}") from error
-                if not isinstance(value, dict):
-                    raise NvretError(f"{path}:{number}: expected a JSON object")
-                yield number, value
-    except UnicodeDecodeError as error:
-        raise NvretError(f"{path}: not UTF-8: {error}") from error
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise NvretError(f"{path}:{number}: not UTF-8: {error}") from error
     except OSError as error:
         raise NvretError(f"{path}: cannot be read: {error}") from error
+
+
+def _header(path: Path, suffix: str) -> list[str]:
+    lines = (text for _, text in _decoded(path))
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+    try:
+        found = next((row for row in csv.reader(lines, **style) if row), None)
+    except csv.Error as error:
+        raise NvretError(f"{path}: cannot be read: {error}") from error
+    if found is None:
+        raise NvretError(f"{path}: empty; expected a header and rows")
+    return found
 
 
 def _csv_options(suffix: str, columns: Sequence[str], wrong: list) -> dict[str, Any]:
@@ -260,9 +281,7 @@ class _arrow_errors:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
-            raise NvretError(f"{self.path}: not UTF-8: {error}") from error
-        if isinstance(error, (pa.ArrowException, OSError)):
+        if isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)):
             said = str(error).splitlines()[0]
             raise NvretError(f"{self.path}: cannot be read: {said}") from error
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvret import assets, cli, data, ensembles, judges, mining, teachers
+from nvret import assets, cli, data, ensembles, export, judges, mine_options, mining, teachers
 
 
 @pytest.fixture
@@ -322,6 +322,25 @@ def test_the_output_folder_is_made(files):
     assert mining.load(output).num_rows == 2
 
 
+@pytest.mark.parametrize("option", [("--teacher", "bm25"), ("--format", "triplet"), ("--k", "3")])
+def test_a_profile_takes_no_option_of_own_data(capsys, option):
+    assert cli.main(["mine", "params/quick.yaml", *option]) == 2
+    assert f"nvret: {option[0]} is not for a profile" in capsys.readouterr().err
+
+
+def test_the_formats_are_those_of_export():
+    assert ("parquet", *export.FORMATS) == mine_options.FORMATS
+
+
+def test_folders_that_hold_no_model(files, capsys):
+    (files / "empty").mkdir()
+    options = ("--method", "naive", "--num-negatives", "2")
+    assert command(files, *options, teacher=str(files / "empty")) == 2
+    assert "empty" in capsys.readouterr().err
+    assert command(files, *options, "--second-opinion", str(files / "empty")) == 2
+    assert "empty" in capsys.readouterr().err
+
+
 # malformed files
 
 TEXTS = [{"_id": f"d{row}", "title": "", "text": f"passage {row}, “so”"} for row in range(6)]
@@ -353,6 +372,7 @@ TOKENS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @settings(
     max_examples=150,
     deadline=None,

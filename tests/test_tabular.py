@@ -130,7 +130,7 @@ ROW = " below the header"
 FAULTS = {
     "no such file": ("x.csv", None, r"x\.csv: no such file"),
     "kind of file": ("x.xlsx", b"id", r"x\.xlsx: unknown kind of file, expected \.jsonl"),
-    "empty csv": ("x.csv", b"", r"x\.csv: cannot be read: Empty CSV"),
+    "empty csv": ("x.csv", b"", r"x\.csv: empty; expected a header"),
     "no rows": ("x.csv", b"id,text\n", r"x\.csv: empty; expected rows"),
     "empty jsonl": ("x.jsonl", b"\n\n", r"x\.jsonl: empty"),
     "column": ("x.csv", b"id,txt\n1,a\n", r"no column 'text'; it has id, txt \(did you mean 'txt'"),
@@ -155,9 +155,14 @@ FAULTS = {
         b"id,text\n1,a\n2,b,c\n",
         rf"row 2{ROW}: '2,b,c' has 3 columns, expected 2",
     ),
-    "latin-1 csv": ("x.csv", "id,text\n1,é\n".encode("latin-1"), r"x\.csv: not UTF-8"),
-    "latin-1 header": ("x.csv", "é,text\n1,a\n".encode("latin-1"), r"x\.csv: not UTF-8"),
-    "latin-1 jsonl": ("x.jsonl", '{"id": 1, "text": "é"}'.encode("latin-1"), r"x\.jsonl: not UTF"),
+    "latin-1 csv": ("x.csv", "id,text\n1,é\n".encode("latin-1"), r"x\.csv:2: not UTF-8"),
+    "latin-1 and cells": ("x.csv", "id,text\n1,é,\n".encode("latin-1"), r"x\.csv:2: not UTF-8"),
+    "latin-1 header": ("x.csv", "é,text\n1,a\n".encode("latin-1"), r"x\.csv:1: not UTF-8"),
+    "latin-1 jsonl": (
+        "x.jsonl",
+        '{"id": 1, "text": "é"}'.encode("latin-1"),
+        r"x\.jsonl:1: not UTF",
+    ),
     "surrogate": (
         "x.jsonl",
         rb'{"id": 1, "text": "\ud800"}',
