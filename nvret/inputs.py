@@ -31,7 +31,13 @@ POSITIVE = re.compile(r"(positive|pos|answer|passage|document)(_?\d+)?")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of queries and corpus; None: ``_id`` or ``id``."""
+    """Names of the columns of queries and corpus.
+
+    Attributes:
+        id: None: ``_id`` or ``id``.
+        text: must be there.
+        title: of the corpus; None: ``title``, where there is one.
+    """
 
     id: str | None = None
     text: str = "text"
@@ -189,7 +195,7 @@ def pairs(
     corpus: pa.Table | None = None,
     progress: bool = True,
 ) -> Tables:
-    """A data set from a file of pairs: a query's text and those of its positives in each row.
+    r"""A data set from a file of pairs: a query's text and those of its positives in each row.
 
     Equal texts become one query or one passage. A positive may be a list of texts in JSON Lines and
     Parquet; a second positive may be missing.
@@ -200,6 +206,14 @@ def pairs(
         corpus: more passages, as `texts` gives them; a positive that is among them is not added.
     Raises:
         NvretError: names the row that has no query, no positive, or something else than text.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "pairs.csv"
+    >>> _ = path.write_text("query,positive\nwho?,she\nwhere?,here\nwho?,he\n")
+    >>> pairs(path, progress=False)["qrels"].select(["query_id", "corpus_id"]).to_pydict()
+    {'query_id': ['q0', 'q1', 'q0'], 'corpus_id': ['p0', 'p1', 'p2']}
+    >>> folder.cleanup()
     """
     path = Path(path)
     found = tabular.names(path)

@@ -250,7 +250,8 @@ def _header(path: Path, suffix: str) -> list[str]:
 
 def _csv_options(suffix: str, columns: Sequence[str], wrong: list) -> dict[str, Any]:
     def invalid(row: pacsv.InvalidRow) -> str:
-        wrong.append(row)
+        if not wrong:
+            wrong.append(row)
         return "skip"
 
     tabs = suffix == ".tsv"
