@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
+from nvret import inputs
 from nvret.errors import NvretError
+from nvret.inputs import Tables
 
 log = logging.getLogger("nvret")
-Tables = dict[str, pa.Table]
 
 
 def read_parquet(folder: Path) -> Tables:
@@ -23,91 +21,6 @@ def read_parquet(folder: Path) -> Tables:
     return {
         part: pq.read_table(folder / f"{part}.parquet") for part in ("corpus", "queries", "qrels")
     }
-
-
-def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSON Lines file."""
-    try:
-        with path.open(encoding="utf-8") as stream:
-            bar = tqdm(stream, desc=path.name, unit=" lines", disable=not progress)
-            for number, line in enumerate(bar, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise NvretError(f"{path}:{number}: no JSON: {error}") from error
-                if not isinstance(value, dict):
-                    raise NvretError(f"{path}:{number}: expected a JSON object")
-                yield number, value
-    except FileNotFoundError as error:
-        raise NvretError(f"{path}: no such file; expected BEIR's layout") from error
-    except UnicodeDecodeError as error:
-        raise NvretError(f"{path}: not UTF-8: {error}") from error
-
-
-def _texts(path: Path, *, title: bool, progress: bool) -> pa.Table:
-    columns: dict[str, list[str]] = {"id": [], "title": [], "text": []}
-    lines: dict[str, int] = {}
-    for number, value in _objects(path, progress):
-        ident = value.get("_id")
-        if isinstance(ident, int) and not isinstance(ident, bool):
-            ident = str(ident)
-        if not isinstance(ident, str) or not ident:
-            raise NvretError(f"{path}:{number}: '_id' is {ident!r}; expected a non-empty string")
-        if ident in lines:
-            raise NvretError(f"{path}:{number}: _id {ident!r} stands in line {lines[ident]} too")
-        lines[ident] = number
-        fields = {"title": value.get("title") or "" if title else "", "text": value.get("text")}
-        for key, text in fields.items():
-            if not isinstance(text, str):
-                raise NvretError(f"{path}:{number}: {key!r} is {text!r}; expected a string")
-        if not title and not fields["text"].strip():
-            raise NvretError(f"{path}:{number}: query {ident!r} has no text")
-        columns["id"].append(ident)
-        for key, text in fields.items():
-            columns[key].append(text)
-    if not title:
-        del columns["title"]
-    return pa.table({key: pa.array(column, pa.string()) for key, column in columns.items()})
-
-
-def _qrels(path: Path) -> pa.Table:
-    rows: list[tuple[str, str, int]] = []
-    if not path.is_file():
-        raise NvretError(f"{path}: no such file; expected judgements, tab-separated")
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            fields = line.rstrip("\r\n").split("\t")
-            if number == 1:
-                if fields != ["query-id", "corpus-id", "score"]:
-                    raise NvretError(
-                        f"{path}:1: header is {fields}; expected query-id, corpus-id and score "
-                        "with tabs between them"
-                    )
-                continue
-            if fields == [""]:
-                continue
-            try:
-                query, passage, score = fields
-                rows.append((query, passage, int(score)))
-            except ValueError as error:
-                raise NvretError(
-                    f"{path}:{number}: {fields}; expected query id, corpus id and a whole number"
-                ) from error
-    query, passage, score = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table(
-        {
-            "query_id": pa.array(query, pa.string()),
-            "corpus_id": pa.array(passage, pa.string()),
-            "score": pa.array(score, pa.int32()),
-        }
-    )
-
-
-def read_qrels(path: Path) -> pa.Table:
-    """Judgements alone: a file of ``qrels/*.tsv``; columns query_id, corpus_id, score (int32)."""
-    return _qrels(path)
 
 
 def _choose(names: list[str], split: str | None, where: str) -> str:
@@ -120,9 +33,13 @@ def _choose(names: list[str], split: str | None, where: str) -> str:
     return chosen
 
 
-def read_folder(folder: Path, split: str | None, *, progress: bool = True) -> Tables:
+def read_folder(
+    folder: Path, split: str | None, *, keep_unjudged: bool = False, progress: bool = True
+) -> Tables:
     """A folder in BEIR's layout. Only queries that the chosen qrels judge are kept.
 
+    Args:
+        keep_unjudged: keep the others too.
     Raises:
         NvretError: names the file and the line, and what was expected there.
     """
@@ -130,32 +47,12 @@ def read_folder(folder: Path, split: str | None, *, progress: bool = True) -> Ta
     if not files:
         raise NvretError(f"{folder / 'qrels'}: no .tsv file; expected BEIR's layout")
     path = files[_choose(list(files), split, str(folder / "qrels"))]
-    return read_files(folder / "corpus.jsonl", folder / "queries.jsonl", path, progress)
-
-
-def read_files(
-    corpus_file: Path, queries_file: Path, qrels_file: Path, progress: bool = True
-) -> Tables:
-    """The three files of BEIR's layout. Only queries that the qrels judge are kept."""
-    qrels = _qrels(qrels_file)
-    corpus = _texts(corpus_file, title=True, progress=progress)
-    queries = _texts(queries_file, title=False, progress=progress)
-    for column, table, file in (
-        ("query_id", queries, queries_file.name),
-        ("corpus_id", corpus, corpus_file.name),
-    ):
-        row = pc.index(pc.is_null(pc.index_in(qrels[column], table["id"])), True).as_py()
-        if row >= 0:
-            said = qrels[column][row].as_py()
-            raise NvretError(f"{qrels_file}: {column} {said!r} is not in {file}")
-    return {"corpus": corpus, "queries": _judged(queries, qrels, str(qrels_file)), "qrels": qrels}
-
-
-def _judged(queries: pa.Table, qrels: pa.Table, where: str) -> pa.Table:
-    judged = queries.filter(pc.is_in(queries["id"], qrels["query_id"].combine_chunks()))
-    if judged.num_rows < queries.num_rows:
-        log.info("%s: judges %d of %d queries", where, judged.num_rows, queries.num_rows)
-    return judged
+    return inputs.joined(
+        inputs.texts(folder / "corpus.jsonl", title=True, allow_empty=True, progress=progress),
+        inputs.texts(folder / "queries.jsonl", title=False, progress=progress),
+        inputs.qrels(path, progress=progress),
+        keep_unjudged=keep_unjudged,
+    )
 
 
 def read_hub_folder(folder: Path, split: str | None) -> Tables:
@@ -195,7 +92,11 @@ def read_hub_folder(folder: Path, split: str | None) -> Tables:
         corpus = corpus.append_column("title", pa.array([""] * len(corpus), pa.string()))
     title = pc.fill_null(corpus["title"], "")
     corpus = corpus.set_column(corpus.column_names.index("title"), "title", title)
-    return {"corpus": corpus, "queries": _judged(queries, qrels, str(folder)), "qrels": qrels}
+    return {
+        "corpus": corpus,
+        "queries": inputs.only_judged(queries, qrels, str(folder)),
+        "qrels": qrels,
+    }
 
 
 def drop_empty(tables: Tables, name: str) -> Tables:

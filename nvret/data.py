@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nvret import assets, beir
+from nvret import assets, beir, inputs
 from nvret.dataset import RetrievalDataset, from_texts
 from nvret.errors import NvretError
+from nvret.inputs import Columns
 from nvret.splits import Leaks, Split, check_leaks, leaks, split, with_clusters, without_leaks
 
 __all__ = [
+    "Columns",
     "Leaks",
     "RetrievalDataset",
     "Split",
@@ -21,6 +24,7 @@ __all__ = [
     "leaks",
     "load",
     "load_files",
+    "load_pairs",
     "split",
     "with_clusters",
     "without_leaks",
@@ -33,6 +37,7 @@ def load(
     split: str | None = None,
     source: assets.Source | None = None,
     drop_empty: bool = False,
+    keep_unjudged: bool = False,
     progress: bool = True,
 ) -> RetrievalDataset:
     """A data set by name, or from a folder.
@@ -45,6 +50,8 @@ def load(
         source: "package" (default) or "hub".
         drop_empty: leave out passages without any text and their judgements instead of raising an
             error (some of BEIR's sets have them).
+        keep_unjudged: of a folder in BEIR's layout, keep the queries that the judgements do not
+            name too, so that rows stay in place.
     Raises:
         NvretError: an unknown name, or files that are not as expected (file, line and key named).
     """
@@ -72,19 +79,59 @@ def load(
     elif (folder / "corpus.parquet").exists():
         tables = beir.read_parquet(folder)
     else:
-        tables = beir.read_folder(folder, split, progress=progress)
+        tables = beir.read_folder(folder, split, keep_unjudged=keep_unjudged, progress=progress)
     if drop_empty:
         tables = beir.drop_empty(tables, text)
     return RetrievalDataset(text, **tables)
 
 
 def load_files(
-    corpus: Path, queries: Path, qrels: Path, *, progress: bool = True
+    corpus: Path,
+    queries: Path,
+    qrels: Path,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    keep_unjudged: bool = False,
+    progress: bool = True,
 ) -> RetrievalDataset:
-    """A data set from three files of BEIR's layout that lie anywhere; errors as in ``load``."""
-    return RetrievalDataset(
-        Path(corpus).stem, **beir.read_files(Path(corpus), Path(queries), Path(qrels), progress)
+    """A data set from three files: .jsonl, .parquet, .csv or .tsv, each of any kind.
+
+    Args:
+        columns: names of the columns of ``corpus`` and ``queries``.
+        keep_unjudged: keep the queries that ``qrels`` does not name, so that rows stay in place.
+    Raises:
+        NvretError: file and row, and what was expected there.
+    """
+    tables = inputs.joined(
+        inputs.texts(corpus, title=True, columns=columns, progress=progress),
+        inputs.texts(queries, title=False, columns=columns, progress=progress),
+        inputs.qrels(qrels, progress=progress),
+        keep_unjudged=keep_unjudged,
     )
+    return RetrievalDataset(Path(corpus).stem, **tables)
+
+
+def load_pairs(
+    path: Path,
+    *,
+    query_column: str | None = None,
+    positive_columns: Sequence[str] = (),
+    corpus: Path | None = None,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    progress: bool = True,
+) -> RetrievalDataset:
+    """A data set from a file of texts and their positives; arguments as of `nvret.inputs.pairs`.
+
+    Args:
+        corpus: a file of more passages.
+        columns: its columns.
+    """
+    more = None
+    if corpus is not None:
+        more = inputs.texts(corpus, title=True, columns=columns, progress=progress)
+    chosen = {"query_column": query_column, "positive_columns": positive_columns}
+    tables = inputs.pairs(path, **chosen, corpus=more, progress=progress)
+    return RetrievalDataset(Path(path).stem, **tables)
 
 
 def cleaning(name: str) -> list[dict[str, Any]]:

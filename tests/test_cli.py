@@ -1,13 +1,22 @@
 """The command line on files of a user's own."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from nvret import cli, mining
+from nvret import assets, cli, data, ensembles, export, judges, mining, teachers
+from nvret.commands import mine_options
 
 
 @pytest.fixture
@@ -82,6 +91,327 @@ def test_bad_files_end_in_one_message(files, capsys, break_it, message):
 def test_a_method_does_not_take_anothers_parameter(files, capsys):
     assert command(files, "--method", "naive", "--perc", "0.9") == 2
     assert "perc" in capsys.readouterr().err
+
+
+# own data in its other forms
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Some questions of a real set as three files; the set."""
+    whole = data.load("squadshifts-nyt", progress=False)
+    dataset = whole.select(whole.queries["id"].to_pylist()[:30])
+    pq.write_table(dataset.corpus, tmp_path / "corpus.parquet")
+    pq.write_table(dataset.queries, tmp_path / "queries.parquet")
+    pq.write_table(dataset.qrels, tmp_path / "qrels.parquet")
+    return tmp_path, dataset
+
+
+def mine(folder, *more, output="negatives.parquet"):
+    """nvret mine on the files of ``real``."""
+    files = [
+        ("--" + name, str(folder / f"{name}.parquet")) for name in ("corpus", "queries", "qrels")
+    ]
+    given = [part for pair in files for part in pair]
+    return cli.main(["mine", *given, "--output", str(folder / output), *more])
+
+
+PERC = ("--method", "perc-pos", "--perc", "0.9")
+
+
+def test_a_folder_is_mined_as_its_files(files, capsys):
+    assert command(files, "--method", "naive", "--num-negatives", "2") == 0
+    (files / "qrels").mkdir()
+    (files / "qrels.tsv").rename(files / "qrels" / "train.tsv")
+    more = ("--teacher", "bm25", "--method", "naive", "--num-negatives", "2")
+    output = ("--output", str(files / "again.parquet"))
+    assert cli.main(["mine", "--data", str(files), "--split", "train", *more, *output]) == 0
+    found = [mining.load(files / name) for name in ("negatives.parquet", "again.parquet")]
+    assert found[0].equals(found[1])
+
+
+def test_pairs_are_mined(files, capsys):
+    rows = "anchor,positive\nwhat is the capital of France,Paris is the capital of France\n"
+    (files / "pairs.csv").write_text(rows)
+    given = ("--pairs", str(files / "pairs.csv"), "--corpus", str(files / "corpus.jsonl"))
+    more = ("--teacher", "bm25", "--method", "naive", "--num-negatives", "2")
+    output = ("--format", "n-tuple", "--output", str(files / "tuples.parquet"))
+    assert cli.main(["mine", *given, *more, *output]) == 0
+    (row,) = pq.read_table(files / "tuples.parquet").to_pylist()
+    assert row["anchor"] == "what is the capital of France"
+    assert row["positive"] == "Paris is the capital of France"
+    assert row["negative_1"] == "Berlin is the capital of Germany"
+    assert "1 records, 0 pairs in none of them" in capsys.readouterr().out
+
+
+def test_the_options_of_mining(real):
+    folder, dataset = real
+    options = ("--teacher", "potion-base-8m", *PERC, "--sampling", "top-1+sampled", "--k", "7")
+    options += ("--positives", "lowest", "--near-duplicates", "none", "--seed", "3")
+    options += ("--max-query-length", "20", "--max-passage-length", "40", "--num-negatives", "3")
+    assert mine(folder, *options) == 0
+    wanted = mining.mine(
+        dataset,
+        teachers.DenseTeacher("potion-base-8m", 20, 40),
+        mining.TopKPercPos(0.9),
+        3,
+        mining.Top1PlusSampled(7),
+        3,
+        anchor="lowest",
+        near_duplicates=None,
+        progress=False,
+    )
+    found = mining.load(folder / "negatives.parquet")
+    assert found.equals(wanted)
+    facts, other = mining.provenance(found), mining.provenance(wanted)
+    own = {"dataset": "", "dataset_fingerprint": ""}  # a name, and the clusters of the original
+    assert facts | own == other | own
+
+
+def test_vectors_are_a_teacher(real, capsys):
+    folder, dataset = real
+    made = teachers.prepare("potion-base-8m", dataset, progress=False)
+    np.save(folder / "q.npy", made.queries)
+    np.save(folder / "c.npy", made.corpus)
+    given = ("--query-vectors", str(folder / "q.npy"), "--corpus-vectors", str(folder / "c.npy"))
+    assert mine(folder, "--teacher", "vectors", *given, *PERC) == 0
+    wanted = mining.mine(dataset, made, mining.TopKPercPos(0.9), progress=False)
+    found = mining.load(folder / "negatives.parquet")
+    assert found["negative_id"].equals(wanted["negative_id"])
+    np.save(folder / "c.npy", made.corpus[1:])
+    assert mine(folder, "--teacher", "vectors", *given, *PERC, "--overwrite") == 2
+    assert "c.npy has" in capsys.readouterr().err
+
+
+def test_vectors_of_queries_that_nothing_judges(real):
+    """They keep their rows, so that those of the others are the right ones."""
+    folder, dataset = real
+    made = teachers.prepare("potion-base-8m", dataset, progress=False)
+    np.save(folder / "q.npy", made.queries)
+    np.save(folder / "c.npy", made.corpus)
+    last = dataset.queries["id"].to_pylist()[-1]
+    pq.write_table(dataset.select([last]).qrels, folder / "qrels.parquet")
+    given = ("--query-vectors", str(folder / "q.npy"), "--corpus-vectors", str(folder / "c.npy"))
+    assert mine(folder, "--teacher", "vectors", *given, *PERC) == 0
+    wanted = mining.mine(dataset.select([last]), "potion-base-8m", mining.TopKPercPos(0.9))
+    found = mining.load(folder / "negatives.parquet")
+    assert found.num_rows
+    assert found["negative_id"].equals(wanted["negative_id"])
+
+
+@pytest.mark.parametrize("ensemble", ["cross-sample", "intra-sample", "intra-sample-no-dedup"])
+def test_teachers_together(real, ensemble):
+    folder, dataset = real
+    names = ("bm25", "potion-base-8m")
+    given = [part for name in names for part in ("--teacher", name)]
+    assert mine(folder, *given, "--ensemble", ensemble, *PERC) == 0
+    method = mining.TopKPercPos(0.9)
+    tables = [mining.mine(dataset, name, method, progress=False) for name in names]
+    if ensemble == "cross-sample":
+        wanted = ensembles.cross_sample(dataset, tables, 4)
+    else:
+        dedup = ensemble == "intra-sample"
+        wanted = ensembles.intra_sample(dataset, tables, 4, dedup=dedup)
+    found = mining.load(folder / "negatives.parquet")
+    assert found.equals(wanted)
+    facts = mining.provenance(found)
+    assert facts["ensemble"] == ensemble
+    assert [teacher["teacher"] for teacher in facts["teachers"]] == list(names)
+    sizes = found.group_by(["query_id", "positive_id"]).aggregate([([], "count_all")])
+    assert facts["negatives_missing"] == 4 * facts["pairs"] - found.num_rows
+    assert facts["pairs_empty"] == facts["pairs"] - sizes.num_rows
+
+
+def test_a_second_opinion(real, capsys):
+    folder, dataset = real
+    given = ("--teacher", "bm25", "--method", "naive")
+    assert mine(folder, *given) == 0
+    everything = mining.load(folder / "negatives.parquet")
+    more = ("--second-opinion", "potion-base-8m", "--second-threshold", "0.6", "--overwrite")
+    assert mine(folder, *given, *more) == 0
+    found = mining.load(folder / "negatives.parquet")
+    asked = dict(zip(dataset.queries["id"].to_pylist(), dataset.query_texts, strict=True))
+    read = dict(zip(dataset.corpus["id"].to_pylist(), dataset.passages, strict=True))
+    texts = [
+        [known[ident] for ident in everything[column].to_pylist()]
+        for column, known in (("query_id", asked), ("negative_id", read), ("positive_id", read))
+    ]
+    judge = judges.BiEncoderJudge("potion-base-8m")
+    relevant = judge.scores(*texts, progress=False).values >= 0.6
+    assert 0 < relevant.sum() < len(relevant)
+    assert found.equals(everything.filter(pa.array(~relevant)))
+    facts = mining.provenance(found)
+    assert facts["second_opinion"]["dropped"] == relevant.sum()
+    assert facts["negatives_missing"] == 4 * facts["pairs"] - found.num_rows
+    assert f"{relevant.sum()} were dropped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["triplet", "labeled-list", "flagembedding", "tevatron"])
+def test_other_formats(files, name):
+    suffix = "jsonl" if name in ("flagembedding", "tevatron") else "parquet"
+    output = files / f"export.{suffix}"
+    more = ("--method", "naive", "--num-negatives", "2", "--format", name)
+    assert command(files, *more, "--output", str(output)) == 0
+    if suffix == "parquet":
+        rows = pq.read_table(output).to_pylist()
+    else:
+        rows = list(map(json.loads, output.read_text().splitlines()))
+    assert len(rows) == (2 if name == "triplet" else 1)
+
+
+BAD = {
+    "teacher": (("--teacher", "no-such"), "no teacher 'no-such', expected a model's folder or one"),
+    "two teachers": (("--teacher", "potion-base-8m"), "2 teachers need --ensemble cross-sample|"),
+    "ensemble of one": (("--ensemble", "intra-sample"), "--ensemble needs --teacher several times"),
+    "vectors": (("--query-vectors", "q.npy"), "--query-vectors and --teacher vectors need each"),
+    "normalise": (("--no-normalise",), "--no-normalise is of --teacher vectors"),
+    "k": (("--k", "9"), "--k is of --sampling"),
+    "small k": (("--sampling", "sampled", "--k", "1"), "cannot give 2 negatives: k is smaller"),
+    "negatives": (("--num-negatives", "4"), "--num-negatives is 4, the corpus has only 4 passages"),
+    "no negatives": (("--num-negatives", "0"), "--num-negatives is 0, expected at least 1"),
+    "threshold": (("--second-threshold", "0.5"), "--second-threshold is of --second-opinion"),
+    "judge": (("--second-opinion", "no-such"), "no model is named 'no-such'"),
+    "two inputs": (("--data", "nq"), "given: only --corpus, --data, --qrels, --queries"),
+    "split": (("--split", "train"), "--split is of --data, which is not given"),
+    "column": (("--text-column", "body"), "no column 'body'; it has _id, title, text"),
+    "suffix": (("--format", "tevatron"), "format tevatron is written as .jsonl, not as .parquet"),
+    "index": (("--index", "Flat"), "--index is for embedding models"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_end_in_one_line(files, capsys, case):
+    more, message = BAD[case]
+    options = ("--method", "naive", "--num-negatives", "2")
+    teacher = more[1] if case == "teacher" else "bm25"
+    assert command(files, *options, *(() if case == "teacher" else more), teacher=teacher) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("nvret: ")
+    assert message in error
+    if case == "teacher":
+        assert all(name in error for name in assets.models())
+    assert not list(files.glob("*negatives*"))
+
+
+def test_a_query_without_a_positive_is_named(files, capsys):
+    (files / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")
+    assert command(files, "--method", "naive", "--num-negatives", "2") == 2
+    assert "qrels.tsv: query 'q0' has no positive" in capsys.readouterr().err
+
+
+def test_an_output_that_is_there_is_not_replaced(files, capsys):
+    (files / "negatives.parquet").write_text("mine")
+    options = ("--method", "naive", "--num-negatives", "2")
+    assert command(files, *options) == 2
+    assert "negatives.parquet is there already; --overwrite" in capsys.readouterr().err
+    assert (files / "negatives.parquet").read_text() == "mine"
+    assert command(files, *options, "--overwrite") == 0
+    assert mining.load(files / "negatives.parquet").num_rows == 2
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_data_are_read(files, capsys):
+    (files / "corpus.jsonl").unlink()
+    for output, message in (
+        (files / "qrels.tsv" / "x.parquet", "cannot write to"),
+        (files, "is a folder"),
+    ):
+        assert command(files, "--method", "naive", "--output", str(output)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_output_folder_is_made(files):
+    output = files / "new" / "deep" / "negatives.parquet"
+    options = ("--method", "naive", "--num-negatives", "2", "--output", str(output))
+    assert command(files, *options) == 0
+    assert mining.load(output).num_rows == 2
+
+
+@pytest.mark.parametrize("option", [("--teacher", "bm25"), ("--format", "triplet"), ("--k", "3")])
+def test_a_profile_takes_no_option_of_own_data(capsys, option):
+    assert cli.main(["mine", "params/quick.yaml", *option]) == 2
+    assert f"nvret: {option[0]} is not for a profile" in capsys.readouterr().err
+
+
+def test_the_formats_are_those_of_export():
+    assert ("parquet", *export.FORMATS) == mine_options.FORMATS
+
+
+def test_folders_that_hold_no_model(files, capsys):
+    (files / "empty").mkdir()
+    options = ("--method", "naive", "--num-negatives", "2")
+    assert command(files, *options, teacher=str(files / "empty")) == 2
+    assert "empty" in capsys.readouterr().err
+    assert command(files, *options, "--second-opinion", str(files / "empty")) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+# malformed files
+
+TEXTS = [{"_id": f"d{row}", "title": "", "text": f"passage {row}, “so”"} for row in range(6)]
+ASKED = [{"_id": "q0", "text": "passage 1?"}, {"_id": "q1", "text": "so"}]
+JUDGED = [{"query-id": f"q{row}", "corpus-id": f"d{row}", "score": 1} for row in range(2)]
+PAIRED = [{"query": row["text"], "positive": row["text"]} for row in TEXTS]
+INPUTS = {"corpus": TEXTS, "queries": ASKED, "qrels": JUDGED, "pairs": PAIRED}
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
+
+
+def encoded(rows, suffix):
+    """The bytes of a well-formed file."""
+    if suffix == ".jsonl":
+        return "\n".join(map(json.dumps, rows)).encode()
+    if suffix == ".parquet":
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink)
+        return sink.getvalue()
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), delimiter="," if suffix == ".csv" else "\t")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+TOKENS = st.sampled_from(
+    [b"", b"\n", b'"', b",", b"\t", b"\0", b"\xff", b"null", b"1e999", b"-1", b"[]", b"{}", b"{",
+     b"\\ud800", b"\xef\xbb\xbf", b"\r", b"true", b"score", b" ", b"9" * 5000, b"[" * 3000]
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    broken=st.sampled_from(sorted(INPUTS)),
+    suffix=st.sampled_from(SUFFIXES),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 40), TOKENS | st.binary(max_size=8)),
+        min_size=1,
+        max_size=3,
+    ),
+    whole=st.none() | st.binary(max_size=40),
+)
+def test_malformed_files_never_end_in_a_traceback(tmp_path, broken, suffix, edits, whole, capsys):
+    content = encoded(INPUTS[broken], suffix)
+    for place, cut, token in edits:
+        at = int(place * len(content))
+        content = content[:at] + token + content[at + cut :]
+    given = []
+    for name in ("pairs",) if broken == "pairs" else ("corpus", "queries", "qrels"):
+        path = tmp_path / f"{name}{suffix if name == broken else '.jsonl'}"
+        good = encoded(INPUTS[name], path.suffix)
+        path.write_bytes(good if name != broken else content if whole is None else whole)
+        given += [f"--{name}", str(path)]
+    output = tmp_path / "negatives.parquet"
+    output.unlink(missing_ok=True)
+    options = ("--teacher", "bm25", "--method", "naive", "--num-negatives", "1")
+    status = cli.main(["mine", *given, *options, "--output", str(output)])
+    assert status in (0, 2)
+    assert output.exists() == (status == 0)
+    assert not list(Path(tmp_path).glob(".*partial"))
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nvret:")]
+    assert len(error) == (status == 2)
 
 
 @pytest.fixture

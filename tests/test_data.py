@@ -137,13 +137,21 @@ def test_beir_folder(folder):
         ),
         ("corpus.jsonl", '{"_id": "d1", "text": ""}', r"'d1' has no text"),
         ("queries.jsonl", '{"_id": "q1", "text": " "}', r"queries.jsonl:1: query 'q1' has no text"),
-        ("qrels/test.tsv", "q1\td1\t1\n", r"test.tsv:1: header is"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", r"test.tsv:2: \['q1', 'd1'\]"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\tno\n", r"test.tsv:2: .*whole"),
+        ("qrels/test.tsv", "q1\td1\t1\n", r"test.tsv: no column 'query-id'; it has q1, d1, 1"),
+        (
+            "qrels/test.tsv",
+            "query-id\tcorpus-id\tscore\nq1\td1\n",
+            r"test.tsv: row 1 below the header: 'q1\\td1' has 2 columns, expected 3",
+        ),
+        (
+            "qrels/test.tsv",
+            "query-id\tcorpus-id\tscore\nq1\td1\tno\n",
+            r"test.tsv: row 1 below the header: score is 'no'; expected a whole number",
+        ),
         (
             "qrels/test.tsv",
             "query-id\tcorpus-id\tscore\nq1\td9\t1\n",
-            r"test.tsv: corpus_id 'd9' is not in corpus.jsonl",
+            r"test.tsv: row 1 below the header: corpus_id 'd9' is not in the corpus",
         ),
     ],
 )

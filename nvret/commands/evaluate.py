@@ -10,7 +10,7 @@ import pandas as pd
 from nvret.errors import NvretError
 
 
-def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate", help="NDCG@10 and more of a model on your own labelled queries",
         description="Score a model on labelled queries with mteb's metrics; with --before, what "
@@ -26,7 +26,7 @@ def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument("--passage-max-length", type=int, help="tokens (the model's own limit)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--output", type=Path, help="a .csv of the table")
-    return parser
+    parser.set_defaults(command=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -10,12 +10,13 @@ import types
 import typing
 from pathlib import Path
 
+from nvret.commands import profile
 from nvret.errors import NvretError
 
 NEEDED = ("corpus", "queries", "qrels", "negatives", "student", "output")
 
 
-def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+def add(commands: argparse._SubParsersAction) -> None:
     """Describe the command; the options of training are the fields of ``TrainingConfig``."""
     parser = commands.add_parser(
         "train", help="fine-tune: the models of a profile, or a model on your own negatives",
@@ -35,7 +36,7 @@ def add(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     own.add_argument("--seed", type=int, default=0, help="of the order of the pairs (0)")
     own.add_argument("--device", help="cpu or cuda (CUDA where there is one)")
     _add_config(parser.add_argument_group("training"))
-    return parser
+    parser.set_defaults(command=run, stage="train")
 
 
 def _add_config(group: argparse._ArgumentGroup) -> None:
@@ -72,6 +73,16 @@ def _attributes(described: type) -> dict[str, str]:
 
 
 def run(chosen: argparse.Namespace) -> None:
+    """Train for a profile, or on own data."""
+    if chosen.params is None:
+        return own(chosen)
+    for name in NEEDED:
+        if getattr(chosen, name) is not None:
+            raise NvretError(f"--{name} is not for a profile: {chosen.params} says it")
+    profile.stage(chosen)
+
+
+def own(chosen: argparse.Namespace) -> None:
     """Fine-tune and say where the model lies.
 
     Raises:

@@ -1,0 +1,118 @@
+"""Where definitions meet, our negatives are those of sentence-transformers, text by text."""
+
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from nvret import assets, data, export, mining, teachers
+from nvret.duplicates import normalise
+
+NUMBER = 3
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Real questions of one positive each; every passage with a text of its own."""
+    whole = data.load("squadshifts-nyt", progress=False)
+    seen, rows = set(), []
+    for row, text in enumerate(map(normalise, whole.passages)):
+        if text not in seen:
+            seen.add(text)
+            rows.append(row)
+    passages = [whole.passages[row] for row in rows]
+    place = {row: new for new, row in enumerate(rows)}
+    asked = {}
+    for row, text in enumerate(whole.query_texts):
+        positives = whole.positives[row]
+        if len(positives) == 1 and positives[0] in place and normalise(text) not in seen:
+            asked.setdefault(text, [place[positives[0]]])
+        if len(asked) == 150:
+            break
+    return data.from_texts("interop", passages, list(asked), list(asked.values()))
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset):
+    """A length limit that cuts no text: the other tool sets none for a static model."""
+    long = teachers.DenseTeacher("potion-base-8m", 100_000, 100_000)
+    return long.prepare(dataset, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SentenceTransformer(str(assets.model_path("potion-base-8m")), device="cpu")
+
+
+def theirs(dataset, model, output_format="triplet", names=("anchor", "positive"), **options):
+    query_rows, positive_rows = dataset.pairs
+    pairs = {
+        names[0]: [dataset.query_texts[row] for row in query_rows],
+        names[1]: [dataset.passages[row] for row in positive_rows],
+    }
+    return mine_hard_negatives(
+        Dataset.from_dict(pairs),
+        model,
+        corpus=dataset.passages,
+        range_max=len(dataset.passages) - 1,
+        num_negatives=NUMBER,
+        output_format=output_format,
+        verbose=False,
+        **options,
+    )
+
+
+def ours(dataset, teacher, method):
+    return mining.mine(
+        dataset, teacher, method, NUMBER, anchor="lowest", near_duplicates=None, progress=False
+    )
+
+
+OPTIONS = [
+    (mining.NaiveTopK(), {}),
+    (mining.TopKShifted(5), {"range_min": 5}),
+    (mining.TopKAbs(0.3), {"max_score": 0.3}),
+    (mining.TopKMarginPos(0.05), {"absolute_margin": 0.05}),
+    (mining.TopKPercPos(0.95), {"relative_margin": 0.05}),
+    (mining.TopKPercPos(0.5), {"relative_margin": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), OPTIONS, ids=lambda value: str(value))
+def test_the_same_negatives(dataset, teacher, model, method, options):
+    mined = export.Mined.of(dataset, ours(dataset, teacher, method), NUMBER)
+    found = list(export.triplets(mined))
+    assert len(found) > 100
+    assert found == theirs(dataset, model, **options).to_list()
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("triplet", ("anchor", "positive")),
+        ("n-tuple", ("anchor", "positive")),
+        ("labeled-pair", ("query", "document")),
+        ("labeled-list", ("query", "document")),
+    ],
+)
+@pytest.mark.parametrize("scores", [False, True])
+def test_the_same_files(dataset, teacher, model, name, names, scores):
+    table = ours(dataset, teacher, mining.TopKMarginPos(0.6))
+    facts = mining.provenance(table)
+    assert 0 < facts["pairs_short"] < facts["pairs"]
+    found = list(export.FORMATS[name].records(export.Mined.of(dataset, table, NUMBER), scores))
+    wanted = theirs(
+        dataset, model, name, names, absolute_margin=0.6, output_scores=scores
+    ).to_list()
+    if name == "labeled-pair" and scores:  # a pair without negatives has no score in our table
+        asked = {row["query"] for row in found}
+        wanted = [row for row in wanted if row["query"] in asked]
+    assert [list(row) for row in found] == [list(row) for row in wanted]
+    assert [_texts(row) for row in found] == [_texts(row) for row in wanted]
+    for row, other in zip(found, wanted, strict=True):
+        for key in row.keys() - _texts(row).keys():
+            assert row[key] == pytest.approx(other[key], abs=2e-6)
+
+
+def _texts(row):
+    return {key: value for key, value in row.items() if not key.startswith(("score", "label"))}

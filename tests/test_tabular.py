@@ -1,0 +1,296 @@
+"""Data of one's own: every format gives the same set, and every fault its file and row."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvret import data, inputs, tabular
+from nvret.data import Columns
+from nvret.errors import NvretError
+
+CORPUS = [
+    {"_id": "d0", "title": "Paris, “capital”", "text": 'It is the "capital"\nof France'},
+    {"_id": "d1", "title": "", "text": "Lyon is large, too"},
+    {"_id": "007", "title": "", "text": "NA"},
+]
+QUERIES = [{"_id": "q0", "text": "what, then?"}, {"_id": "q1", "text": "null"}]
+QRELS = [
+    {"query-id": "q0", "corpus-id": "d0", "score": 1},
+    {"query-id": "q0", "corpus-id": "007", "score": 0},
+    {"query-id": "q1", "corpus-id": "007", "score": 2},
+]
+
+
+def write(path, rows):
+    """The rows in the format of the name."""
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        tabs = path.suffix == ".tsv"
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+            writer = csv.DictWriter(stream, list(rows[0]), **style if tabs else {})
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def plain(rows, suffix):
+    """A TSV has no line breaks."""
+    if suffix != ".tsv":
+        return rows
+    return [
+        {k: v.replace("\n", " ") if isinstance(v, str) else v for k, v in r.items()} for r in rows
+    ]
+
+
+@pytest.mark.parametrize("suffix", tabular.SUFFIXES)
+def test_every_format_gives_the_same_set(tmp_path, suffix):
+    corpus, queries, qrels = (
+        write(tmp_path / f"{name}{suffix}", plain(rows, suffix))
+        for name, rows in (("corpus", CORPUS), ("queries", QUERIES), ("qrels", QRELS))
+    )
+    found = data.load_files(corpus, queries, qrels, progress=False)
+    rows = plain(CORPUS, suffix)
+    assert found.corpus["id"].to_pylist() == ["d0", "d1", "007"]
+    assert found.corpus["title"].to_pylist() == [row["title"] for row in rows]
+    assert found.corpus["text"].to_pylist() == [row["text"] for row in rows]
+    assert found.query_texts == ["what, then?", "null"]
+    assert [rows.tolist() for rows in found.positives] == [[0], [2]]
+    assert found.qrels["score"].to_pylist() == [1, 0, 2]
+
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1).filter(
+    lambda value: bool(value.strip())
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(text, min_size=1, max_size=6))
+def test_any_text_survives(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("any")
+    rows = [{"id": f"x{i}", "text": value} for i, value in enumerate(texts)]
+    for suffix in (".jsonl", ".parquet", ".csv"):
+        path = write(folder / f"queries{suffix}", rows)
+        found = inputs.texts(path, title=False, progress=False)
+        assert found["text"].to_pylist() == texts
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("query_id", "doc_id", "relevance"), ("qid", "pid", "label"), ("Query-ID", "docid", "rel")],
+)
+def test_spellings_of_qrels(tmp_path, header):
+    rows = [dict(zip(header, row.values(), strict=True)) for row in QRELS]
+    table, _ = inputs.qrels(write(tmp_path / "qrels.csv", rows), progress=False)
+    assert table.to_pylist()[2] == {"query_id": "q1", "corpus_id": "007", "score": 2}
+
+
+def test_qrels_of_two_columns_are_positives(tmp_path):
+    rows = [{"query-id": "q0", "corpus-id": "d0"}]
+    table, _ = inputs.qrels(write(tmp_path / "qrels.tsv", rows), progress=False)
+    assert table["score"].to_pylist() == [1]
+    rows = [{"query-id": "q0", "corpus-id": "d0", "useful": 0}]  # a third column says something
+    with pytest.raises(NvretError, match="no column 'score'; it has query-id, corpus-id, useful"):
+        inputs.qrels(write(tmp_path / "qrels.tsv", rows), progress=False)
+
+
+def test_named_columns_and_whole_numbers_as_ids(tmp_path):
+    rows = [{"key": 3, "head": "T", "body": "x"}, {"key": 4, "head": None, "body": "y"}]
+    columns = Columns(id="key", text="body", title="head")
+    for suffix in (".parquet", ".jsonl"):
+        path = write(tmp_path / f"corpus{suffix}", rows)
+        found = inputs.texts(path, title=True, columns=columns, progress=False)
+        assert found.to_pylist() == [
+            {"id": "3", "title": "T", "text": "x"},
+            {"id": "4", "title": "", "text": "y"},
+        ]
+
+
+def test_unjudged_queries_keep_their_rows_only_when_asked(tmp_path):
+    paths = [
+        write(tmp_path / "corpus.jsonl", CORPUS),
+        write(tmp_path / "queries.jsonl", QUERIES),
+        write(tmp_path / "qrels.tsv", QRELS[2:]),
+    ]
+    assert data.load_files(*paths, progress=False).queries["id"].to_pylist() == ["q1"]
+    found = data.load_files(*paths, keep_unjudged=True, progress=False)
+    assert found.queries["id"].to_pylist() == ["q0", "q1"]
+    assert [rows.tolist() for rows in found.pairs] == [[1], [2]]
+
+
+ROW = " below the header"
+FAULTS = {
+    "no such file": ("x.csv", None, r"x\.csv: no such file"),
+    "kind of file": ("x.xlsx", b"id", r"x\.xlsx: unknown kind of file, expected \.jsonl"),
+    "empty csv": ("x.csv", b"", r"x\.csv: empty; expected a header"),
+    "no rows": ("x.csv", b"id,text\n", r"x\.csv: empty; expected rows"),
+    "empty jsonl": ("x.jsonl", b"\n\n", r"x\.jsonl: empty"),
+    "column": ("x.csv", b"id,txt\n1,a\n", r"no column 'text'; it has id, txt \(did you mean 'txt'"),
+    "both ids": ("x.csv", b"_id,id,text\n1,1,a\n", r"both '_id' and 'id' could be meant"),
+    "column twice": ("x.csv", b"id,text,text\n1,a,b\n", r"column 'text' stands there more than"),
+    "id twice": (
+        "x.csv",
+        b"id,text\n1,a\n2,b\n1,c\n",
+        rf"x\.csv: row 3{ROW}: id '1' stands in row 1 too",
+    ),
+    "line of an id": (
+        "x.jsonl",
+        b'{"id": 1, "text": "a"}\n\n{"id": "1", "text": "b"}',
+        r"x\.jsonl:3: id '1' stands in line 1 too",
+    ),
+    "no id": ("x.tsv", b"id\ttext\n1\ta\n\tb\n", rf"row 2{ROW}: 'id' is ''; expected a non-empty"),
+    "id of another type": ("x.jsonl", b'{"id": 1.5, "text": "a"}', r"x\.jsonl:1: 'id' is 1\.5"),
+    "key": ("x.jsonl", b'{"id": 1, "text": "a"}\n{"id": 2}', r"x\.jsonl:2: 'text' is None"),
+    "no text": ("x.csv", b"id,text\n1,a\n2, \n", rf"row 2{ROW}: query '2' has no text"),
+    "cells": (
+        "x.csv",
+        b"id,text\n1,a\n2,b,c\n",
+        rf"row 2{ROW}: '2,b,c' has 3 columns, expected 2",
+    ),
+    "latin-1 csv": ("x.csv", "id,text\n1,é\n".encode("latin-1"), r"x\.csv:2: not UTF-8"),
+    "latin-1 and cells": ("x.csv", "id,text\n1,é,\n".encode("latin-1"), r"x\.csv:2: not UTF-8"),
+    "latin-1 header": ("x.csv", "é,text\n1,a\n".encode("latin-1"), r"x\.csv:1: not UTF-8"),
+    "latin-1 jsonl": (
+        "x.jsonl",
+        '{"id": 1, "text": "é"}'.encode("latin-1"),
+        r"x\.jsonl:1: not UTF",
+    ),
+    "surrogate": (
+        "x.jsonl",
+        rb'{"id": 1, "text": "\ud800"}',
+        r"x\.jsonl:1: 'text' cannot be written as UTF-8",
+    ),
+    "deep": ("x.jsonl", b"[" * 100_000, r"x\.jsonl:1: no JSON"),
+    "digits": ("x.jsonl", b'{"id": ' + b"1" * 5000 + b"}", r"x\.jsonl:1: no JSON"),
+    "parquet": ("x.parquet", b"PAR1 not", r"x\.parquet: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_name_file_and_row(tmp_path, fault):
+    name, content, message = FAULTS[fault]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(NvretError, match=message) as caught:
+        inputs.texts(tmp_path / name, title=False, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"id": ["1", None], "text": ["a", "b"]}, r"x\.parquet: row 2: 'id' is None"),
+        ({"id": ["1", "2"], "text": ["a", None]}, r"x\.parquet: row 2: 'text' is None"),
+        ({"id": ["1"], "text": [3]}, r"x\.parquet: column 'text' is int64; expected text"),
+        ({"id": [1.5], "text": ["a"]}, r"x\.parquet: column 'id' is double; expected text"),
+        ({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}, "empty"),
+        (
+            {"id": ["1"], "text": pa.array([b"\xff"]).view(pa.string())},
+            r"x\.parquet: column 'text' is not UTF-8",
+        ),
+    ],
+)
+def test_faults_of_parquet(tmp_path, table, message):
+    pq.write_table(pa.table(table), tmp_path / "x.parquet", store_schema=False)
+    with pytest.raises(NvretError, match=message):
+        inputs.texts(tmp_path / "x.parquet", title=False, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("q0,d0,1\nq9,d0,1\n", rf"row 2{ROW}: query_id 'q9' is not in the queries"),
+        ("q0,d9,1\n", rf"row 1{ROW}: corpus_id 'd9' is not in the corpus"),
+        ("q0,d0,1\nq0,d0,2\n", rf"row 2{ROW}: pair 'q0', 'd0' stands in row 1 too"),
+        ("q0,d0,0.5\n", rf"row 1{ROW}: score is '0.5'; expected a whole number"),
+        ("q0,d0,nan\n", "expected a whole number"),
+        ("q0,d0,1e300\n", "expected a whole number"),
+        ("q0,d0,\n", "expected a whole number"),
+    ],
+)
+def test_faults_of_qrels(tmp_path, content, message):
+    (tmp_path / "qrels.csv").write_text("query-id,corpus-id,score\n" + content)
+    corpus, queries = (
+        write(tmp_path / "corpus.jsonl", CORPUS),
+        write(tmp_path / "queries.jsonl", QUERIES),
+    )
+    with pytest.raises(NvretError, match=message):
+        data.load_files(corpus, queries, tmp_path / "qrels.csv", progress=False)
+
+
+def test_a_judged_query_without_a_positive(tmp_path):
+    corpus, queries = (
+        write(tmp_path / "corpus.jsonl", CORPUS),
+        write(tmp_path / "queries.jsonl", QUERIES),
+    )
+    qrels = write(tmp_path / "qrels.tsv", QRELS[1:])
+    found = data.load_files(corpus, queries, qrels, progress=False)
+    with pytest.raises(NvretError, match="mine: query 'q0' has no positive"):
+        inputs.check_positives({"qrels": found.qrels}, "mine")
+
+
+# pairs
+
+PAIRS = [
+    {"anchor": "where?", "positive": "here"},
+    {"anchor": "who?", "positive": "she"},
+    {"anchor": "where?", "positive": "there"},
+    {"anchor": "where else?", "positive": "here"},
+]
+
+
+@pytest.mark.parametrize("suffix", tabular.SUFFIXES)
+def test_pairs(tmp_path, suffix):
+    found = data.load_pairs(write(tmp_path / f"pairs{suffix}", PAIRS), progress=False)
+    assert found.query_texts == ["where?", "who?", "where else?"]
+    assert found.passages == ["here", "she", "there"]
+    assert [rows.tolist() for rows in found.positives] == [[0, 2], [1], [0]]
+
+
+def test_pairs_of_lists_and_of_more_columns(tmp_path):
+    rows = [{"query": "a", "pos": ["x", "y"], "neg": ["n"]}, {"query": "b", "pos": ["z"]}]
+    found = data.load_pairs(write(tmp_path / "pairs.jsonl", rows), progress=False)
+    assert [rows.tolist() for rows in found.positives] == [[0, 1], [2]]
+    assert found.passages == ["x", "y", "z"]
+    rows = [{"query": "a", "positive_1": "x", "positive_2": ""}]
+    rows += [{"query": "b", "positive_1": "y", "positive_2": "z"}]
+    found = data.load_pairs(write(tmp_path / "pairs.csv", rows), progress=False)
+    assert [rows.tolist() for rows in found.positives] == [[0], [1, 2]]
+
+
+def test_pairs_with_a_corpus(tmp_path):
+    corpus = [{"_id": "p0", "title": "T", "text": "here"}, {"_id": "d1", "text": "she"}]
+    corpus = write(tmp_path / "corpus.jsonl", corpus)
+    found = data.load_pairs(write(tmp_path / "pairs.csv", PAIRS), corpus=corpus, progress=False)
+    assert found.passages == ["T here", "she", "here", "there"]
+    assert len(set(found.corpus["id"].to_pylist())) == 4
+    assert [rows.tolist() for rows in found.positives] == [[2, 3], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"query": "a", "positive": ""}], rf"row 1{ROW}: query 'a' has no positive in positive"),
+        ([{"query": " ", "positive": "x"}], rf"row 1{ROW}: 'query' has no text"),
+        ([{"query": "a", "positive": " "}], rf"row 1{ROW}: 'positive' has no text"),
+        ([{"one": "a", "two": "b", "three": "c"}], "no column 'query' or 'anchor' or 'question'"),
+        ([{"query": "a", "yes": "b", "no": "c"}], "no column of positives; it has query, yes, no"),
+    ],
+)
+def test_faults_of_pairs(tmp_path, rows, message):
+    with pytest.raises(NvretError, match=message):
+        data.load_pairs(write(tmp_path / "pairs.csv", rows), progress=False)
+
+
+def test_positives_that_are_no_text(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [{"query": "a", "pos": ["x", 3]}])
+    with pytest.raises(NvretError, match=r"pairs\.jsonl:1: 'pos' is 3; expected text"):
+        data.load_pairs(path, progress=False)
