@@ -1,4 +1,4 @@
-"""The command line: ``nvret fetch | encode | mine | train | cost | plan | run | report``."""
+"""The command line: ``nvret fetch | encode | mine | train | cost | plan | run | report | site``."""
 
 from __future__ import annotations
 
@@ -100,7 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--devices", type=int, default=1, help="like it, each with a part (1)")
     cost.add_argument("--rough", action="store_true", help="measure small sizes, in seconds")
     cost.set_defaults(command=_cost)
+
+    _add_site(commands)
     return parser
+
+
+def _add_site(commands: argparse._SubParsersAction) -> None:
+    site = commands.add_parser("site", help="notebooks, ledger and benchmarks as a folder of pages")
+    site.add_argument("--results", type=Path, help="folder of the profiles' results (results)")
+    site.add_argument("--output", type=Path, default=Path("site"), help="folder to write (site)")
+    site.set_defaults(command=_site)
 
 
 def _fetch(chosen: argparse.Namespace) -> None:
@@ -206,3 +215,15 @@ def _report(chosen: argparse.Namespace) -> None:
     # The README shows the checkout's own results, and those of the large profiles only
     if settings.profile in readme.PROFILES and folder.parent == root / "results":
         readme.update(root / "README.md", folder.parent)
+
+
+def _site(chosen: argparse.Namespace) -> None:
+    try:
+        from nvret import site
+    except ModuleNotFoundError as error:
+        missing = f"nvret site needs {error.name}: pip install 'nvret[site]'"
+        raise NvretError(missing) from error
+    from nvret.params import project_root
+
+    pages = site.build(chosen.results or project_root() / "results", chosen.output)
+    print(f"{chosen.output / 'index.html'}: {len(pages)} pages")
