@@ -27,6 +27,7 @@ from nvret.errors import NvretError
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, frozen at its start
 PNG_SIZE = slice(16, 24)  # width and height in the header of a PNG file
+NUMERIC = re.compile(r"^(?:[-+−≤<]?[\d.,]+(?:e[-+]\d+)? ?%?[\[\], ]*|–|NaN|inf)*$")
 SENTENCE = re.compile(r"^(.+?[.:?])(?:\s|$)", re.DOTALL)
 
 
@@ -66,7 +67,7 @@ def render(path: Path, pages: Collection[str] = ()) -> Rendered:
     except (OSError, ValueError, nbformat.ValidationError) as error:
         raise NvretError(f"{path}: not a notebook ({error})") from error
     _tidy(notebook)
-    html, resources = _Exporter(config=_config()).from_notebook_node(
+    html, resources = PageExporter(config=_config()).from_notebook_node(
         notebook, {"unique_key": path.stem, "output_files_dir": "figures"}
     )
     files = {name.replace("\\", "/"): data for name, data in (resources["outputs"] or {}).items()}
@@ -93,9 +94,12 @@ def formula(latex: str, display: str = "inline") -> str:
     True
     """
     try:
-        return convert(latex.strip(), display=display)
+        drawn = convert(latex.strip(), display=display)
     except Exception as error:  # latex2mathml has some twenty, of no common class
         raise NvretError(f"formula {latex.strip()!r}: {error!r}") from error
+    if unknown := re.search(r"\\[a-zA-Z]+", drawn):  # it would stand there as it is
+        raise NvretError(f"formula {latex.strip()!r}: {unknown[0]} is not known")
+    return drawn
 
 
 class _Renderer(IPythonRenderer):
@@ -108,7 +112,9 @@ class _Renderer(IPythonRenderer):
         return f'<span class="formula">{formula(text, "block")}</span>'
 
 
-class _Exporter(HTMLExporter):
+class PageExporter(HTMLExporter):
+    """nbconvert's HTML of the cells alone."""
+
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
         """Markdown to HTML; the exporter's own, but for the renderer."""
@@ -119,7 +125,7 @@ class _Exporter(HTMLExporter):
 def _config() -> Config:
     return Config(
         {
-            "_Exporter": {
+            "PageExporter": {
                 "template_name": "basic",  # the cells alone: no page, style or script around them
                 "exclude_input_prompt": True,
                 "exclude_output_prompt": True,
@@ -144,7 +150,8 @@ def _tidy(notebook: NotebookNode) -> None:
         after = _said_next(notebook.cells[place + 1 :])
         for number, output in enumerate(figures, start=1):
             of = f" {number} of {len(figures)}" if len(figures) > 1 else ""
-            output.metadata["alt"] = f"Figure{of}, {_plain(heading)}. {_plain(after)}".strip()
+            title = _plain(heading).rstrip(".?!:")
+            output.metadata["alt"] = f"Figure{of}, {title}. {_plain(after)}".strip()
 
 
 def _said_next(cells: list[NotebookNode]) -> str:
@@ -182,7 +189,10 @@ def _polish(soup: BeautifulSoup, files: dict[str, bytes], links: dict[str, str])
         if image["src"] in files:
             width, height = struct.unpack(">II", files[image["src"]][PNG_SIZE])
             image["width"], image["height"] = width, height
-        image.wrap(soup.new_tag("figure"))
+        image.wrap(soup.new_tag("a", href=image["src"]))  # full size, on a small screen
+        image.parent.wrap(soup.new_tag("figure"))
+    for heading in soup.find_all(["h2", "h3"]):
+        heading["id"] = re.sub(r"\W+", "-", heading.get_text().lower()).strip("-")
     for code in soup.find_all("pre"):
         code["tabindex"] = "0"  # wide code scrolls, with a keyboard too
     for code in soup.find_all("code"):
@@ -204,3 +214,17 @@ def _boxed(soup: BeautifulSoup, table: Tag) -> None:
     label = f"Table, {heading.get_text()}" if heading else "Table"
     attributes = {"class": "table-box", "role": "region", "tabindex": "0", "aria-label": label}
     table.wrap(soup.new_tag("div", attrs=attributes))
+    _align(table)
+
+
+def _align(table: Tag) -> None:
+    """Mark columns of numbers. Counted from the right, where rows with merged headings agree."""
+    body = [row.find_all(["td", "th"])[::-1] for row in table.select("tbody tr")]
+    width = max(map(len, body), default=0)
+    texts = [[row[n].get_text().strip() for row in body if len(row) > n] for n in range(width)]
+    numbers = [any(column) and all(map(NUMERIC.match, column)) for column in texts]
+    rows = [row.find_all("th")[::-1] for row in table.select("thead tr")]
+    for row in body + [row for row in rows if not any(int(c.get("colspan", 1)) > 1 for c in row)]:
+        for cell, number in zip(row, numbers, strict=False):
+            if number and not (cell.name == "th" and cell["scope"] == "row"):
+                cell["class"] = "number"

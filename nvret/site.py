@@ -182,7 +182,7 @@ def _assets(folder: Path) -> None:
         stream.write(
             "\n@media (prefers-color-scheme: dark) {\n  .highlight span { color: #e6edf3 }"
         )
-        stream.write("\n".join(["", *css["dark"], "}", ""]))
+        stream.write("\n".join([*css["dark"], "}", ""]))
 
 
 @contextmanager
