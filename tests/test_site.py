@@ -22,13 +22,6 @@ LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "site"
-    site.build(RESULTS, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def soups(built: Path) -> dict[Path, BeautifulSoup]:
     pages = built.rglob("*.html")
     return {page: BeautifulSoup(page.read_text("utf-8"), "html.parser") for page in pages}
@@ -171,7 +164,8 @@ def test_columns_of_numbers_are_marked_and_texts_are_not(tmp_path):
     data = {"text/html": html + "</table>"}
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
     title = nbformat.v4.new_markdown_cell("# T")
-    soup = BeautifulSoup(rendering.render(_notebook(tmp_path / "a.ipynb", title, cell)).body)
+    body = rendering.render(_notebook(tmp_path / "a.ipynb", title, cell)).body
+    soup = BeautifulSoup(body, "html.parser")
     assert [c.get_text() for c in soup.select(".number")] == ["share", "0.5 [0.4, 0.6]", "–"]
 
 
