@@ -28,6 +28,7 @@ from nvret.errors import NvretError
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, frozen at its start
 PNG_SIZE = slice(16, 24)  # width and height in the header of a PNG file
 NUMERIC = re.compile(r"^(?:[-+−≤<]?[\d.,]+(?:e[-+]\d+)? ?%?[\[\], ]*|–|NaN|inf)*$")
+LONG = 30  # characters that need a wide column
 SENTENCE = re.compile(r"^(.+?[.:?])(?:\s|$)", re.DOTALL)
 
 
@@ -218,13 +219,20 @@ def _boxed(soup: BeautifulSoup, table: Tag) -> None:
 
 
 def _align(table: Tag) -> None:
-    """Mark columns of numbers. Counted from the right, where rows with merged headings agree."""
+    """Mark columns of numbers, and long texts. Columns are counted from the right, where rows agree
+    even if headings at the left are merged."""
     body = [row.find_all(["td", "th"])[::-1] for row in table.select("tbody tr")]
     width = max(map(len, body), default=0)
-    texts = [[row[n].get_text().strip() for row in body if len(row) > n] for n in range(width)]
-    numbers = [any(column) and all(map(NUMERIC.match, column)) for column in texts]
+    columns = [[row[n] for row in body if len(row) > n] for n in range(width)]
+    numbers = [
+        all(c.name == "td" and NUMERIC.match(c.get_text().strip()) for c in column)
+        and any(c.get_text().strip() for c in column)
+        for column in columns
+    ]
     rows = [row.find_all("th")[::-1] for row in table.select("thead tr")]
     for row in body + [row for row in rows if not any(int(c.get("colspan", 1)) > 1 for c in row)]:
         for cell, number in zip(row, numbers, strict=False):
-            if number and not (cell.name == "th" and cell["scope"] == "row"):
+            if number:
                 cell["class"] = "number"
+            elif len(cell.get_text()) > LONG and cell.name == "td":
+                cell["class"] = "text"

@@ -6,6 +6,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -216,6 +218,14 @@ def test_a_folder_of_something_else_is_left_alone(small, tmp_path, capsys):
     assert cli.main(["site", "--results", str(small), "--output", str(target)]) == 2
     assert "precious" in capsys.readouterr().err
     assert (target / "index.html").read_text(encoding="utf-8") == "my own page"
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    code = "import sys; sys.modules['latex2mathml'] = None; from nvret import cli; "
+    command = [sys.executable, "-c", code + "sys.exit(cli.main(['site']))"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "nvret: nvret site needs latex2mathml: pip install 'nvret[site]'\n"
 
 
 def test_results_without_notebooks_are_an_error(tmp_path):
