@@ -221,8 +221,8 @@ def _site(chosen: argparse.Namespace) -> None:
     try:
         from nvret import site
     except ModuleNotFoundError as error:
-        missing = f"nvret site needs {error.name}: pip install 'nvret[site]'"
-        raise NvretError(missing) from error
+        package = (error.name or "more").partition(".")[0]
+        raise NvretError(f"site needs {package}: pip install 'nvret[site]'") from error
     from nvret.params import project_root
 
     pages = site.build(chosen.results or project_root() / "results", chosen.output)

@@ -225,7 +225,7 @@ def test_without_the_extra_the_command_says_what_to_install():
     command = [sys.executable, "-c", code + "sys.exit(cli.main(['site']))"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == "nvret: nvret site needs latex2mathml: pip install 'nvret[site]'\n"
+    assert ended.stderr == "nvret: site needs latex2mathml: pip install 'nvret[site]'\n"
 
 
 def test_results_without_notebooks_are_an_error(tmp_path):
