@@ -5,7 +5,7 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: reproduce test bench lint lab clean
+.PHONY: reproduce test bench report lint lab clean
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -16,6 +16,10 @@ test: $(INSTALLED)  ## unit tests, then the notebooks end to end on params/smoke
 bench: $(INSTALLED)  ## every speed target side by side, and the cost model: results/benchmarks/
 	$(BIN)/python -m benchmarks
 	$(BIN)/nvret run params/quick.yaml --only 11_cost
+
+report: $(INSTALLED)  ## tables, ledger and README from the committed scores; all of it as pages: site/
+	$(BIN)/nvret report params/quick.yaml
+	$(BIN)/python -m nvret site
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

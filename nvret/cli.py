@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import shtab
 
-from nvret.commands import cost, evaluate, inspect_negatives, mine, profile, train
+from nvret.commands import cost, evaluate, inspect_negatives, mine, profile, site, train
 from nvret.errors import NvretError
 
 
@@ -38,6 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nvret", description=__doc__)
     shtab.add_argument_to(parser, "--print-completion", help="a completion script for your shell")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for part in (mine, inspect_negatives, train, evaluate, cost, profile):
+    for part in (mine, inspect_negatives, train, evaluate, cost, profile, site):
         part.add(commands)
     return parser
