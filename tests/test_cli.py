@@ -495,7 +495,7 @@ def test_mine_train_and_evaluate_own_data(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "train needs a profile, or --corpus"),
+        (["train"], "train needs a profile, or your data and --negatives"),
         (["train", "params/smoke.yaml", "--student", "x"], "--student is not for a profile"),
         (["mine", "params/smoke.yaml", "--teacher", "x"], "--teacher is not for a profile"),
         (["encode", "nowhere.yaml"], "nowhere.yaml"),

@@ -342,8 +342,8 @@ def test_command(files, capsys):
 @pytest.mark.parametrize(
     ("more", "negatives", "message"),
     [
-        ((), "negatives.parquet", "inspect needs --data, or --corpus, --queries, --qrels"),
-        (("--data", "{}", "--qrels", "x.tsv"), "negatives.parquet", "--qrels is not for --data"),
+        ((), "negatives.parquet", "inspect needs as data --data alone"),
+        (("--data", "{}", "--qrels", "x.tsv"), "negatives.parquet", "given: only --data, --qrels"),
         (("--data", "{}"), "no.parquet", "no such file"),
         (("--data", "{}"), "corpus.jsonl", "expected Parquet from nvret mine"),
         (("--data", "{}", "--hidden", "{}/no.tsv"), "negatives.parquet", "no.tsv"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nvret.commands import own_data
 from nvret.errors import NvretError
 
 
@@ -18,9 +19,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="a model's name, folder or hub id; or bm25")
     parser.add_argument("--before", help="another, to compare with")
-    parser.add_argument("--corpus", type=Path, required=True, help="BEIR's corpus.jsonl")
-    parser.add_argument("--queries", type=Path, required=True, help="BEIR's queries.jsonl")
-    parser.add_argument("--qrels", type=Path, required=True, help="a .tsv of labelled positives")
+    own_data.add(parser)
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100], help="ranks (10 100)")
     parser.add_argument("--query-max-length", type=int, help="tokens (the model's own limit)")
     parser.add_argument("--passage-max-length", type=int, help="tokens (the model's own limit)")
@@ -35,12 +34,13 @@ def run(chosen: argparse.Namespace) -> None:
     Raises:
         NvretError: ``--output`` exists, or what ``nvret.evaluation`` says.
     """
-    from nvret import data, evaluation, store, teachers
+    from nvret import evaluation, store, teachers
     from nvret.encode import Encoder
 
+    own_data.check(chosen, "evaluate needs")
     if chosen.output and chosen.output.exists():
         raise NvretError(f"{chosen.output} exists; name another file")
-    dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
+    dataset = own_data.load(chosen)
     lengths = {name: getattr(chosen, name) for name in ("query_max_length", "passage_max_length")}
     found = {}
     for name in filter(None, (chosen.before, chosen.model)):

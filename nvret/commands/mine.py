@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvret.commands import mine_options, profile
+from nvret.commands import mine_options, own_data, profile
 from nvret.errors import NvretError
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def own(chosen: argparse.Namespace) -> None:
     method, sampling = _method(chosen), _sampling(chosen)
     teachers = [_teacher(name, chosen) for name in chosen.teacher]
     judge = _judge(chosen)
-    dataset = _load(chosen)
+    # Rows of given vectors are those of the file of queries
+    dataset = own_data.load(chosen, keep_unjudged="vectors" in chosen.teacher)
     if chosen.num_negatives >= dataset.corpus.num_rows:
         raise NvretError(
             f"--num-negatives is {chosen.num_negatives}, the corpus has only "
@@ -149,7 +150,7 @@ def _teacher(name: str, chosen: argparse.Namespace) -> Any:
     for option in ("max_query_length", "max_passage_length"):
         if (value := getattr(chosen, option)) is not None:
             if value < 1:
-                raise NvretError(f"{mine_options.spelled(option)} is {value}, expected at least 1")
+                raise NvretError(f"{own_data.spelled(option)} is {value}, expected at least 1")
             kind = option.split("_")[1]
             options[f"{kind}_max_length"] = value
     return teachers.DenseTeacher(name, **options)
@@ -171,31 +172,6 @@ def _judge(chosen: argparse.Namespace) -> Any:
     if chosen.second_threshold is not None:
         judge.threshold = chosen.second_threshold
     return judge
-
-
-def _load(chosen: argparse.Namespace) -> RetrievalDataset:
-    from nvret import data, inputs
-
-    columns = data.Columns(chosen.id_column, chosen.text_column or "text", chosen.title_column)
-    if chosen.pairs is not None:
-        return data.load_pairs(
-            chosen.pairs,
-            query_column=chosen.query_column,
-            positive_columns=chosen.positive_column or (),
-            corpus=chosen.corpus,
-            columns=columns,
-        )
-    # Rows of given vectors are those of the file of queries
-    keep = "vectors" in chosen.teacher
-    if chosen.data is not None:
-        dataset = data.load(chosen.data, split=chosen.split, keep_unjudged=keep)
-        where = chosen.data
-    else:
-        files = chosen.corpus, chosen.queries, chosen.qrels
-        dataset = data.load_files(*files, columns=columns, keep_unjudged=keep)
-        where = str(chosen.qrels)
-    inputs.check_positives({"qrels": dataset.qrels}, where)
-    return dataset
 
 
 def _joined(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nvret.commands import own_data
+from nvret.commands.own_data import spelled
 from nvret.errors import NvretError
 
 ENSEMBLES = ("cross-sample", "intra-sample", "intra-sample-no-dedup")
@@ -12,7 +14,6 @@ SAMPLINGS = ("top-k", "sampled", "top-1+sampled")
 FORMATS = (
     "parquet", "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron",
 )  # fmt: skip
-TABLE = ".jsonl, .parquet, .csv (quoted) or .tsv (unquoted)"
 
 
 def add(mine: argparse.ArgumentParser) -> None:
@@ -20,32 +21,7 @@ def add(mine: argparse.ArgumentParser) -> None:
     mine.add_argument("params", type=Path, nargs="?", help="a profile; takes --only and no other")
     mine.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
 
-    data = mine.add_argument_group(
-        "your data", "--data; or --corpus, --queries and --qrels; or --pairs, and --corpus or not"
-    )
-    data.add_argument("--data", metavar="NAME", help="a folder in BEIR's layout, or a known set")
-    data.add_argument("--split", help="of --data: which of its qrels (the only one, or test)")
-    data.add_argument("--corpus", type=Path, metavar="FILE", help=f"passages: {TABLE}")
-    data.add_argument("--queries", type=Path, metavar="FILE", help=f"queries: {TABLE}")
-    data.add_argument(
-        "--qrels", type=Path, metavar="FILE",
-        help="labelled positives: query-id, corpus-id and score, above 0 if relevant",
-    )  # fmt: skip
-    data.add_argument(
-        "--pairs", type=Path, metavar="FILE",
-        help=f"a query's text and its positives' in each row: {TABLE}",
-    )  # fmt: skip
-    data.add_argument("--id-column", metavar="NAME", help="of corpus and queries (_id or id)")
-    data.add_argument("--text-column", metavar="NAME", help="of corpus and queries (text)")
-    data.add_argument("--title-column", metavar="NAME", help="of the corpus (title, if there)")
-    data.add_argument(
-        "--query-column", metavar="NAME", help="of --pairs (query, anchor, question; or the first)"
-    )
-    data.add_argument(
-        "--positive-column", metavar="NAME", action="append",
-        help="of --pairs; several times for several (positive, positive_1, answer, …)",
-    )  # fmt: skip
-
+    own_data.add(mine)
     teacher = mine.add_argument_group("teacher", "what scores the passages of each query")
     teacher.add_argument(
         "--teacher", metavar="NAME", action="append",
@@ -122,22 +98,9 @@ def check(chosen: argparse.Namespace) -> None:
     """`NvretError` for options that are missing, or not for each other."""
     if missing := [f"--{n}" for n in ("teacher", "method", "output") if not getattr(chosen, n)]:
         raise NvretError(f"mine needs a profile, or your data and {', '.join(missing)}")
-    alone = ("data", "pairs", "queries", "qrels")
-    found = {name for name in (*alone, "corpus") if getattr(chosen, name) is not None}
-    sets = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"})
-    if found not in sets:
-        said = f"only {', '.join(f'--{n}' for n in sorted(found))}" if found else "none"
-        raise NvretError(
-            "mine needs a profile, or as data --data alone, --pairs with or without --corpus, or "
-            f"--corpus, --queries and --qrels together; given: {said}"
-        )
-    for option, needed in (
-        ("split", "data"), ("query_column", "pairs"), ("positive_column", "pairs"),
-        ("id_column", "corpus"), ("text_column", "corpus"), ("title_column", "corpus"),
-        ("second_threshold", "second_opinion"),
-    ):  # fmt: skip
-        if getattr(chosen, option) is not None and getattr(chosen, needed) is None:
-            raise NvretError(f"{spelled(option)} is of {spelled(needed)}, which is not given")
+    own_data.check(chosen, "mine needs a profile, or")
+    if chosen.second_threshold is not None and chosen.second_opinion is None:
+        raise NvretError("--second-threshold is of --second-opinion, which is not given")
     if len(chosen.teacher) > 1 and not chosen.ensemble:
         raise NvretError(f"{len(chosen.teacher)} teachers need --ensemble {'|'.join(ENSEMBLES)}")
     if len(chosen.teacher) == 1 and chosen.ensemble:
@@ -152,15 +115,6 @@ def check(chosen: argparse.Namespace) -> None:
         raise NvretError("--no-normalise is of --teacher vectors, which is not given")
     if chosen.k is not None and chosen.sampling == "top-k":
         raise NvretError("--k is of --sampling sampled and top-1+sampled; `top-k` takes the first")
-
-
-def spelled(name: str) -> str:
-    """An option as it is typed.
-
-    >>> spelled("second_opinion")
-    '--second-opinion'
-    """
-    return f"--{name.replace('_', '-')}"
 
 
 def _similarity(text: str) -> float | None:

@@ -10,10 +10,10 @@ import types
 import typing
 from pathlib import Path
 
-from nvret.commands import profile
+from nvret.commands import own_data, profile
 from nvret.errors import NvretError
 
-NEEDED = ("corpus", "queries", "qrels", "negatives", "student", "output")
+NEEDED = ("negatives", "student", "output")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,10 +25,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument("params", type=Path, nargs="?", help="a profile; takes --only alone")
     parser.add_argument("--only", action="append", metavar="NOTEBOOK", help="only its arms")
-    own = parser.add_argument_group("your own data")
-    own.add_argument("--corpus", type=Path, help="BEIR's corpus.jsonl")
-    own.add_argument("--queries", type=Path, help="BEIR's queries.jsonl")
-    own.add_argument("--qrels", type=Path, help="a .tsv of labelled positives")
+    own_data.add(parser)
+    own = parser.add_argument_group("model")
     own.add_argument("--negatives", type=Path, help="the Parquet file of `nvret mine`")
     own.add_argument("--student", help="a model's name, folder or hub id")
     own.add_argument("--output", type=Path, help="folder to make; loads in sentence-transformers")
@@ -76,9 +74,9 @@ def run(chosen: argparse.Namespace) -> None:
     """Train for a profile, or on own data."""
     if chosen.params is None:
         return own(chosen)
-    for name in NEEDED:
-        if getattr(chosen, name) is not None:
-            raise NvretError(f"--{name} is not for a profile: {chosen.params} says it")
+    said = [f"--{name}" for name in NEEDED if getattr(chosen, name) is not None]
+    if found := own_data.given(chosen) + said:
+        raise NvretError(f"{found[0]} is not for a profile: {chosen.params} says it")
     profile.stage(chosen)
 
 
@@ -88,15 +86,16 @@ def own(chosen: argparse.Namespace) -> None:
     Raises:
         NvretError: a profile and own data at once, or an option that is missing or out of range.
     """
-    from nvret import data, negatives, processes, teachers, training
+    from nvret import negatives, processes, teachers, training
 
     given = [name for name in NEEDED if getattr(chosen, name) is not None]
     if missing := [f"--{name}" for name in NEEDED if name not in given]:
-        raise NvretError(f"train needs a profile, or {', '.join(missing)}")
+        raise NvretError(f"train needs a profile, or your data and {', '.join(missing)}")
+    own_data.check(chosen, "train needs a profile, or")
     names = [field.name for field in dataclasses.fields(training.TrainingConfig)]
     said = {name: getattr(chosen, name) for name in names if hasattr(chosen, name)}
     config = training.TrainingConfig(**said)
-    dataset = data.load_files(chosen.corpus, chosen.queries, chosen.qrels)
+    dataset = own_data.load(chosen)
     table = negatives.load(chosen.negatives)
     guide = teachers.prepare(chosen.guide, dataset) if chosen.guide else None
     log = training.finetune(
