@@ -511,3 +511,15 @@ def test_the_completion_script_is_one_that_bash_reads():
                             capture_output=True, text=True, check=True).stdout  # fmt: skip
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert "--num-negatives" in script
+
+
+def test_a_set_of_the_hub_is_asked_for_by_its_revision(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    output = tmp_path / "n.parquet"
+    more = ["--teacher", "bm25", "--method", "naive", "--output", str(output)]
+    name = f"owner/name@{'a' * 40}"
+    assert cli.main(["mine", "--data", name, *more]) == 2
+    assert "dataset owner/name at aaaaaaaaaaaa could not be fetched" in capsys.readouterr().err
+    assert cli.main(["mine", "--data", "owner/name@main", *more]) == 2
+    assert "40 hex digits" in capsys.readouterr().err
+    assert not output.exists()

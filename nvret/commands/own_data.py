@@ -21,7 +21,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group(
         "your data", "--data; or --corpus, --queries and --qrels; or --pairs, and --corpus or not"
     )
-    data.add_argument("--data", metavar="NAME", help="a folder in BEIR's layout, or a known set")
+    data.add_argument(
+        "--data", metavar="NAME",
+        help="a folder in BEIR's layout, a known set, or one of the hub as owner/name@revision",
+    )  # fmt: skip
     data.add_argument("--split", help="of --data: which of its qrels (the only one, or test)")
     data.add_argument("--corpus", type=Path, metavar="FILE", help=f"passages: {TABLE}")
     data.add_argument("--queries", type=Path, metavar="FILE", help=f"queries: {TABLE}")
@@ -89,7 +92,13 @@ def load(chosen: argparse.Namespace, *, keep_unjudged: bool = False) -> Retrieva
             columns=columns,
         )
     if chosen.data is not None:
-        dataset = data.load(chosen.data, split=chosen.split, keep_unjudged=keep_unjudged)
+        hub = "@" in chosen.data and not Path(chosen.data).exists()
+        dataset = data.load(
+            chosen.data,
+            split=chosen.split,
+            source="hub" if hub else None,
+            keep_unjudged=keep_unjudged,
+        )
         where = chosen.data
     else:
         files = chosen.corpus, chosen.queries, chosen.qrels
