@@ -40,7 +40,7 @@ def run(settings: Settings, stage: Stage, names: Sequence[str] | None = None) ->
     """Do one stage for every arm and seed of these notebooks' studies, or of all.
 
     Returns:
-        the number of arms times seeds. What is in the store already is not done again.
+        the number of arms to train, times seeds. What is in the store is not done again.
     """
     names = settings.notebooks if names is None else names
     first = processes.first()
@@ -48,8 +48,8 @@ def run(settings: Settings, stage: Stage, names: Sequence[str] | None = None) ->
         assets.fetch(notebooks.assets_of(settings, names))
     processes.wait()
     chosen = studies(Material(settings, progress=first), names)
-    todo = [(study, arm, seed) for seed in settings.seeds for study in chosen for arm in study.arms]
+    todo = [(study, arm, seed) for seed in settings.seeds for study in chosen
+            for arm in study.arms if arm.trained]  # fmt: skip
     for study, arm, seed in tqdm(todo, desc=stage.__name__, unit="arm", disable=not first):
-        if arm.trained:
-            stage(study, arm, seed)
+        stage(study, arm, seed)
     return len(todo)

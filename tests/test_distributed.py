@@ -196,7 +196,7 @@ def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeyp
     for kind in ("models", "datasets"):
         (cache / kind).symlink_to(store.cache_dir() / kind)
     monkeypatch.setenv("NVRET_CACHE", str(cache))
-    for stage in ("encode", "mine", "train"):
+    for stage in ("encode", "train"):  # which mines too
         said = torchrun("--module", "nvret", stage, profile)
         assert said.count("arms are in the store") == 1
     study = runs.Study(material.Material(params.load(profile), progress=False), name)

@@ -118,7 +118,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_tables(fresh, small, tmp_pat
         (cache / kind).symlink_to(Path(fresh["NVRET_CACHE"]) / kind)
     killed = fresh | {"NVRET_CACHE": str(cache), "NVRET_RESULTS": str(tmp_path / "resumed")}
     moments = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         process = nvret(
             "run", small, env=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
