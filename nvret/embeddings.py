@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from nvret import batching, encode, processes, remote, store
 from nvret.encode import Encoder
+
+Encode = Callable[..., np.ndarray]  # `Encoder.encode` of some texts, the other choices made
 
 
 def embed(
@@ -38,42 +41,32 @@ def embed(
         store.code_version(*encode.MODULES),
     )
     target = store.cache_dir() / "embeddings" / f"{key}.npy"
-    if not processes.agreed(target.exists() or remote.fetch(target)):
-        if processes.world()[1] > 1 and len(texts):
-            _encode_together(encoder, texts, kind, max_length, target, progress)
-        else:
-            _encode_alone(encoder, texts, kind, max_length, target, progress)
+    if not remote.there(target):
+        encode_some = partial(
+            encoder.encode,
+            kind=kind,
+            max_length=max_length,
+            progress=progress and processes.first(),
+        )
+        together = processes.world()[1] > 1 and len(texts)
+        (_together if together else _alone)(encode_some, texts, encoder.dimension, target)
         remote.send(target)
     return np.load(target, mmap_mode="r" if len(texts) else None, allow_pickle=False)
 
 
-def _encode_alone(
-    encoder: Encoder,
-    texts: Sequence[str],
-    kind: str,
-    max_length: int | None,
-    target: Path,
-    progress: bool,
-) -> None:
-    shape = (len(texts), encoder.dimension)
-    with store.atomic_file(target) as partial:
+def _alone(encode_some: Encode, texts: Sequence[str], dimension: int, target: Path) -> None:
+    shape = (len(texts), dimension)
+    with store.atomic_file(target) as unfinished:
         if len(texts):
-            out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-            encoder.encode(texts, kind, max_length=max_length, progress=progress, out=out)
+            out = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+            encode_some(texts, out=out)
             out.flush()
         else:  # an empty file cannot be mapped
-            with partial.open("wb") as stream:
+            with unfinished.open("wb") as stream:
                 np.save(stream, np.empty(shape, np.float32))
 
 
-def _encode_together(
-    encoder: Encoder,
-    texts: Sequence[str],
-    kind: str,
-    max_length: int | None,
-    target: Path,
-    progress: bool,
-) -> None:
+def _together(encode_some: Encode, texts: Sequence[str], dimension: int, target: Path) -> None:
     """Each process writes its part of the distinct texts' vectors into one file.
 
     The parts are whole shards of `Encoder.encode`, which forms its batches within a shard, so that
@@ -86,24 +79,18 @@ def _encode_together(
     try:
         if first:
             scratch.parent.mkdir(parents=True, exist_ok=True)
-            shape = (len(distinct), encoder.dimension)
+            shape = (len(distinct), dimension)
             np.lib.format.open_memmap(scratch, "w+", np.float32, shape).flush()
         processes.wait()
         vectors = np.lib.format.open_memmap(scratch, "r+")
         if part.stop > part.start:
-            encoder.encode(
-                distinct[part],
-                kind,
-                max_length=max_length,
-                progress=progress and first,
-                out=vectors[part],
-            )
+            encode_some(distinct[part], out=vectors[part])
             vectors.flush()
         processes.wait()
         if first:
-            with store.atomic_file(target) as partial:
-                shape = (len(texts), encoder.dimension)
-                out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            with store.atomic_file(target) as unfinished:
+                shape = (len(texts), dimension)
+                out = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
                 place = {text: row for row, text in enumerate(distinct)}
                 rows = np.fromiter((place[text] for text in texts), np.int64, len(texts))
                 for start in range(0, len(rows), encode.SHARD):

@@ -40,6 +40,11 @@ def _place(target: Path) -> tuple[Any, str] | None:
     return system, f"{root.rstrip('/')}/{target.relative_to(store.cache_dir()).as_posix()}"
 
 
+def there(target: Path) -> bool:
+    """Whether a result is in the cache, copied there now if need be; the same for all processes."""
+    return processes.agreed(target.exists() or fetch(target))
+
+
 def fetch(target: Path) -> bool:
     """Copy a result to its place in the cache; False if it is not there.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nvret import assets, batching, processes, remote, report, search, store, teachers
+from nvret import assets, batching, remote, report, search, store, teachers
 from nvret.arms import Arm
 from nvret.data import RetrievalDataset
 from nvret.material import Material, model_fingerprint
@@ -81,7 +81,7 @@ class Study(TrainingData):
             _training_code(),
         )
         output = store.cache_dir() / "training" / key
-        if not processes.agreed(output.exists() or remote.fetch(output)):
+        if not remote.there(output):
             training.finetune(
                 base,
                 dataset,

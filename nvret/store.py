@@ -214,7 +214,7 @@ def stage(name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> P
     target = cache_dir() / name / key
     from nvret import remote
 
-    if processes.agreed(target.exists() or remote.fetch(target)):
+    if remote.there(target):
         return target
     if processes.first():
         with atomic_folder(target) as partial:

@@ -19,7 +19,7 @@ from nvret import (
     mining,
     mixtures,
     negatives,
-    processes,
+    remote,
     report,
     sampling,
     search,
@@ -114,8 +114,7 @@ class TrainingData:
             method: store.cache_dir() / "mining" / store.fingerprint(shared | _inputs(method))
             for method in self._mined_with(arm)
         }
-        there = processes.agreed([folder.exists() for folder in folders.values()])
-        missing = [method for method, found in zip(folders, there, strict=True) if not found]
+        missing = [method for method, folder in folders.items() if not remote.there(folder)]
         if arm.method in missing:
             tables = mining.sweep(
                 dataset,
