@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import harness, page
-from nvret.params import project_root
+from nvret.study.config import project_root
 
 NAMES = ["imports", "search", "bm25", "encoding", "mining", "training"]
 

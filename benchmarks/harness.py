@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from nvret import machine, store
-from nvret.measure import Run, clock
+from nvret.cost.measure import Run, clock
+from nvret.utils import machine, store
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from benchmarks.harness import Case, Target, interleaved
-from nvret import assets, candidates, data, mining, negatives, teachers
-from nvret.dataset import RetrievalDataset, from_texts
-from nvret.measure import extra_memory
+from nvret import assets, data, mining, negatives, teachers
+from nvret.cost.measure import extra_memory
+from nvret.data import RetrievalDataset, from_texts
 
 TITLE = "Mining after encoding"
 PACKAGES = ["torch", "pyarrow", "sentence-transformers", "datasets"]
@@ -178,7 +178,7 @@ def _assembly(dataset: RetrievalDataset) -> Case:
     banned = [dataset.positives[row] for row in rows]
     limit = mining.TopKPercPos(PERC)
     scores = scorer.pair_scores(rows, positives)
-    found = candidates.rank(
+    found = mining.rank(
         scorer, rows, [limit], [limit.ceiling(scores)], NUM, banned, progress=False
     )[0]
     ranks = np.broadcast_to(np.arange(1, NUM + 1), found.ids.shape)

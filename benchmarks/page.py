@@ -11,9 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.__main__ import NAMES
-from nvret import readme, store
-from nvret.errors import NvretError
-from nvret.figures import COLUMN_WIDTH
+from nvret.study import readme
+from nvret.study.figures import COLUMN_WIDTH
+from nvret.utils import store
+from nvret.utils.errors import NvretError
 
 MET, MISSED = "#0072B2", "#D55E00"  # Okabe and Ito
 

@@ -30,10 +30,10 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
 from benchmarks.harness import Case, Target, interleaved
-from nvret import assets, data, examples, mining, trainer
-from nvret.dataset import RetrievalDataset
+from nvret import assets, data, mining, negatives, trainer
+from nvret.cost.measure import MEBIBYTE
+from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
-from nvret.measure import MEBIBYTE
 from nvret.methods import NaiveTopK
 from nvret.training import TrainingConfig
 
@@ -122,34 +122,34 @@ def _sizes(config: TrainingConfig) -> str:
 
 
 @cache
-def mined() -> tuple[RetrievalDataset, examples.Examples]:
+def mined() -> tuple[RetrievalDataset, negatives.Examples]:
     """Some questions of NQ in random order, each with the passages that BM25 ranks highest."""
     dataset = data.load("nq", progress=False)
     ids = np.random.default_rng(0).permutation(dataset.queries["id"].to_pylist())
     dataset = dataset.select(ids[:PAIRS].tolist())
     table = mining.mine(dataset, "bm25", NaiveTopK(), NEGATIVES, progress=False)
-    return dataset, examples.build(dataset, table)
+    return dataset, negatives.build(dataset, table)
 
 
-def some(number: int) -> examples.Examples:
+def some(number: int) -> negatives.Examples:
     """Pairs of `mined`, one a question, with all negatives: theirs may not be fewer."""
     pairs = mined()[1]
     rows = np.unique(pairs.queries, return_index=True)[1]
     rows = rows[(pairs.negatives[rows] >= 0).all(1)][:number]
-    return examples.Examples(pairs.queries[rows], pairs.positives[rows], pairs.negatives[rows])
+    return negatives.Examples(pairs.queries[rows], pairs.positives[rows], pairs.negatives[rows])
 
 
 class Ours:
     """A trainer of `nvret`. A run tokenizes all texts and makes the steps of one epoch."""
 
     def __init__(
-        self, name: str, pairs: examples.Examples, config: TrainingConfig, folder: Path
+        self, name: str, pairs: negatives.Examples, config: TrainingConfig, folder: Path
     ) -> None:
         self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
         self.pairs, self.config = pairs, config
         self.trainer = trainer.trainer(self.encoder, self.tokenized(), config, 0, folder, False)
 
-    def tokenized(self) -> examples.Collator:
+    def tokenized(self) -> trainer.Collator:
         return trainer.collator(self.encoder, mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
@@ -170,7 +170,7 @@ class Theirs:
     def __init__(
         self,
         name: str,
-        pairs: examples.Examples,
+        pairs: negatives.Examples,
         config: TrainingConfig,
         folder: Path,
         **chunks: int,
@@ -251,7 +251,7 @@ def check_loss(ours: Ours, theirs: Theirs) -> None:
         )
 
 
-def distinct(pairs: examples.Examples, size: int) -> float:
+def distinct(pairs: negatives.Examples, size: int) -> float:
     """Share of the passages of a batch that are left when each is kept once; mean."""
     order = np.array(list(trainer.Shuffle(len(pairs), 0)))
     listed = np.column_stack([pairs.positives, pairs.negatives])[order]

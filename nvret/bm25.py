@@ -24,7 +24,7 @@ from scipy import sparse
 from torch import Tensor
 
 from nvret import search
-from nvret.errors import NvretError
+from nvret.utils.errors import NvretError
 
 # Lucene's English stop words
 STOP_WORDS = frozenset(

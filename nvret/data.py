@@ -1,45 +1,181 @@
-"""The front door to data: load a set by name or from a folder, split it, check it for leaks."""
+"""A retrieval data set: passages, queries, and which passage answers which query."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nvret import assets, beir, inputs
-from nvret.dataset import RetrievalDataset, from_texts
-from nvret.errors import NvretError
-from nvret.inputs import Columns
-from nvret.splits import Leaks, Split, check_leaks, leaks, split, with_clusters, without_leaks
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-__all__ = [
-    "Columns",
-    "Leaks",
-    "RetrievalDataset",
-    "Split",
-    "check_leaks",
-    "cleaning",
-    "from_texts",
-    "leaks",
-    "load",
-    "load_files",
-    "load_pairs",
-    "split",
-    "with_clusters",
-    "without_leaks",
-]
+from nvret.utils import store
+from nvret.utils.errors import NvretError
+
+_COLUMNS = {
+    "corpus": {"id": pa.string(), "title": pa.string(), "text": pa.string()},
+    "queries": {"id": pa.string(), "text": pa.string()},
+    "qrels": {"query_id": pa.string(), "corpus_id": pa.string(), "score": pa.int32()},
+}
 
 
-def load(
-    name: str | Path,
-    *,
-    split: str | None = None,
-    source: assets.Source | None = None,
-    drop_empty: bool = False,
-    keep_unjudged: bool = False,
-    progress: bool = True,
+@dataclass(frozen=True, eq=False)
+class RetrievalDataset:
+    """Passages, queries and judgements, checked when it is made.
+
+    Attributes:
+        name: for messages and tables; no result is keyed by it.
+        corpus: columns id, title ("" if none), text; optionally int32 ``cluster``, the
+            near-duplicate cluster of the passage.
+        queries: columns id, text.
+        qrels: columns query_id, corpus_id, score (int32); a score above 0 is relevant.
+    Raises:
+        NvretError: a column is missing or of another type, an id is repeated, a text is empty, a
+            judgement names an id that does not exist or judges a pair twice.
+
+    >>> dataset = RetrievalDataset(
+    ...     "tiny",
+    ...     corpus=pa.table({"id": ["p1", "p2"], "title": ["", "Emma"], "text": ["a", "b"]}),
+    ...     queries=pa.table({"id": ["q1"], "text": ["who?"]}),
+    ...     qrels=pa.table({"query_id": ["q1"], "corpus_id": ["p2"], "score": [1]}),
+    ... )
+    >>> dataset.passages, dataset.positives
+    (['a', 'Emma b'], [array([1])])
+    """
+
+    name: str
+    corpus: pa.Table
+    queries: pa.Table
+    qrels: pa.Table
+
+    def __post_init__(self) -> None:
+        for part, columns in _COLUMNS.items():
+            table = _cast(f"{self.name}: {part}", getattr(self, part), columns)
+            object.__setattr__(self, part, table)
+        for part in ("corpus", "queries"):
+            _check_texts(f"{self.name}: {part}", getattr(self, part))
+        self._check_qrels()
+
+    def __repr__(self) -> str:
+        sizes = (t.num_rows for t in (self.queries, self.corpus, self.qrels))
+        return "<{}: {} queries, {} passages, {} judgements>".format(self.name, *sizes)
+
+    def _check_qrels(self) -> None:
+        where = f"{self.name}: qrels"
+        for column, part in (("query_id", "queries"), ("corpus_id", "corpus")):
+            rows = pc.index_in(self.qrels[column], getattr(self, part)["id"])
+            missing = _first(pc.is_null(rows))
+            if missing is not None:
+                value = self.qrels[column][missing].as_py()
+                raise NvretError(f"{where} row {missing}: {column} {value!r} is not in the {part}")
+        pairs = self.qrels.group_by(["query_id", "corpus_id"]).aggregate([([], "count_all")])
+        if pairs.num_rows < self.qrels.num_rows:
+            row = _first(pc.greater(pairs["count_all"], 1))
+            query, passage = (pairs[key][row].as_py() for key in ("query_id", "corpus_id"))
+            raise NvretError(f"{where}: the pair {query!r}, {passage!r} is judged more than once")
+
+    @cached_property
+    def passages(self) -> list[str]:
+        """Title and text of each passage, with a space between them (BEIR's convention)."""
+        titles, texts = self.corpus["title"].to_pylist(), self.corpus["text"].to_pylist()
+        return [f"{a} {b}".strip() if a else b for a, b in zip(titles, texts, strict=True)]
+
+    @cached_property
+    def query_texts(self) -> list[str]:
+        return self.queries["text"].to_pylist()
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (in ``queries``, in ``corpus``) of all relevant pairs, ordered by both. int64."""
+        relevant = self.qrels.filter(pc.greater(self.qrels["score"], 0))
+        rows = [
+            pc.index_in(relevant[column], table["id"]).to_numpy().astype(np.int64)
+            for column, table in (("query_id", self.queries), ("corpus_id", self.corpus))
+        ]
+        order = np.lexsort(rows[::-1])
+        return rows[0][order], rows[1][order]
+
+    @cached_property
+    def positives(self) -> list[np.ndarray]:
+        """For each query the sorted corpus rows (int64) that are relevant."""
+        queries, passages = self.pairs
+        ends = np.searchsorted(queries, np.arange(1, len(self.queries)))
+        return np.split(passages, ends) if len(self.queries) else []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the three tables; the name is not part of it."""
+        return store.fingerprint(self.corpus, self.queries, self.qrels)
+
+    def select(
+        self,
+        query_ids: Iterable[str],
+        *,
+        corpus_ids: Iterable[str] | None = None,
+        name: str | None = None,
+    ) -> RetrievalDataset:
+        """The part with these queries, and these passages (None: all). Rows keep their order.
+
+        Raises:
+            NvretError: an id is unknown, or a kept query would lose a relevant passage.
+        """
+        queries = _take(self.queries, query_ids, f"{self.name}: queries")
+        qrels = self.qrels.filter(pc.is_in(self.qrels["query_id"], queries["id"].combine_chunks()))
+        corpus = self.corpus
+        if corpus_ids is not None:
+            corpus = _take(self.corpus, corpus_ids, f"{self.name}: corpus")
+            kept = pc.is_in(qrels["corpus_id"], corpus["id"].combine_chunks())
+            lost = _first(pc.and_(pc.invert(kept), pc.greater(qrels["score"], 0)))
+            if lost is not None:
+                query, passage = (qrels[key][lost].as_py() for key in ("query_id", "corpus_id"))
+                raise NvretError(
+                    f"{self.name}: query {query!r} would lose its relevant passage {passage!r}, "
+                    "which is not among corpus_ids"
+                )
+            qrels = qrels.filter(kept)
+        return RetrievalDataset(name or self.name, corpus, queries, qrels)
+
+
+def from_texts(
+    name: str,
+    passages: Sequence[str],
+    queries: Sequence[str],
+    positives: Sequence[Sequence[int]],
 ) -> RetrievalDataset:
+    """A small set from lists.
+
+    Args:
+        passages, queries: texts; their ids become p0, p1, … and q0, q1, …
+        positives: for each query the places of its relevant passages.
+
+    >>> from_texts("toy", ["Paris", "Rome"], ["capital of France?"], [[0]]).positives
+    [array([0])]
+    """
+    pairs = [(f"q{query}", f"p{row}") for query, rows in enumerate(positives) for row in rows]
+    return RetrievalDataset(
+        name,
+        pa.table(
+            {
+                "id": [f"p{row}" for row in range(len(passages))],
+                "title": [""] * len(passages),
+                "text": list(passages),
+            }
+        ),
+        pa.table({"id": [f"q{row}" for row in range(len(queries))], "text": list(queries)}),
+        pa.table(
+            {
+                "query_id": pa.array([pair[0] for pair in pairs], pa.string()),
+                "corpus_id": pa.array([pair[1] for pair in pairs], pa.string()),
+                "score": pa.array([1] * len(pairs), pa.int32()),
+            }
+        ),
+    )
+
+
+def load(name: str | Path, **options: Any) -> RetrievalDataset:
     """A data set by name, or from a folder.
 
     Args:
@@ -55,90 +191,60 @@ def load(
     Raises:
         NvretError: an unknown name, or files that are not as expected (file, line and key named).
     """
-    text = str(name)
-    if not isinstance(name, Path) and text in assets.datasets():
-        folder = assets.dataset_path(text, source=source, progress=progress)
-        entry = assets.datasets()[text]
-        packaged = entry.converter is not None and assets.chosen_source(source) == "package"
-        from_hub = not packaged and not any((folder / "qrels").glob("*.tsv"))
-        split = split or entry.split
-        if packaged and split is not None:
-            raise NvretError(f"{text} has no split {split!r}: it is one set; see nvret.data.split")
-    elif Path(name).is_dir():
-        folder, from_hub = Path(name), False
-    elif source == "hub":
-        folder, from_hub = assets.hub_dataset_path(text), True
-    else:
-        known = ", ".join(sorted(assets.datasets()))
-        raise NvretError(
-            f"{text!r} is no folder and no known data set (known: {known}); for a set of the hub "
-            "use source='hub' and owner/name@revision"
-        )
-    if from_hub:
-        tables = beir.read_hub_folder(folder, split)
-    elif (folder / "corpus.parquet").exists():
-        tables = beir.read_parquet(folder)
-    else:
-        tables = beir.read_folder(folder, split, keep_unjudged=keep_unjudged, progress=progress)
-    if drop_empty:
-        tables = beir.drop_empty(tables, text)
-    return RetrievalDataset(text, **tables)
+
+    from nvret import assets  # the one place where a name leads out of the core
+
+    return assets.load_dataset(name, **options)
 
 
-def load_files(
-    corpus: Path,
-    queries: Path,
-    qrels: Path,
-    *,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
-    keep_unjudged: bool = False,
-    progress: bool = True,
-) -> RetrievalDataset:
-    """A data set from three files: .jsonl, .parquet, .csv or .tsv, each of any kind.
-
-    Args:
-        columns: names of the columns of ``corpus`` and ``queries``.
-        keep_unjudged: keep the queries that ``qrels`` does not name, so that rows stay in place.
-    Raises:
-        NvretError: file and row, and what was expected there.
-    """
-    tables = inputs.joined(
-        inputs.texts(corpus, title=True, columns=columns, progress=progress),
-        inputs.texts(queries, title=False, columns=columns, progress=progress),
-        inputs.qrels(qrels, progress=progress),
-        keep_unjudged=keep_unjudged,
-    )
-    return RetrievalDataset(Path(corpus).stem, **tables)
+def _cast(where: str, table: pa.Table, columns: Mapping[str, pa.DataType]) -> pa.Table:
+    """The table with its columns in our types, without nulls; ``cluster`` is kept."""
+    wanted = dict(columns)
+    if "corpus" in where.split(": ")[-1] and "cluster" in table.column_names:
+        wanted["cluster"] = pa.int32()
+    arrays = {}
+    for column, kind in wanted.items():
+        if column not in table.column_names:
+            raise NvretError(f"{where}: no column {column!r}; it has {table.column_names}")
+        array = table[column]
+        if pa.types.is_string(kind) and not (
+            pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+        ):
+            raise NvretError(f"{where}: column {column!r} is {array.type}; expected text")
+        missing = _first(pc.is_null(array, nan_is_null=True))
+        if missing is not None:
+            raise NvretError(f"{where} row {missing}: {column} is missing")
+        try:
+            arrays[column] = array.cast(kind)
+        except pa.ArrowInvalid as error:
+            raise NvretError(f"{where}: column {column!r}: {error}; expected {kind}") from error
+    return pa.table(arrays)
 
 
-def load_pairs(
-    path: Path,
-    *,
-    query_column: str | None = None,
-    positive_columns: Sequence[str] = (),
-    corpus: Path | None = None,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
-    progress: bool = True,
-) -> RetrievalDataset:
-    """A data set from a file of texts and their positives; arguments as of `nvret.inputs.pairs`.
-
-    Args:
-        corpus: a file of more passages.
-        columns: its columns.
-    """
-    more = None
-    if corpus is not None:
-        more = inputs.texts(corpus, title=True, columns=columns, progress=progress)
-    chosen = {"query_column": query_column, "positive_columns": positive_columns}
-    tables = inputs.pairs(path, **chosen, corpus=more, progress=progress)
-    return RetrievalDataset(Path(path).stem, **tables)
+def _first(mask: Any) -> int | None:
+    """Row of the first true value."""
+    row = pc.index(mask, pa.scalar(True)).as_py()
+    return None if row < 0 else row
 
 
-def cleaning(name: str) -> list[dict[str, Any]]:
-    """What the conversion of a packaged set kept and dropped, step by step, and why.
+def _check_texts(where: str, table: pa.Table) -> None:
+    if not table.num_rows:
+        raise NvretError(f"{where}: empty")
+    counts = pc.value_counts(table["id"]).flatten()
+    twice = _first(pc.greater(counts[1], 1))
+    if twice is not None:
+        raise NvretError(f"{where}: id {counts[0][twice].as_py()!r} stands there more than once")
+    empty = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
+    if "title" in table.column_names:
+        empty = pc.and_(empty, pc.equal(pc.utf8_trim_whitespace(table["title"]), ""))
+    row = _first(empty)
+    if row is not None:
+        raise NvretError(f"{where} row {row}: {table['id'][row].as_py()!r} has no text")
 
-    >>> sorted(cleaning("nq")[0])
-    ['dropped', 'kept', 'step', 'unit', 'why']
-    """
-    path = assets.dataset_path(name, source="package") / "cleaning.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+
+def _take(table: pa.Table, ids: Iterable[str], where: str) -> pa.Table:
+    wanted = pa.array(list(ids), pa.string())
+    unknown = _first(pc.is_null(pc.index_in(wanted, table["id"])))
+    if unknown is not None:
+        raise NvretError(f"{where}: no id {wanted[unknown].as_py()!r}")
+    return table.filter(pc.is_in(table["id"], wanted))

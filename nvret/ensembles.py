@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from nvret import examples
-from nvret.dataset import RetrievalDataset
-from nvret.errors import NvretError
+from nvret import negatives
+from nvret.data import RetrievalDataset
 from nvret.sampling import pair_keys, random_bits
+from nvret.utils.errors import NvretError
 
 
 def cross_sample(
@@ -130,7 +130,7 @@ def _places(
     """
     if len(tables) < 2:
         raise NvretError(f"an ensemble of {len(tables)} teachers, expected two or more")
-    slots = [examples.slots(dataset, table) for table in tables]
+    slots = [negatives.slots(dataset, table) for table in tables]
     width = max(1, *(int(place.max(initial=-1)) + 1 for _, place, _ in slots))
     rows = np.full((len(tables), len(dataset.pairs[0]), width), -1)
     passages = rows.copy()

@@ -2,14 +2,40 @@
 
 Cosine similarities divided by a temperature, softmax over the positive and its negatives, minus the
 positive's log-probability (arXiv 2407.15831, section 2.1; arXiv 1807.03748).
+
+[memory] A memory bank: passages of earlier batches, with the vectors they had then, as negatives.
+
+A large batch's worth of negatives at the price of a matrix product. The vectors are those of a
+slightly older model and get no gradient; cross-batch memory rests on their drifting slowly.
+
+Source: XBM, arXiv 1912.06798, section 3 (the queue, same encoder); the queue comes from MoCo, arXiv
+1911.05722, whose momentum encoder is not here.
+
+[relevance] Which passages may not be negatives of a query: labelled, or suspected by a guide.
+
+Mined negatives are filtered where they are mined. Negatives that come by chance, those of the batch
+and of the memory bank, are checked here: against the labels and, as an option, against a teacher
+("guide") that scores them next to the pair's own positive. What the guide places above the positive
+is probably relevant and unlabelled.
+
+Source: GISTEmbed, arXiv 2402.16829 (margin 0); Qwen3-Embedding, arXiv 2506.05176, masks what is
+above the positive's score + 0.1. Both also mask queries against queries; here are passages alone.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nvret.errors import NvretError
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    from nvret.teachers import Scorer
 
 
 def info_nce(
@@ -92,3 +118,84 @@ def info_nce(
                 older = older.masked_fill(bank_known, -torch.inf)
             logits = torch.cat([logits, older], 1)
         return -logits.log_softmax(1)[:, 0].mean()
+
+
+class CrossBatchMemory(nn.Module):
+    """A queue of M passages, first in, first out; a state of buffers, so that a checkpoint has it.
+
+    A passage stands in it once, with its newest vector: hard negatives recur in batch after batch,
+    and would otherwise count as often as they recurred.
+
+    Attributes:
+        vectors: (M, D), without gradient; oldest first, after those places that are empty.
+        rows: (M,) int64, corpus rows; -1 where a place is empty.
+
+    >>> bank = CrossBatchMemory(3, 2)
+    >>> bank.push(torch.tensor([5, 7]), torch.eye(2))
+    >>> bank.push(torch.tensor([5]), -torch.ones(1, 2))
+    >>> bank.rows.tolist(), bank.vectors[1:].tolist()
+    ([-1, 7, 5], [[0.0, 1.0], [-1.0, -1.0]])
+    """
+
+    def __init__(self, size: int, dimension: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(size, dimension, dtype=dtype))
+        self.register_buffer("rows", torch.full((size,), -1))
+
+    def push(self, rows: Tensor, vectors: Tensor) -> None:
+        """Put in a batch's (U,) distinct corpus rows and (U, D) vectors; the oldest leave.
+
+        Of a batch of more than M passages the last M stay.
+        """
+        left = self.rows.masked_fill(torch.isin(self.rows, rows), -1)
+        joined = torch.cat([left, rows])
+        last = (joined >= 0).int().argsort(stable=True)[-len(self.rows) :]
+        # new tensors, since the backward pass of this step still reads the old ones
+        self.rows = joined[last]
+        self.vectors = torch.cat([self.vectors, vectors.detach().to(self.vectors.dtype)])[last]
+
+    def listed(self, rows: Tensor) -> Tensor:
+        """(B, M) bool, whether a place holds one of pair b's (B, K) corpus rows."""
+        return (self.rows == rows.unsqueeze(2)).any(1)
+
+
+@dataclass(frozen=True)
+class FalseNegativeMask:
+    """Relevant or suspected passages of (query, positive) pairs, by rows of one data set.
+
+    Attributes:
+        positives: for each query the corpus rows that are labelled relevant.
+        guide: a teacher that has read the data set; None: the labels alone.
+        margin: how far above the pair's positive a passage must score to be suspected, in the
+            guide's own units (cosines, BM25 sums); below 0 it is suspected earlier.
+
+    >>> relevance = FalseNegativeMask([np.array([4]), np.array([0, 2])])
+    >>> relevance(np.array([0, 1]), np.array([4, 2]), np.array([0, 1, 2, 4])).astype(int)
+    array([[0, 0, 0, 1],
+           [1, 0, 1, 0]])
+    """
+
+    positives: Sequence[np.ndarray]
+    guide: Scorer | None = None
+    margin: float = 0.0
+
+    def __call__(
+        self, queries: np.ndarray, positives: np.ndarray, passages: np.ndarray
+    ) -> np.ndarray:
+        """(B, U) bool, whether passage u may not be a negative of pair b.
+
+        The guide scores B * (U + 1) pairs.
+
+        Args:
+            queries: (B,) int, query rows.
+            positives: (B,) int, the pairs' corpus rows.
+            passages: (U,) int, corpus rows.
+        """
+        known = np.stack([np.isin(passages, self.positives[query]) for query in queries])
+        if self.guide is None:
+            return known
+        pool = np.broadcast_to(passages, known.shape)
+        scored = np.column_stack([positives, pool])  # in one call, so that equal texts score equal
+        rows = np.repeat(queries, scored.shape[1])
+        scores = self.guide.pair_scores(rows, scored.ravel()).reshape(scored.shape)
+        return known | (scores[:, 1:] > scores[:, :1] + self.margin)

@@ -15,18 +15,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from nvret.errors import NvretError
+from nvret.utils.errors import NvretError
+
+
+BY_NAME: dict[str, type[Method]] = {}  # what profiles, commands and provenance call a method
 
 
 @dataclass(frozen=True)
 class Method:
-    """Which candidates may be negatives: those below ``ceiling``, after ``skip`` leading ranks."""
+    """Which candidates may be negatives: those below ``ceiling``, after ``skip`` leading ranks.
 
+    A subclass with a ``name`` is known by it to profiles, to ``nvret mine`` and to
+    ``nvret inspect``; its fields are the method's parameters.
+    """
+
+    name: ClassVar[str]
     scales_with_positive: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            if cls.name in BY_NAME and BY_NAME[cls.name].__qualname__ != cls.__qualname__:
+                raise NvretError(f"two mining methods are named {cls.name!r}")
+            BY_NAME[cls.name] = cls
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Name and parameters, as provenance keeps them; `build_method` reads it.
+
+        >>> TopKPercPos(0.975).record
+        {'name': 'perc-pos', 'parameters': {'perc': 0.975}}
+        """
+        return {"name": self.name, "parameters": vars(self).copy()}
 
     @property
     def skip(self) -> int:
@@ -46,25 +69,34 @@ class Method:
 
 
 @dataclass(frozen=True)
-class NaiveTopK(Method):
-    """The first candidates as they come."""
-
-    def __str__(self) -> str:
-        return "Naive Top-K"
-
-
-@dataclass(frozen=True)
 class RandomNegatives(Method):
     """Passages drawn uniformly from the corpus: the control that needs no teacher."""
+
+    name: ClassVar[str] = "random"
 
     def __str__(self) -> str:
         return "Random"
 
 
 @dataclass(frozen=True)
-class TopKShifted(Method):
-    """Drop the first ``n`` candidates, whatever they score."""
+class NaiveTopK(Method):
+    """The first candidates as they come."""
 
+    name: ClassVar[str] = "naive"
+
+    def __str__(self) -> str:
+        return "Naive Top-K"
+
+
+@dataclass(frozen=True)
+class TopKShifted(Method):
+    """Drop the first candidates, whatever they score.
+
+    Attributes:
+        n: leading ranks that are dropped.
+    """
+
+    name: ClassVar[str] = "shifted"
     n: int = 10
 
     def __post_init__(self) -> None:
@@ -83,10 +115,14 @@ class TopKShifted(Method):
 class TopKAbs(Method):
     """One ceiling for all queries.
 
+    Attributes:
+        threshold: a negative scores less.
+
     >>> TopKAbs(0.7).ceiling(np.array([0.9, 0.5]))
     array([0.7, 0.7], dtype=float32)
     """
 
+    name: ClassVar[str] = "abs"
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
@@ -103,10 +139,14 @@ class TopKAbs(Method):
 class TopKMarginPos(Method):
     """The positive's score less a margin.
 
+    Attributes:
+        margin: how far below the positive a negative must score.
+
     >>> TopKMarginPos(0.05).ceiling(np.array([0.8, 0.4]))
     array([0.75, 0.35], dtype=float32)
     """
 
+    name: ClassVar[str] = "margin-pos"
     margin: float = 0.05
 
     def __post_init__(self) -> None:
@@ -123,6 +163,9 @@ class TopKMarginPos(Method):
 class TopKPercPos(Method):
     """A share of the positive's score.
 
+    Attributes:
+        perc: that share; a negative scores less.
+
     Where the positive scores below 0, ``score * perc`` lies above it, so that candidates better
     than the positive pass. That is what the paper's formula says; ``safe`` lowers the ceiling by
     the same share of the score's size instead, and changes nothing for scores above 0.
@@ -133,6 +176,7 @@ class TopKPercPos(Method):
     array([ 0.76, -0.21], dtype=float32)
     """
 
+    name: ClassVar[str] = "perc-pos"
     perc: float = 0.95
     scales_with_positive: ClassVar[bool] = True
 
@@ -147,17 +191,7 @@ class TopKPercPos(Method):
         return scaled.astype(np.float32)
 
     def __str__(self) -> str:
-        return f"TopK-PercPos {self.perc:.0%}"
-
-
-BY_NAME: dict[str, type[Method]] = {
-    "random": RandomNegatives,
-    "naive": NaiveTopK,
-    "shifted": TopKShifted,
-    "abs": TopKAbs,
-    "margin-pos": TopKMarginPos,
-    "perc-pos": TopKPercPos,
-}
+        return f"TopK-PercPos {100 * self.perc:g}%"
 
 
 def build_method(name: str, **parameters: float | None) -> Method:
@@ -166,6 +200,9 @@ def build_method(name: str, **parameters: float | None) -> Method:
     Args:
         name: a key of ``BY_NAME``.
         **parameters: of the method; those that are None are left at the paper's best setting.
+
+    Raises:
+        NvretError: no such method, a parameter that it does not have, or one out of its range.
 
     >>> build_method("perc-pos", perc=0.9, n=None)
     TopKPercPos(perc=0.9)

@@ -6,6 +6,13 @@ the two positive-aware methods the ceiling depends on the positive's own score, 
 that the teacher places as high as the positive is likely to be a positive that nobody labelled.
 
 Source: NV-Retriever, arXiv 2407.15831, section 3.1 (methods) and section 4.3 (sampling).
+
+[candidates] The candidates that each method allows, from one search for a whole sweep of methods.
+
+Under any ceiling the best candidates are a run of the ranking without one: those above it are its
+first ranks. So a ranking that is a little deeper than a method needs answers every method whose
+ceiling cuts off no more than that, and only the pairs that it cuts deeper are searched again, under
+their own ceiling.
 """
 
 from __future__ import annotations
@@ -15,15 +22,13 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from nvret import candidates, negatives, teachers
+from nvret import negatives, teachers
 from nvret.data import RetrievalDataset
-from nvret.duplicates import near_duplicate_pairs, normalise
-from nvret.errors import NvretError
 from nvret.methods import (
     Method,
     NaiveTopK,
@@ -44,6 +49,85 @@ from nvret.sampling import (
     gumbel_noise,
     pair_keys,
 )
+from nvret.teachers import Scorer
+from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
+
+SPARE = 64  # ranks of a shared search beyond those that a method needs
+
+
+class Candidates(NamedTuple):
+    """The first candidates of each pair, in rank order.
+
+    ids: (P, K) int64 rows of the corpus, -1 where there are fewer.
+    scores: (P, K) float32, -inf there.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+
+def rank(
+    scorer: Scorer,
+    query_rows: np.ndarray,
+    methods: Sequence[Method],
+    ceilings: Sequence[np.ndarray],
+    depth: int,
+    banned: Sequence[np.ndarray],
+    *,
+    progress: bool = True,
+) -> list[Candidates]:
+    """For each method the first ``depth`` candidates of each pair, after the ranks that it skips.
+
+    Args:
+        scorer: the teacher.
+        query_rows: (P,) the pairs' queries.
+        methods, ceilings: M methods, and the (P,) ceilings that each of them sets.
+        depth: K.
+        banned: for each pair the rows of the corpus that are no candidates.
+    """
+    if not methods:
+        return []
+    needed = max(method.skip for method in methods) + depth
+    loosest = np.max(ceilings, axis=0)
+    spare = SPARE if len(methods) > 1 else 0
+    shared = _top_k(scorer, query_rows, needed + spare, loosest, banned, progress)
+    found = []
+    for method, ceiling in zip(methods, ceilings, strict=True):
+        first = (shared.scores >= ceiling[:, None]).sum(1)
+        columns = first[:, None] + np.arange(method.skip, method.skip + depth)
+        inside = columns < shared.ids.shape[1]
+        columns = np.where(inside, columns, 0)
+        ids = np.where(inside, np.take_along_axis(shared.ids, columns, 1), -1)
+        scores = np.where(inside, np.take_along_axis(shared.scores, columns, 1), -np.inf)
+        # Cut off by the end of the ranking and not by the end of the corpus
+        short = np.flatnonzero(~inside[:, -1] & (shared.ids[:, -1] >= 0))
+        if len(short):
+            again = _top_k(
+                scorer,
+                query_rows[short],
+                method.skip + depth,
+                ceiling[short],
+                [banned[pair] for pair in short],
+                progress,
+            )
+            ids[short], scores[short] = again.ids[:, method.skip :], again.scores[:, method.skip :]
+        found.append(Candidates(ids, scores))
+    return found
+
+
+def _top_k(
+    scorer: Scorer,
+    query_rows: np.ndarray,
+    k: int,
+    ceiling: np.ndarray,
+    banned: Sequence[np.ndarray],
+    progress: bool,
+) -> Candidates:
+    unlimited = np.isposinf(ceiling).all()
+    result = scorer.top_k(query_rows, k, None if unlimited else ceiling, banned, progress=progress)
+    return Candidates(result.ids.numpy(), result.scores.numpy())
+
 
 __all__ = [
     "SCHEMA",
@@ -56,7 +140,6 @@ __all__ = [
     "TopKMarginPos",
     "TopKPercPos",
     "TopKShifted",
-    "forbidden",
     "load",
     "mine",
     "provenance",
@@ -75,7 +158,7 @@ def mine(
     sampling: Sampling = TopK(),  # noqa: B008 (frozen)
     seed: int = 0,
     *,
-    anchor: Literal["pair", "lowest"] = "pair",
+    ceiling_positive: Literal["own", "lowest"] = "own",
     negative_positives: Literal["literal", "safe"] = "literal",
     near_duplicates: float | None = 0.8,
     exclude: list[np.ndarray] | None = None,
@@ -91,14 +174,14 @@ def mine(
         sampling: which of the candidates are taken.
         seed: of the sampling. Each pair draws from its own stream, so that the order of the
             queries and the other queries of the data set do not change a pair's negatives.
-        anchor: whose score sets the ceiling: the pair's own positive (the paper), or the lowest
+        ceiling_positive: whose score sets the ceiling: the pair's own positive (the paper), or the lowest
             positive of the query ("lowest", as in some other tools).
         negative_positives: what TopK-PercPos does where the positive's score is below 0 and
             ``score * perc`` lies *above* it: follow the paper all the same ("literal", with a
             warning) or lower the ceiling by the same share ("safe").
         near_duplicates: word-trigram Jaccard similarity from which a passage counts as a copy of a
             positive and is no negative; None keeps only the check for the same text.
-        exclude: ``forbidden(dataset, near_duplicates)``, when the caller has it already.
+        exclude: ``exclusions(dataset, near_duplicates)``, when the caller has it already.
         progress: show a bar.
     Returns:
         A table with the columns of ``SCHEMA``; rows of one pair stand together, by rising rank.
@@ -115,7 +198,7 @@ def mine(
         num_negatives,
         sampling,
         seed,
-        anchor=anchor,
+        ceiling_positive=ceiling_positive,
         negative_positives=negative_positives,
         near_duplicates=near_duplicates,
         exclude=exclude,
@@ -131,7 +214,7 @@ def sweep(
     sampling: Sampling = TopK(),  # noqa: B008 (frozen)
     seed: int = 0,
     *,
-    anchor: Literal["pair", "lowest"] = "pair",
+    ceiling_positive: Literal["own", "lowest"] = "own",
     negative_positives: Literal["literal", "safe"] = "literal",
     near_duplicates: float | None = 0.8,
     exclude: list[np.ndarray] | None = None,
@@ -162,9 +245,11 @@ def sweep(
             below_zero,
             len(pos_scores),
         )
-    anchors = _lowest_of_query(query_rows, pos_scores) if anchor == "lowest" else pos_scores
+    limiting = pos_scores
+    if ceiling_positive == "lowest":
+        limiting = _lowest_of_query(query_rows, pos_scores)
     if exclude is None:
-        exclude = forbidden(dataset, near_duplicates)
+        exclude = exclusions(dataset, near_duplicates)
     banned = [exclude[row] for row in query_rows]
     pairs = {
         "query_id": dataset.queries["id"].take(pa.array(query_rows)),
@@ -179,7 +264,7 @@ def sweep(
         "num_negatives": num_negatives,
         "sampling": {"name": sampling.name, **dataclasses.asdict(sampling)},
         "seed": seed,
-        "anchor": anchor,
+        "ceiling_positive": ceiling_positive,
         "negative_positives": negative_positives,
         "near_duplicates": near_duplicates,
         "pairs": len(query_rows),
@@ -187,10 +272,8 @@ def sweep(
     }
 
     ranking = [method for method in methods if not isinstance(method, RandomNegatives)]
-    ceilings = [method.ceiling(anchors, safe=not literal) for method in ranking]
-    ranked = iter(
-        candidates.rank(scorer, query_rows, ranking, ceilings, depth, banned, progress=progress)
-    )
+    ceilings = [method.ceiling(limiting, safe=not literal) for method in ranking]
+    ranked = iter(rank(scorer, query_rows, ranking, ceilings, depth, banned, progress=progress))
     found = getattr(scorer, "approximation", lambda _: None)(depth) if ranking else None
     if found:
         facts["search"] = found
@@ -216,7 +299,7 @@ def sweep(
         filled = (ids >= 0).sum(1)
         said = {
             **facts,
-            "method": str(method),
+            "method": method.record,
             "pairs_short": int((filled < num_negatives).sum()),
             "pairs_empty": int((filled == 0).sum()),
             "negatives_missing": int((num_negatives - filled).sum()),
@@ -225,7 +308,7 @@ def sweep(
     return tables
 
 
-def forbidden(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -> list[np.ndarray]:
+def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -> list[np.ndarray]:
     """For each query, the sorted corpus rows that may never be its negatives.
 
     These are its labelled positives, the passages that have the same text as one of them or nearly

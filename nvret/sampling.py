@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pandas.util import hash_array
 
-from nvret.errors import NvretError
+from nvret.utils.errors import NvretError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SampledTopK:
 
     k: int
     temperature: float = 1.0
-    name: ClassVar[str] = "sampled top-k"
+    name: ClassVar[str] = "sampled"
     always: ClassVar[int] = 0  # leading candidates that are taken without a draw
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class SampledTopK:
 class Top1PlusSampled(SampledTopK):
     """The first candidate, and the others drawn as by ``SampledTopK`` from the rest."""
 
-    name: ClassVar[str] = "top-1 + sampled"
+    name: ClassVar[str] = "top-1+sampled"
     always: ClassVar[int] = 1
 
 

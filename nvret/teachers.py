@@ -9,11 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
-from nvret import distributed, search
-from nvret.approximate import Index, Searcher
+from nvret import search
 from nvret.bm25 import BM25, tokenize
 from nvret.data import RetrievalDataset
-from nvret.store import fingerprint
+from nvret.scale import distributed
+from nvret.scale.faiss_index import Index, Searcher
+from nvret.utils.store import fingerprint
 
 
 class Scorer(Protocol):
@@ -64,10 +65,10 @@ class DenseTeacher:
     index: Index | None = None
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
-        from nvret.embeddings import embed
-        from nvret.encode import Encoder
+        from nvret import assets  # a name leads out of the core here
+        from nvret.encode import Encoder, embed
 
-        encoder = Encoder.load(model_folder(self.name), device=self.device, dtype=self.dtype)
+        encoder = Encoder.load(assets.model_folder(self.name), device=self.device, dtype=self.dtype)
         queries = embed(
             encoder,
             dataset.query_texts,
@@ -176,15 +177,6 @@ class BM25Scorer:
             )
 
         return distributed.by_query(len(queries), some)
-
-
-def model_folder(name: str):
-    """The folder of a model: a packaged one by its name, or a path."""
-    from pathlib import Path
-
-    from nvret import assets
-
-    return Path(name) if Path(name).is_dir() else assets.model_path(name)
 
 
 def prepare(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +14,83 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nvret import gathered, lora, processes
 from nvret.encode import Encoder
-from nvret.examples import Collator, Examples
-from nvret.gradcache import chunked_loss
-from nvret.losses import info_nce
-from nvret.memory import MemoryBank
-from nvret.relevance import Relevance
+from nvret.losses import CrossBatchMemory, FalseNegativeMask, info_nce
+from nvret.models import lora
+from nvret.models.batching import Ragged, token_budget_batches
+from nvret.negatives import Examples
+from nvret.scale import cross_process
+from nvret.scale.grad_cache import chunked_loss
+from nvret.training_config import TrainingConfig
+from nvret.utils import processes
 
 if TYPE_CHECKING:
-    from nvret.dataset import RetrievalDataset
+    from nvret.data import RetrievalDataset
     from nvret.teachers import Scorer
-    from nvret.training import TrainingConfig
 
 # Tokens of a batch, and of its padding. On a CPU a batch should stay near its caches, yet each
 # further one adds up the gradients of all weights once more.
 BUDGETS = {"cpu": (2048, 64), "cuda": (32768, 2048)}
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
+
+
+@dataclass(frozen=True)
+class Collator:
+    """A batch of pairs as tensors: its distinct texts in groups of near-equal length.
+
+    Attributes:
+        examples: the pairs.
+        encoder: says how token ids become a batch.
+        queries, passages: token ids of the data set's texts, by ``query_slot``, ``passage_slot``.
+        query_slot, passage_slot: data set row -> row of the token ids.
+        relevance: says which passages may not be negatives by chance; None: there are none such.
+        budget, slack: tokens of a batch and of its padding (`token_budget_batches`).
+    """
+
+    examples: Examples
+    encoder: Encoder
+    queries: Ragged
+    passages: Ragged
+    query_slot: np.ndarray
+    passage_slot: np.ndarray
+    relevance: FalseNegativeMask | None = None
+    budget: int = 2048
+    slack: int = 64
+
+    def _groups(self, tokens: Ragged, rows: np.ndarray) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Batches of the rows, and where each row's vector stands in their concatenation."""
+        lengths = tokens.lengths[rows]
+        parts = list(token_budget_batches(lengths, self.budget, slack=self.slack))
+        order = np.concatenate(parts)
+        batches = [self.encoder.collate(tokens, rows[part]) for part in parts]
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return batches, torch.from_numpy(back)
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
+        chosen = np.asarray(indices, np.int64)
+        rows, query_index = np.unique(self.examples.queries[chosen], return_inverse=True)
+        listed = np.column_stack([self.examples.positives[chosen], self.examples.negatives[chosen]])
+        pool, inverse = np.unique(listed, return_inverse=True)
+        inverse = inverse.reshape(listed.shape)
+        if pool[0] < 0:  # -1, no negative, is not a passage
+            pool, inverse = pool[1:], inverse - 1
+        query_batches, query_order = self._groups(self.queries, self.query_slot[rows])
+        passage_batches, passage_order = self._groups(self.passages, self.passage_slot[pool])
+        inputs = {
+            "query_batches": query_batches,
+            "passage_batches": passage_batches,
+            "query_order": query_order[torch.from_numpy(query_index.reshape(-1))],
+            "passage_order": passage_order,
+            "positives": torch.from_numpy(inverse[:, 0].copy()),
+            "negatives": torch.from_numpy(inverse[:, 1:].copy()),
+        }
+        if self.relevance is not None:
+            queries = self.examples.queries[chosen]
+            inputs["known"] = torch.from_numpy(self.relevance(queries, listed[:, 0], pool))
+            inputs["query_rows"] = torch.from_numpy(queries)
+            inputs["passage_rows"] = torch.from_numpy(pool)
+        return inputs
 
 
 class Student(nn.Module):
@@ -41,7 +102,7 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, config: TrainingConfig, relevance: Relevance | None = None
+        self, encoder: Encoder, config: TrainingConfig, relevance: FalseNegativeMask | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -53,7 +114,7 @@ class Student(nn.Module):
         self.relevance, self.bank = relevance, None
         if config.memory_bank:
             dtype = torch.promote_types(encoder.dtype, torch.float32)
-            self.bank = MemoryBank(config.memory_bank, encoder.dimension, dtype)
+            self.bank = CrossBatchMemory(config.memory_bank, encoder.dimension, dtype)
 
     def forward(
         self,
@@ -67,7 +128,7 @@ class Student(nn.Module):
         query_rows: Tensor | None = None,
         passage_rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Loss of one batch as `nvret.examples.Collator` makes it.
+        """Loss of one batch as `nvret.trainer.Collator` makes it.
 
         In training its passages then go into the memory bank.
         """
@@ -80,9 +141,9 @@ class Student(nn.Module):
             if passage_rows is not None:
                 mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
                 listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
-                pool = gathered.pool(passages, passage_rows)
+                pool = cross_process.pool(passages, passage_rows)
                 if pool.vectors is not passages:
-                    chance = gathered.known(self.relevance, query_rows, listed, pool)
+                    chance = cross_process.known(self.relevance, query_rows, listed, pool)
                     places = (positives + pool.offset, negatives + pool.offset * (negatives >= 0))
                     passages = pool.vectors
             if self.bank is not None:
@@ -167,7 +228,7 @@ def collator(
         slots.append(slot)
     relevance = None
     if config.in_batch_negatives or config.memory_bank:
-        relevance = Relevance(dataset.positives, guide, config.mask_margin or 0.0)
+        relevance = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
     budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
     budget = min(budget, config.chunk_tokens or budget)
     if encoder.layout.static:  # pads nothing and looks up all texts at once

@@ -15,7 +15,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site of the committed results."""
     from nvret import site
-    from nvret.params import project_root
+    from nvret.study.config import project_root
 
     folder = tmp_path_factory.mktemp("built") / "site"
     site.build(project_root() / "results", folder)

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import approximate, mining, mixtures, search, teachers
-from nvret.approximate import Index, Searcher
+from nvret import mining, negatives, search, teachers
 from nvret.data import load
-from nvret.errors import NvretError
+from nvret.scale import faiss_index
+from nvret.scale.faiss_index import Index, Searcher
+from nvret.study import mixtures
+from nvret.utils.errors import NvretError
 
 
 def vectors(passages=3000, queries=50, dimension=16, seed=0):
@@ -57,15 +59,15 @@ def test_the_provenance_says_what_was_missed():
     data = mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 40), 300)
     dense = teachers.DenseTeacher("potion-base-8m", index=Index("IVF8,Flat", 8))
     table = mining.mine(data, dense, mining.TopKPercPos(0.95), 3, progress=False)
-    said = mining.provenance(table)["search"]
+    said = negatives.provenance(table)["search"]
     assert said["factory"] == "IVF8,Flat"
     assert said["recall"] == 1
     exact = mining.mine(data, teachers.DenseTeacher("potion-base-8m"), mining.TopKPercPos(0.95), 3,
                         progress=False)  # fmt: skip
-    assert "search" not in mining.provenance(exact)
+    assert "search" not in negatives.provenance(exact)
     columns = ["query_id", "positive_id", "negative_id", "rank"]
     assert table.select(columns).equals(exact.select(columns))
-    keys = {mining.provenance(t)["teacher_fingerprint"] for t in (table, exact)}
+    keys = {negatives.provenance(t)["teacher_fingerprint"] for t in (table, exact)}
     assert len(keys) == 2
 
 
@@ -85,4 +87,4 @@ def test_bad_input_is_named(make, message):
 def test_without_faiss_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(NvretError, match="extra 'faiss'"):
-        approximate._faiss()
+        faiss_index._faiss()

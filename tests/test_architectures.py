@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from nvret import assets, evaluation, latent, mining, mixtures, teachers
+from nvret import assets, evaluation, mining, teachers
 from nvret.data import load
 from nvret.encode import Encoder
-from nvret.errors import NvretError
-from nvret.layout import Layout, write
+from nvret.models import nv_embed
+from nvret.models.layout import Layout, write
+from nvret.study import mixtures
 from nvret.training import TrainingConfig, finetune
+from nvret.utils.errors import NvretError
 
 TEXTS = ["The moon moves the sea.", "salt", "A river carries stones to the sea, and salt too."]
 INSTRUCTION = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
@@ -79,13 +81,13 @@ def mistral(folder, pooling):
     write(folder, dataclasses.replace(said, max_length=64), 32)
 
 
-def nv_embed(folder, pooling):
+def nv_embed_folder(folder, pooling):
     from transformers import MistralModel
 
     tokenizer = llama_tokenizer(folder, "<s> $A")  # the end token is added by the loader
-    sizes = latent.LatentConfig(32, 24, num_latents_value=5, num_cross_heads=2, cross_dim_head=8)
-    pooler = latent.LatentAttention(sizes)
-    latent.save(folder, MistralModel(mistral_config(tokenizer)), pooler, tokenizer)
+    sizes = nv_embed.LatentConfig(32, 24, num_latents_value=5, num_cross_heads=2, cross_dim_head=8)
+    pooler = nv_embed.LatentAttention(sizes)
+    nv_embed.save(folder, MistralModel(mistral_config(tokenizer)), pooler, tokenizer)
     write(folder, Layout(latent=True, prompts={"query": INSTRUCTION}), 32)
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nvret import params
-from nvret.arms import BASE, arms
-from nvret.errors import NvretError
+from nvret.study import config
+from nvret.study.arms import BASE, arms
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
@@ -14,9 +14,9 @@ STUDY = "06_rq3_methods"
 
 
 def profile(*runs):
-    values = params.read(ROOT / "params" / "smoke.yaml")
+    values = config.read(ROOT / "params" / "smoke.yaml")
     study = {"dev": False, "out_of_domain": False, "reference": "Naive Top-K", "runs": list(runs)}
-    return params.check(values | {"studies": {STUDY: study}}, "test")
+    return config.check(values | {"studies": {STUDY: study}}, "test")
 
 
 def labels(*runs):
@@ -25,7 +25,7 @@ def labels(*runs):
 
 @pytest.mark.parametrize("path", [p for p in PROFILES if p.stem != "claims"], ids=lambda p: p.stem)
 def test_every_profile_has_distinct_arms_and_its_references(path):
-    settings = params.load(path)
+    settings = config.load(path)
     seen = {}
     for name, study in settings.studies.items():
         found = arms(settings, name)
@@ -64,8 +64,8 @@ def test_lists_are_run_through_and_the_base_model_comes_first():
         ({"method": "naive", "train": "nq+quoref"}, "Naive Top-K, trained on nq+quoref"),
         ({"method": "naive", "stage_two": 3}, "Naive Top-K, then 3 negatives"),
         (
-            {"method": "naive", "sampling": "top-1 + sampled", "k": 5},
-            "Naive Top-K, top-1 + sampled from 5",
+            {"method": "naive", "sampling": "top-1+sampled", "k": 5},
+            "Naive Top-K, top-1+sampled from 5",
         ),
         (
             {"method": "naive", "teacher": "bm25+potion-base-8m", "ensemble": "cross-sample"},

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-from nvret import archives, assets, data
-from nvret.converters import bert_onnx, e5_4bit, layout, llama_gguf, nq
-from nvret.errors import NvretError
+from nvret import assets, data
+from nvret.assets import pip_packages
+from nvret.assets.converters import bert_onnx, e5_4bit, layout, llama_gguf, nq
+from nvret.utils.errors import NvretError
 
 SQUAD = {
     "data": [
@@ -229,18 +230,18 @@ def test_extract_writes_only_below_the_folder_and_only_plain_files(tmp_path):
             entry.size = 3
             file.addfile(entry, io.BytesIO(b"abc"))
     out = tmp_path / "out"
-    archives.extract(path, {"x/good.txt": "good", "copy": "good", "evil": "../evil"}, out)
+    pip_packages.extract(path, {"x/good.txt": "good", "copy": "good", "evil": "../evil"}, out)
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["x/good.txt"]
     assert (out / "copy").read_bytes() == (out / "evil").read_bytes() == b"abc"
     for bad in ("../up", "/abs", "a/../../b", "..\\up"):
         with pytest.raises(NvretError, match="refusing to write outside"):
-            archives.extract(path, {bad: "good"}, out)
+            pip_packages.extract(path, {bad: "good"}, out)
     for member in ("link", "missing"):
         with pytest.raises(NvretError, match=f"no plain file named '{member}'"):
-            archives.extract(path, {"y": member}, out)
+            pip_packages.extract(path, {"y": member}, out)
     (tmp_path / "b.tar.gz").write_bytes(b"no archive")
     with pytest.raises(NvretError, match=r"neither a zip nor a tar\.gz"):
-        archives.extract(tmp_path / "b.tar.gz", {"y": "good"}, out)
+        pip_packages.extract(tmp_path / "b.tar.gz", {"y": "good"}, out)
 
 
 # models

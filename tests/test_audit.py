@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import audit, mining, rates
+from nvret import mining
+from nvret.analysis import audit, rates
 from nvret.data import RetrievalDataset, from_texts
-from nvret.errors import NvretError
+from nvret.utils.errors import NvretError
 
 POSITIVES = [[0, 1, 2], [3], [4, 5], [6, 7]]
 

@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nvret import audit_figures, auditing, data, params, store
+from nvret import data
 from nvret.data import from_texts
+from nvret.study import audit_figures, config, false_negatives
+from nvret.utils import store
 
 NAMES = ["one", "two"]
 
@@ -22,7 +24,7 @@ def made(name):
 @pytest.fixture
 def audited(tmp_path, monkeypatch):
     """An audit by BM25 that a static encoder judges, in a cache of its own."""
-    values = params.read(params.project_root() / "params" / "smoke.yaml")
+    values = config.read(config.project_root() / "params" / "smoke.yaml")
     teacher = {"name": "bm25", "query_max_length": 32, "passage_max_length": 64}
     if "bm25" not in [one["name"] for one in values["teachers"]]:
         values["teachers"] = [teacher, *values["teachers"]]
@@ -35,8 +37,8 @@ def audited(tmp_path, monkeypatch):
     monkeypatch.setenv("NVRET_CACHE", str(tmp_path))
     (tmp_path / "models").symlink_to(models)
     monkeypatch.setattr(data, "load", lambda name, progress: made(name))
-    settings = params.check(values, "test")
-    return lambda: auditing.Audit(settings, progress=False)
+    settings = config.check(values, "test")
+    return lambda: false_negatives.Audit(settings, progress=False)
 
 
 def test_tables(audited, monkeypatch):
@@ -70,8 +72,8 @@ def test_tables(audited, monkeypatch):
     def fail(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(auditing.mining, "sweep", fail)
-    monkeypatch.setattr(auditing.judging, "judge", fail)
+    monkeypatch.setattr(false_negatives.mining, "sweep", fail)
+    monkeypatch.setattr(false_negatives.judging, "judge", fail)
     pd.testing.assert_frame_equal(audited().quality(), quality)
     pd.testing.assert_frame_equal(audited().frontier(), frontier)
 

@@ -4,9 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvret import assets, batching
-from nvret.batching import Ragged, token_budget_batches
+from nvret import assets
 from nvret.encode import Encoder
+from nvret.models import batching
+from nvret.models.batching import Ragged, token_budget_batches
 
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200), st.integers(0, 100))

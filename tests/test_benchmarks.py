@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import harness, page
-from nvret.measure import extra_memory
-from nvret.params import project_root
+from nvret.cost.measure import extra_memory
+from nvret.study.config import project_root
 
 
 def test_sides_take_turns_and_the_warm_up_is_not_kept():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
 from nvret.bm25 import BM25, tokenize
-from nvret.errors import NvretError
+from nvret.utils.errors import NvretError
 
 words = st.lists(st.sampled_from(list("abcdefghijklmnop")), max_size=12)
 texts = st.lists(words, min_size=5, max_size=40).filter(lambda ts: any(ts))

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvret import assets, cli, data, ensembles, export, judges, mining, teachers
-from nvret.commands import mine_options
+from nvret import assets, cli, data, ensembles, mining, negatives, teachers
+from nvret.analysis import judges
+from nvret.cli import mine_options
+from nvret.io import export
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def command(folder, *more, teacher="bm25"):
 def test_mine(files, capsys, teacher):
     more = ("--method", "perc-pos", "--perc", "0.95", "--num-negatives", "2")
     assert command(files, *more, teacher=teacher) == 0
-    table = mining.load(files / "negatives.parquet")
+    table = negatives.load(files / "negatives.parquet")
     assert "d0" not in table["negative_id"].to_pylist()
     assert table["negative_id"][0].as_py() in {"d1", "d2"}
     assert (table["score"].to_numpy() < 0.95 * table["positive_score"].to_numpy() + 1e-6).all()
@@ -126,7 +128,7 @@ def test_a_folder_is_mined_as_its_files(files, capsys):
     more = ("--teacher", "bm25", "--method", "naive", "--num-negatives", "2")
     output = ("--output", str(files / "again.parquet"))
     assert cli.main(["mine", "--data", str(files), "--split", "train", *more, *output]) == 0
-    found = [mining.load(files / name) for name in ("negatives.parquet", "again.parquet")]
+    found = [negatives.load(files / name) for name in ("negatives.parquet", "again.parquet")]
     assert found[0].equals(found[1])
 
 
@@ -147,7 +149,7 @@ def test_pairs_are_mined(files, capsys):
 def test_the_options_of_mining(real):
     folder, dataset = real
     options = ("--teacher", "potion-base-8m", *PERC, "--sampling", "top-1+sampled", "--k", "7")
-    options += ("--positives", "lowest", "--near-duplicates", "none", "--seed", "3")
+    options += ("--ceiling-positive", "lowest", "--near-duplicates", "none", "--seed", "3")
     options += ("--max-query-length", "20", "--max-passage-length", "40", "--num-negatives", "3")
     assert mine(folder, *options) == 0
     wanted = mining.mine(
@@ -157,13 +159,13 @@ def test_the_options_of_mining(real):
         3,
         mining.Top1PlusSampled(7),
         3,
-        anchor="lowest",
+        ceiling_positive="lowest",
         near_duplicates=None,
         progress=False,
     )
-    found = mining.load(folder / "negatives.parquet")
+    found = negatives.load(folder / "negatives.parquet")
     assert found.equals(wanted)
-    facts, other = mining.provenance(found), mining.provenance(wanted)
+    facts, other = negatives.provenance(found), negatives.provenance(wanted)
     own = {"dataset": "", "dataset_fingerprint": ""}  # a name, and the clusters of the original
     assert facts | own == other | own
 
@@ -176,7 +178,7 @@ def test_vectors_are_a_teacher(real, capsys):
     given = ("--query-vectors", str(folder / "q.npy"), "--corpus-vectors", str(folder / "c.npy"))
     assert mine(folder, "--teacher", "vectors", *given, *PERC) == 0
     wanted = mining.mine(dataset, made, mining.TopKPercPos(0.9), progress=False)
-    found = mining.load(folder / "negatives.parquet")
+    found = negatives.load(folder / "negatives.parquet")
     assert found["negative_id"].equals(wanted["negative_id"])
     np.save(folder / "c.npy", made.corpus[1:])
     assert mine(folder, "--teacher", "vectors", *given, *PERC, "--overwrite") == 2
@@ -194,7 +196,7 @@ def test_vectors_of_queries_that_nothing_judges(real):
     given = ("--query-vectors", str(folder / "q.npy"), "--corpus-vectors", str(folder / "c.npy"))
     assert mine(folder, "--teacher", "vectors", *given, *PERC) == 0
     wanted = mining.mine(dataset.select([last]), "potion-base-8m", mining.TopKPercPos(0.9))
-    found = mining.load(folder / "negatives.parquet")
+    found = negatives.load(folder / "negatives.parquet")
     assert found.num_rows
     assert found["negative_id"].equals(wanted["negative_id"])
 
@@ -212,9 +214,9 @@ def test_teachers_together(real, ensemble):
     else:
         dedup = ensemble == "intra-sample"
         wanted = ensembles.intra_sample(dataset, tables, 4, dedup=dedup)
-    found = mining.load(folder / "negatives.parquet")
+    found = negatives.load(folder / "negatives.parquet")
     assert found.equals(wanted)
-    facts = mining.provenance(found)
+    facts = negatives.provenance(found)
     assert facts["ensemble"] == ensemble
     assert [teacher["teacher"] for teacher in facts["teachers"]] == list(names)
     sizes = found.group_by(["query_id", "positive_id"]).aggregate([([], "count_all")])
@@ -226,10 +228,10 @@ def test_a_second_opinion(real, capsys):
     folder, dataset = real
     given = ("--teacher", "bm25", "--method", "naive")
     assert mine(folder, *given) == 0
-    everything = mining.load(folder / "negatives.parquet")
+    everything = negatives.load(folder / "negatives.parquet")
     more = ("--second-opinion", "potion-base-8m", "--second-threshold", "0.6", "--overwrite")
     assert mine(folder, *given, *more) == 0
-    found = mining.load(folder / "negatives.parquet")
+    found = negatives.load(folder / "negatives.parquet")
     asked = dict(zip(dataset.queries["id"].to_pylist(), dataset.query_texts, strict=True))
     read = dict(zip(dataset.corpus["id"].to_pylist(), dataset.passages, strict=True))
     texts = [
@@ -240,7 +242,7 @@ def test_a_second_opinion(real, capsys):
     relevant = judge.scores(*texts, progress=False).values >= 0.6
     assert 0 < relevant.sum() < len(relevant)
     assert found.equals(everything.filter(pa.array(~relevant)))
-    facts = mining.provenance(found)
+    facts = negatives.provenance(found)
     assert facts["second_opinion"]["dropped"] == relevant.sum()
     assert facts["negatives_missing"] == 4 * facts["pairs"] - found.num_rows
     assert f"{relevant.sum()} were dropped" in capsys.readouterr().out
@@ -306,7 +308,7 @@ def test_an_output_that_is_there_is_not_replaced(files, capsys):
     assert "negatives.parquet is there already; --overwrite" in capsys.readouterr().err
     assert (files / "negatives.parquet").read_text() == "mine"
     assert command(files, *options, "--overwrite") == 0
-    assert mining.load(files / "negatives.parquet").num_rows == 2
+    assert negatives.load(files / "negatives.parquet").num_rows == 2
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_data_are_read(files, capsys):
@@ -323,7 +325,7 @@ def test_the_output_folder_is_made(files):
     output = files / "new" / "deep" / "negatives.parquet"
     options = ("--method", "naive", "--num-negatives", "2", "--output", str(output))
     assert command(files, *options) == 0
-    assert mining.load(output).num_rows == 2
+    assert negatives.load(output).num_rows == 2
 
 
 @pytest.mark.parametrize("option", [("--teacher", "bm25"), ("--format", "triplet"), ("--k", "3")])
@@ -466,7 +468,8 @@ def own(folder):
 def test_mine_train_and_evaluate_own_data(tmp_path, capsys):
     from test_paper_scale import beir_folder
 
-    from nvret import data, mixtures
+    from nvret import data
+    from nvret.study import mixtures
 
     dataset = mixtures.sample_passages(mixtures.sample(data.load("squadshifts-nyt"), 80), 300)
     beir_folder(tmp_path / "own", dataset)

@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvret import assets, calibration, costs, notebooks, params
-from nvret.calibration import Size
-from nvret.costs import Calibration, Lengths, Prices, Workload
+from nvret import assets
+from nvret.cost import calibration, estimate
+from nvret.cost.calibration import Size
+from nvret.cost.estimate import Calibration, Lengths, Prices, Workload
 from nvret.encode import Encoder
-from nvret.errors import NvretError
+from nvret.study import config, notebooks
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
 TRUE = np.array([2e-3, 3e-5, 2e-10, 1e-11, 4e-10])
@@ -42,16 +44,16 @@ def texts(number, words, seed=0):
 
 def test_known_prices_come_back_from_the_times_that_they_make():
     fitted, held_out = calibration.sizes(384)
-    terms = np.array([costs.search_terms(*size) for size in fitted])
+    terms = np.array([estimate.search_terms(*size) for size in fitted])
     prices = Prices.fit(terms, terms @ TRUE)
     np.testing.assert_allclose(prices.seconds, TRUE, rtol=1e-6)
-    beyond = costs.search_terms(*held_out)
+    beyond = estimate.search_terms(*held_out)
     np.testing.assert_allclose(prices.of(beyond), beyond @ TRUE, rtol=1e-9)
 
 
 def test_no_price_is_negative_and_relative_errors_count():
     rng = np.random.default_rng(0)
-    terms = np.array([costs.search_terms(*size) for size in calibration.sizes(384)[0]])
+    terms = np.array([estimate.search_terms(*size) for size in calibration.sizes(384)[0]])
     seconds = terms @ TRUE * rng.uniform(0.7, 1.4, len(terms))
     prices = Prices.fit(terms, seconds)
     assert (prices.seconds >= 0).all()
@@ -67,14 +69,14 @@ def test_no_price_is_negative_and_relative_errors_count():
     st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 2000),
 )  # fmt: skip
 def test_a_larger_search_never_costs_less(passages, queries, dimension, more_n, more_q, more_d):
-    base = costs.search_terms(queries, passages, dimension)
+    base = estimate.search_terms(queries, passages, dimension)
     for grown in [
         (queries + more_q, passages, dimension),
         (queries, passages + more_n, dimension),
         (queries, passages, dimension + more_d),
     ]:
-        assert (costs.search_terms(*grown) >= base).all()
-    assert costs.search_bytes(queries + more_q, passages, 64) > 0
+        assert (estimate.search_terms(*grown) >= base).all()
+    assert estimate.search_bytes(queries + more_q, passages, 64) > 0
 
 
 @given(st.integers(1, 10**8), st.integers(1, 10**6), st.integers(1, 300), st.integers(2, 64))
@@ -83,7 +85,7 @@ def test_prediction_grows_with_the_work_and_shrinks_with_devices(passages, queri
     one = Workload(passages, queries, tokens, 10)
 
     def seconds(workload):
-        return costs.predict(known, workload)["seconds"].to_numpy()
+        return estimate.predict(known, workload)["seconds"].to_numpy()
 
     base = seconds(one)
     assert (base > 0).all()
@@ -95,33 +97,33 @@ def test_prediction_grows_with_the_work_and_shrinks_with_devices(passages, queri
 
 def test_devices_divide_what_grows_with_the_corpus():
     known = made_up(search=[0, 0, 1e-10, 1e-11, 1e-10])
-    one, four = (costs.predict(known, Workload(10**6, 1000, devices=n)) for n in (1, 4))
+    one, four = (estimate.predict(known, Workload(10**6, 1000, devices=n)) for n in (1, 4))
     np.testing.assert_allclose(one["seconds"], 4 * four["seconds"])
     np.testing.assert_allclose(one["disk_gib"], four["disk_gib"])
     np.testing.assert_allclose(one["mapped_gib"].iloc[0], 4 * four["mapped_gib"].iloc[0])
 
 
 def test_disk_and_mapped_bytes_are_those_of_the_arrays():
-    table = costs.predict(made_up(), Workload(3000, 200)).set_index("stage")
+    table = estimate.predict(made_up(), Workload(3000, 200)).set_index("stage")
     corpus, queries = np.empty((3000, 384), "f4"), np.empty((200, 384), "f4")
     assert table["disk_gib"]["encode passages"] == corpus.nbytes / 2**30
     assert table["disk_gib"]["total"] == (corpus.nbytes + queries.nbytes) / 2**30
     assert table["mapped_gib"]["search"] == corpus.nbytes / 2**30
-    expected = costs.search_bytes(200, 3000, 64) + queries.nbytes
+    expected = estimate.search_bytes(200, 3000, 64) + queries.nbytes
     assert table["memory_gib"]["search"] == expected / 2**30
 
 
 def test_memory_of_a_search_is_what_it_takes():
     size = Size(512, 131_072, 16)
     measured = calibration.measure_search([size], rounds=1, progress=False)["mebibytes"][0]
-    predicted = costs.search_bytes(size.queries, size.passages, 64) / 2**20
+    predicted = estimate.search_bytes(size.queries, size.passages, 64) / 2**20
     assert measured == pytest.approx(predicted, rel=0.15)
 
 
 def test_memory_of_texts_is_what_their_encoding_takes(monkeypatch):
     # The tokens of a shard are not in the price; they are nothing beside a large corpus
     monkeypatch.setattr("nvret.encode.SHARD", 128)
-    monkeypatch.setattr("nvret.batching.CHUNK", 128)
+    monkeypatch.setattr("nvret.models.batching.CHUNK", 128)
     sample = texts(6000, 40)
     predicted = calibration.measure_text_memory(sample[:3000])
     twice = calibration.measure_text_memory(sample)
@@ -138,17 +140,17 @@ def test_memory_of_texts_is_what_their_encoding_takes(monkeypatch):
 
 def test_crossover_is_where_both_take_as_long():
     workload = Workload(8_000_000, 500_000, 80, 10)
-    passages = round(costs.crossover(made_up(), workload))
+    passages = round(estimate.crossover(made_up(), workload))
     queries = round(passages * workload.queries / workload.passages)
     there = dataclasses.replace(workload, passages=passages, queries=queries)
-    table = costs.predict(made_up(), there).set_index("stage")["seconds"]
+    table = estimate.predict(made_up(), there).set_index("stage")["seconds"]
     encoding = table["encode passages"] + table["encode queries"]
     assert table["search"] == pytest.approx(encoding, rel=0.01)
 
 
 def test_a_real_calibration_predicts_what_it_has_not_seen():
     encoder = Encoder.load(assets.model_path("potion-base-8m"))
-    measured = costs.calibrate(
+    measured = estimate.calibrate(
         encoder, texts(300, 60), texts(50, 6, seed=1), k=8, rough=True, progress=False
     )
     for table in (measured.searches, measured.encodings):
@@ -157,11 +159,11 @@ def test_a_real_calibration_predicts_what_it_has_not_seen():
         assert (table[["seconds", "predicted"]] > 0).all(None)
         assert (table["slowest"] >= table["seconds"]).all()
     workload = Workload(10**6, 10**4)
-    table = costs.predict(measured, workload)
+    table = estimate.predict(measured, workload)
     numbers = table.drop(columns=["stage", "duration"]).to_numpy(float)
     assert np.isfinite(numbers).all()
     assert (numbers >= 0).all()
-    said = costs.describe(measured, workload)
+    said = estimate.describe(measured, workload)
     assert "Held out: a search of 768 queries in 49,152 passages" in said
     assert min(measured.reach(workload)) > 1
 
@@ -173,7 +175,7 @@ def test_the_notebook_runs_and_leaves_the_profile_s_provenance_alone(tmp_path, m
     kept.parent.mkdir()
     kept.write_text("{}")
     smoke = ROOT / "params" / "smoke.yaml"
-    notebooks.run(params.load(smoke), params.read(smoke), ["11_cost"])
+    notebooks.run(config.load(smoke), config.read(smoke), ["11_cost"])
     assert kept.read_text() == "{}"
     table = pd.read_csv(tmp_path / "smoke" / "tables" / "11_prediction.csv")
     assert table["stage"].tolist() == ["encode passages", "encode queries", "search", "total"]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nvret import data
 from nvret.data import RetrievalDataset
-from nvret.errors import NvretError
+from nvret.study import splits
+from nvret.utils.errors import NvretError
 
 
 def make(passages=3, queries=2, qrels=None, **changes):
@@ -179,7 +180,7 @@ def test_empty_passages_can_be_dropped(folder):
 
 def test_hub_layout(tmp_path):
     """The files of a hub repository in mteb's form, read from disk."""
-    from nvret import beir
+    from nvret.io import beir
 
     pq.write_table(pa.table({"_id": ["d1", "d2"], "text": ["x", "y"]}), tmp_path / "c.parquet")
     pq.write_table(pa.table({"_id": ["q1", "q2"], "text": ["a", "b"]}), tmp_path / "q.parquet")
@@ -232,7 +233,7 @@ def random_sets(draw):
 @given(random_sets(), st.integers(0, 5), st.randoms())
 def test_split_separates_groups_and_ignores_the_order(dataset, seed, random):
     try:
-        parts = data.split(dataset, dev=0.3, test=0.3, seed=seed)
+        parts = splits.split(dataset, dev=0.3, test=0.3, seed=seed)
     except NvretError:  # a part without a query
         assume(False)
     cluster = dict(zip(*dataset.corpus.select(["id", "cluster"]).to_pydict().values(), strict=True))
@@ -248,27 +249,27 @@ def test_split_separates_groups_and_ignores_the_order(dataset, seed, random):
     rows = list(range(len(dataset.corpus)))
     random.shuffle(rows)
     shuffled = RetrievalDataset("x", dataset.corpus.take(rows), dataset.queries, dataset.qrels)
-    again = data.split(shuffled, dev=0.3, test=0.3, seed=seed)
+    again = splits.split(shuffled, dev=0.3, test=0.3, seed=seed)
     assert [part.queries["id"].to_pylist() for part in again] == ids
 
 
 def test_split_with_own_corpora_divides_the_corpus():
     dataset = clustered(300, [(q, q) for q in range(250)], list(range(300)))
-    parts = data.split(dataset, corpus="own")
+    parts = splits.split(dataset, corpus="own")
     names = [set(part.corpus["id"].to_pylist()) for part in parts]
     assert sum(map(len, names)) == 300 == len(set.union(*names))
     assert {f"p{i}" for i in range(250, 300)} <= names[0]  # passages without a query
     shares = [len(part.queries) / 250 for part in parts]
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.08)
-    assert data.split(dataset, seed=1).test.fingerprint != data.split(dataset).test.fingerprint
+    assert splits.split(dataset, seed=1).test.fingerprint != splits.split(dataset).test.fingerprint
 
 
 def test_split_needs_clusters():
     with pytest.raises(NvretError, match="no column 'cluster'; add one with with_clusters"):
-        data.split(make())
-    assert data.with_clusters(make()).corpus["cluster"].to_pylist() == [0, 1, 2]
+        splits.split(make())
+    assert splits.with_clusters(make()).corpus["cluster"].to_pylist() == [0, 1, 2]
     with pytest.raises(NvretError, match="expected shares"):
-        data.split(make(), dev=0.5, test=0.5)
+        splits.split(make(), dev=0.5, test=0.5)
 
 
 def test_leaks_are_found_and_removed():
@@ -277,16 +278,16 @@ def test_leaks_are_found_and_removed():
         corpus__text=["Two, three four FIVE six", "a b c d", "six seven eight nine"],
         queries__text=["what 9?", "What  1"],
     )
-    found = data.leaks(train, same)
+    found = splits.leaks(train, same)
     # p2 of the test set answers no question, so its copy is no leak
     assert found.passages == [("p0", "p0")]
     assert found.queries == [("q1", "q1")]
     with pytest.raises(NvretError, match=r"1 test passages .*p0 ~ p0.*1 test questions .*q1 ~ q1"):
-        data.check_leaks(train, same)
+        splits.check_leaks(train, same)
     with pytest.raises(NvretError, match="queries: empty"):
-        data.without_leaks(train, same)  # nothing would be left
+        splits.without_leaks(train, same)  # nothing would be left
     larger = make(4, 3)
-    cleaned = data.without_leaks(
+    cleaned = splits.without_leaks(
         larger, make(corpus__text=[larger.passages[0], "b", "c"], queries__text=["x", "y"])
     )
     assert cleaned.queries["id"].to_pylist() == ["q1", "q2"]
@@ -297,10 +298,10 @@ def test_packaged_sets():
     dataset = data.load("nq")
     assert len(dataset.queries) > 12_000
     assert min(len(rows) for rows in dataset.positives) == 1
-    parts = data.split(dataset)
-    data.check_leaks(parts.train, parts.test)
+    parts = splits.split(dataset)
+    splits.check_leaks(parts.train, parts.test)
     reddit = data.load("squadshifts-reddit")
-    data.check_leaks(dataset, reddit)
+    splits.check_leaks(dataset, reddit)
     assert set(reddit.corpus["title"].to_pylist()) == {""}
     with pytest.raises(NvretError, match="nq has no split 'test'"):
         data.load("nq", split="test")

@@ -11,25 +11,14 @@ import pytest
 import torch
 import yaml
 
-from nvret import (
-    distributed,
-    encode,
-    material,
-    mining,
-    mixtures,
-    params,
-    processes,
-    runs,
-    search,
-    store,
-    teachers,
-    training,
-)
+from nvret import encode, mining, negatives, search, teachers, training
 from nvret.assets import dataset_path, datasets, model_path
 from nvret.data import load
-from nvret.embeddings import embed
-from nvret.encode import Encoder
-from nvret.tile import PRODUCT
+from nvret.encode import Encoder, embed
+from nvret.scale import distributed
+from nvret.search import PRODUCT
+from nvret.study import config, mixtures, runs, workspace
+from nvret.utils import processes, store
 
 SIZES = (1, 2, 63, 64, 65, 640, 1001)  # passages, in blocks of 64: fewer than processes, even, odd
 LARGE = 2 * PRODUCT + 77  # in blocks of the usual size
@@ -100,17 +89,17 @@ def work(folder: Path) -> None:
     for passages in (*SIZES, LARGE):
         unit = PRODUCT if passages == LARGE else BLOCK
         found = distributed.top_k(**vectors(passages), k=5, unit=unit)
-        if processes.first():
+        if processes.is_main_process():
             np.savez(folder / f"{passages}.npz", ids=found.ids, scores=found.scores)
     encoder = Encoder.load(model_path("paraphrase-minilm-l3"))
     encoded = embed(encoder, texts(), max_length=32, progress=False)
     assert len(list((store.cache_dir() / "embeddings").glob("[!.]*.npy"))) == 1
-    processes.wait()
+    processes.barrier()
     for teacher in ("bm25", teachers.DenseTeacher("potion-base-8m")):
         table = mining.mine(dataset(), teacher, mining.TopKPercPos(0.9), progress=False)
-        if processes.first():
-            mining.save(table, folder / f"{getattr(teacher, 'name', teacher)}.parquet")
-    if processes.first():
+        if processes.is_main_process():
+            negatives.save(table, folder / f"{getattr(teacher, 'name', teacher)}.parquet")
+    if processes.is_main_process():
         np.save(folder / "encoded.npy", encoded)
     for name, run in RUNS.items():
         trained(folder / name, **run)
@@ -155,11 +144,11 @@ def test_the_vectors_are_those_of_one_process(together, monkeypatch):
 def test_the_negatives_are_those_of_one_process(together, teacher):
     chosen = teacher if teacher == "bm25" else teachers.DenseTeacher(teacher)
     alone = mining.mine(dataset(), chosen, mining.TopKPercPos(0.9), progress=False)
-    found = mining.load(together / f"{teacher}.parquet")
+    found = negatives.load(together / f"{teacher}.parquet")
     assert found.num_rows > 100
     ids = ["query_id", "positive_id", "negative_id", "rank"]
     assert found.select(ids).equals(alone.select(ids))
-    assert mining.provenance(found) == mining.provenance(alone)
+    assert negatives.provenance(found) == negatives.provenance(alone)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -180,7 +169,7 @@ def test_the_steps_are_those_of_one_process_with_the_joined_batch(together, name
 
 
 def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeypatch):
-    values = params.read(Path(__file__).parents[1] / "params" / "smoke.yaml")
+    values = config.read(Path(__file__).parents[1] / "params" / "smoke.yaml")
     name = "06_rq3_methods"
     values |= {"seeds": [0], "notebooks": [name]}
     methods = {"student": "static", "method": ["naive", "perc-pos"], "teacher": "potion-base-8m"}
@@ -199,7 +188,7 @@ def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeyp
     for stage in ("encode", "train"):  # which mines too
         said = torchrun("--module", "nvret", stage, profile)
         assert said.count("arms are in the store") == 1
-    study = runs.Study(material.Material(params.load(profile), progress=False), name)
+    study = runs.Study(workspace.Workspace(config.load(profile), progress=False), name)
     monkeypatch.setattr(encode.Encoder, "encode", None)
     monkeypatch.setattr(mining, "sweep", None)
     monkeypatch.setattr(training, "finetune", None)
@@ -209,7 +198,7 @@ def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeyp
 
 def test_a_single_process_does_everything():
     assert processes.world() == (0, 1)
-    assert processes.share(7, 4) == slice(0, 7)
+    assert processes.shard(7, 4) == slice(0, 7)
 
 
 if __name__ == "__main__":

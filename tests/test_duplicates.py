@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import duplicates
-from nvret.duplicates import clusters, components, near_duplicate_pairs, normalise
-from nvret.errors import NvretError
+from nvret.utils import near_duplicates
+from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import clusters, components, near_duplicate_pairs, normalise
 
 # few words, so that many texts share n-grams; punctuation, so that normalising matters
 texts = st.lists(
@@ -60,7 +60,7 @@ def test_block_size_does_not_change_the_result(monkeypatch, measure):
     generator = np.random.default_rng(0)
     some = [" ".join(generator.choice(list("abcd"), 12)) for _ in range(60)]
     whole = near_duplicate_pairs(some, threshold=0.3, measure=measure)
-    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 7)
     blocks = near_duplicate_pairs(some, threshold=0.3, measure=measure)
     assert len(whole[0]) > 10
     for a, b in zip(whole, blocks, strict=True):
@@ -100,4 +100,4 @@ def test_bad_arguments_are_named(arguments, message):
 def test_the_short_way_for_ascii_is_the_long_way(text):
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = re.sub(r"[\W_]+", " ", folded).strip()
-    assert duplicates.normalise(text) == (words or " ".join(folded.split()))
+    assert near_duplicates.normalise(text) == (words or " ".join(folded.split()))

@@ -7,10 +7,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
 
 from nvret import assets
-from nvret.batching import token_budget_batches
-from nvret.embeddings import embed
-from nvret.encode import Encoder
-from nvret.errors import NvretError
+from nvret.encode import Encoder, embed
+from nvret.models.batching import token_budget_batches
+from nvret.utils.errors import NvretError
 
 TEXTS = [
     "who wrote the origin of species",

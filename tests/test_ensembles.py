@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvret import data, ensembles
-from nvret.errors import NvretError
 from nvret.negatives import SCHEMA
+from nvret.utils.errors import NvretError
 
 PASSAGES = 12
 

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import store
 from nvret.data import RetrievalDataset
-from nvret.errors import NvretError
 from nvret.evaluation import Evaluation, evaluate, evaluate_hub_task, evaluate_ranking
 from nvret.search import top_k
+from nvret.utils import store
+from nvret.utils.errors import NvretError
 
 LENGTHS = {"query_max_length": 32, "passage_max_length": 64, "progress": False}
 PASSAGES = {
@@ -193,7 +193,7 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import PromptType
 
-    from nvret import mteb_tasks
+    from nvret import evaluation
 
     class Wrapped(AbsEncoder):
         mteb_model_meta = ModelMeta.create_empty(
@@ -208,9 +208,9 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
             texts = [text for batch in inputs for text in batch["text"]]
             return encoder.encode(texts, kind, max_length=64, progress=False)
 
-    with mteb_tasks.isolated():
+    with evaluation.isolated():
         kwargs = {"batch_size": 4, "show_progress_bar": False}
-        task = mteb_tasks.local_task(toy, [3, 10])
+        task = evaluation.local_task(toy, [3, 10])
         theirs = task.evaluate(Wrapped(), "test", encode_kwargs=kwargs)["default"]
     lengths = LENGTHS | {"query_max_length": 64}
     ours = evaluate(encoder, toy, k=(3, 10), cache=False, **lengths).summary
@@ -282,7 +282,7 @@ def test_needs_no_network_and_writes_only_to_the_cache(tmp_path, model_folder):
         for name in ("NFCorpus", "NoSuchTask", "AskUbuntuDupQuestions"):
             try:
                 nvret.evaluation.evaluate_hub_task(encoder, name, **LENGTHS)
-            except nvret.errors.NvretError as error:
+            except nvret.utils.errors.NvretError as error:
                 print(str(error).partition("(")[0])
     """
     home = tmp_path / "home"
@@ -314,10 +314,10 @@ def test_hub_task_runs_on_the_same_searcher(encoder, toy, monkeypatch):
     """A real task of mteb; only its download is replaced."""
     from mteb.abstasks import AbsTaskRetrieval
 
-    from nvret import mteb_tasks
+    from nvret import evaluation
 
-    with mteb_tasks.isolated():
-        data = mteb_tasks.local_task(toy, [10])
+    with evaluation.isolated():
+        data = evaluation.local_task(toy, [10])
         data.load_data()
 
     def load(task, **_):

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from nvret import data, explore, mining, teachers
-from nvret.errors import NvretError
+from nvret import data, mining, teachers
+from nvret.analysis import slider
+from nvret.utils.errors import NvretError
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def ranked():
 @pytest.mark.parametrize("perc", [0.3, 0.5, 0.95, 1.2])
 def test_the_verdicts_are_those_of_mining(ranked, perc):
     dataset, scorer, table, score = ranked
-    found = explore.verdicts(table["score"], score, perc)
+    found = slider.verdicts(table["score"], score, perc)
     mined = mining.mine(
         dataset, scorer, mining.TopKPercPos(perc), 4, near_duplicates=None,
         exclude=dataset.positives, progress=False,
@@ -39,20 +40,20 @@ def test_the_verdicts_are_those_of_mining(ranked, perc):
 
 def test_moving_the_slider_changes_the_table(ranked):
     _, _, table, score = ranked
-    view = explore.slider(table, score)
+    view = slider.slider(table, score)
     chosen, shown = view.children
     before = shown.value
     chosen.value = 0.6
     assert shown.value != before
-    assert shown.value == explore.page(table, score, 0.6)
+    assert shown.value == slider.page(table, score, 0.6)
     assert f"{score * 0.6:.3f}" in shown.value
 
 
 def test_texts_are_escaped():
     table = pd.DataFrame({"score": [0.5], "passage": ["<script>alert(1)</script> & more"]})
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in explore.page(table, 1.0, 0.9)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in slider.page(table, 1.0, 0.9)
 
 
 def test_scores_must_fall():
     with pytest.raises(NvretError, match="best candidate first"):
-        explore.verdicts(pd.Series([0.1, 0.2]), 1.0, 0.9)
+        slider.verdicts(pd.Series([0.1, 0.2]), 1.0, 0.9)

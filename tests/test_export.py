@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nvret import assets, data, export, mining
-from nvret.errors import NvretError
+from nvret import assets, data, mining, negatives
+from nvret.io import export
+from nvret.utils.errors import NvretError
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def table(dataset):
     """A ceiling that leaves some pairs three negatives, some fewer, and some none."""
     method = mining.TopKMarginPos(0.7)
     found = mining.mine(dataset, "potion-base-8m", method, 3, progress=False)
-    facts = mining.provenance(found)
+    facts = negatives.provenance(found)
     assert 0 < facts["pairs_empty"] < facts["pairs_short"] < facts["pairs"]
     return found
 
@@ -192,9 +193,9 @@ def test_tevatron(dataset, table, oracle, tmp_path):
 def test_parquet_keeps_the_provenance_in_every_format(dataset, table, tmp_path):
     for name in ("triplet", "n-tuple", "labeled-pair", "labeled-list"):
         export.write(dataset, table, tmp_path / "x.parquet", name)
-        assert mining.provenance(pq.read_table(tmp_path / "x.parquet"))["teacher"]
+        assert negatives.provenance(pq.read_table(tmp_path / "x.parquet"))["teacher"]
     export.write(dataset, table, tmp_path / "x.parquet")
-    assert mining.load(tmp_path / "x.parquet").equals(table)
+    assert negatives.load(tmp_path / "x.parquet").equals(table)
 
 
 def test_many_records_are_written_in_parts(dataset, table, tmp_path):

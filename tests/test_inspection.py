@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import audit, bounds, cli, data, inspect_report, inspection, methods, mining, suspects
+from nvret import cli, data, methods, mining, negatives
+from nvret.analysis import audit, ceilings, inspection, inspection_report, suspects
 from nvret.data import from_texts
-from nvret.duplicates import normalise
-from nvret.errors import NvretError
+from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import normalise
 
 TEACHER = "potion-base-8m"
 EVIL = "<script>alert('x')</script> & \"quoted\" Easter eggs were brought by a bunny of great hope"
@@ -116,8 +117,8 @@ def test_a_ceiling_is_recovered_from_the_table(real, method):
     assert (found.rows["room"] > 0).all()
     expected = method.ceiling(table["positive_score"].to_numpy())
     np.testing.assert_allclose(found.rows["ceiling"], expected, atol=1e-6)
-    assert found.counts["short"] == mining.provenance(table)["pairs_short"]
-    assert found.counts["empty"] == mining.provenance(table)["pairs_empty"]
+    assert found.counts["short"] == negatives.provenance(table)["pairs_short"]
+    assert found.counts["empty"] == negatives.provenance(table)["pairs_empty"]
 
 
 def test_the_lowest_anchor_bounds_all_pairs_of_a_query():
@@ -125,7 +126,7 @@ def test_the_lowest_anchor_bounds_all_pairs_of_a_query():
         "two", ["old Paris", "Paris", "old bananas", "big old Rome"], ["old Paris"], [[0, 1]]
     )
     table = mining.mine(
-        dataset, "bm25", mining.TopKPercPos(0.9), 2, anchor="lowest", progress=False
+        dataset, "bm25", mining.TopKPercPos(0.9), 2, ceiling_positive="lowest", progress=False
     )
     found = inspection.inspect(table, dataset)
     lowest = min(table["positive_score"].to_pylist())
@@ -138,7 +139,7 @@ def test_the_lowest_anchor_bounds_all_pairs_of_a_query():
     methods.TopKMarginPos(-0.05), methods.TopKPercPos(0.95), methods.TopKPercPos(1.05),
 ])  # fmt: skip
 def test_labels_name_their_methods(method):
-    assert bounds.method_of(str(method)) == method
+    assert ceilings.method_of(str(method)) == method
 
 
 SCORES = st.floats(-1, 1, width=32)
@@ -153,8 +154,8 @@ def test_survival_by_plain_loops(drawn, family):
         columns=["pair", "score", "positive_score"],
     )
     suspect = np.array([flag for *_, flag in drawn])
-    table = bounds.survival(family, rows, suspect)
-    for method, line in zip(bounds.grid(family, rows), table.to_dict("records"), strict=True):
+    table = ceilings.survival(family, rows, suspect)
+    for method, line in zip(ceilings.grid(family, rows), table.to_dict("records"), strict=True):
         kept = []
         for _, score, positive, _ in drawn:
             step = line["parameter"]
@@ -162,7 +163,7 @@ def test_survival_by_plain_loops(drawn, family):
                 positive - abs(positive) * (1 - step) if family == "perc-pos" else positive - step
             )
             kept.append(np.float32(score) < np.float32(limit))
-        assert bounds.parameter(method) == line["parameter"]
+        assert ceilings.parameter(method) == line["parameter"]
         assert line["all"] == pytest.approx(np.mean(kept))
         pairs = {q for q, *_ in drawn}
         left = {q for (q, *_), stays in zip(drawn, kept, strict=True) if stays}
@@ -178,8 +179,8 @@ def test_a_suggestion_is_the_best_of_all_on_the_grid(drawn):
         columns=["query", "score", "positive_score"],
     )
     suspect = np.array([flag for *_, flag in drawn])
-    suggested = bounds.suggest("perc-pos", rows, suspect)
-    if suspect.sum() < bounds.LEAST or suspect.all():
+    suggested = ceilings.suggest("perc-pos", rows, suspect)
+    if suspect.sum() < ceilings.LEAST or suspect.all():
         assert suggested.parameter is None
         assert ("every" if suspect.all() else "too few") in suggested.why
         return
@@ -203,11 +204,11 @@ def test_a_clear_gap_is_found_and_noise_is_not():
     rows = pd.DataFrame({"query": np.arange(400), "positive_score": np.float32(0.8)})
     suspect = np.arange(400) < 100
     ratio = np.where(suspect, rng.uniform(0.93, 1.1, 400), rng.uniform(0.4, 0.9, 400))
-    clear = bounds.suggest("perc-pos", rows.assign(score=np.float32(0.8 * ratio)), suspect)
+    clear = ceilings.suggest("perc-pos", rows.assign(score=np.float32(0.8 * ratio)), suspect)
     assert 0.9 <= clear.low <= clear.parameter <= clear.high <= 0.94
     assert clear.suspects_dropped == 1
     assert clear.others_dropped == 0
-    backwards = bounds.suggest("perc-pos", rows.assign(score=np.float32(0.8 * ratio)), ~suspect)
+    backwards = ceilings.suggest("perc-pos", rows.assign(score=np.float32(0.8 * ratio)), ~suspect)
     assert backwards.parameter is None
 
 
@@ -223,7 +224,7 @@ def test_hidden_labels_give_the_audits_rate():
     assert found.rows["labelled"].tolist() == false
     assert found.hidden.false == sum(false) > 0
     assert found.hidden.rate == audit.rate(audit.false_negatives(table, hidden))
-    assert f"Hidden labels know {sum(false)} of" in inspect_report.page(found)
+    assert f"Hidden labels know {sum(false)} of" in inspection_report.page(found)
     assert found.suspicious(5)["labelled"].all()
 
 
@@ -272,7 +273,7 @@ class _Outline(HTMLParser):
 def test_texts_are_escaped_and_nothing_is_fetched():
     dataset, table = toy()
     found = inspection.inspect(table, dataset)
-    page = inspect_report.page(found)
+    page = inspection_report.page(found)
     outline = _Outline()
     outline.feed(page)
     assert outline.tags.count("script") == 1
@@ -281,7 +282,7 @@ def test_texts_are_escaped_and_nothing_is_fetched():
     assert len(outline.ids) == len(set(outline.ids))
     assert all(link.startswith(("#", "data:")) for link in outline.links)
     assert outline.tags.count("h1") == 1
-    assert page == inspect_report.page(found)  # the same input, the same bytes
+    assert page == inspection_report.page(found)  # the same input, the same bytes
     frame = found._repr_html_()
     assert frame.startswith("<iframe")
     assert frame.count("<") == 2
@@ -311,7 +312,7 @@ def files(tmp_path):
     judged = "query-id\tcorpus-id\tscore\n"
     (tmp_path / "qrels" / "test.tsv").write_text(f"{judged}q0\tp0\t1\nq1\tp1\t1\n")
     (tmp_path / "hidden.tsv").write_text(f"{judged}q0\tp1\t1\n")
-    mining.save(table, tmp_path / "negatives.parquet")
+    negatives.save(table, tmp_path / "negatives.parquet")
     return tmp_path
 
 

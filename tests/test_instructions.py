@@ -5,8 +5,8 @@ import json
 import pytest
 
 from nvret import data
-from nvret.converters import instructions, qasc, quoref
-from nvret.errors import NvretError
+from nvret.assets.converters import instructions, qasc, quoref
+from nvret.utils.errors import NvretError
 
 
 def write(folder, name, examples):

@@ -5,8 +5,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from nvret import assets, data, export, mining, teachers
-from nvret.duplicates import normalise
+from nvret import assets, data, mining, negatives, teachers
+from nvret.io import export
+from nvret.utils.near_duplicates import normalise
 
 NUMBER = 3
 
@@ -64,7 +65,13 @@ def theirs(dataset, model, output_format="triplet", names=("anchor", "positive")
 
 def ours(dataset, teacher, method):
     return mining.mine(
-        dataset, teacher, method, NUMBER, anchor="lowest", near_duplicates=None, progress=False
+        dataset,
+        teacher,
+        method,
+        NUMBER,
+        ceiling_positive="lowest",
+        near_duplicates=None,
+        progress=False,
     )
 
 
@@ -98,7 +105,7 @@ def test_the_same_negatives(dataset, teacher, model, method, options):
 @pytest.mark.parametrize("scores", [False, True])
 def test_the_same_files(dataset, teacher, model, name, names, scores):
     table = ours(dataset, teacher, mining.TopKMarginPos(0.6))
-    facts = mining.provenance(table)
+    facts = negatives.provenance(table)
     assert 0 < facts["pairs_short"] < facts["pairs"]
     found = list(export.FORMATS[name].records(export.Mined.of(dataset, table, NUMBER), scores))
     wanted = theirs(

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from nvret import audit, judges, judging, mining
+from nvret import mining
+from nvret.analysis import audit, judge_quality, judges
+from nvret.analysis.judges import BiEncoderJudge, CrossEncoderJudge, LanguageModelJudge, Scores
 from nvret.data import from_texts
-from nvret.errors import NvretError
-from nvret.judges import BiEncoderJudge, CrossEncoderJudge, LanguageModelJudge, Scores
+from nvret.utils.errors import NvretError
 
 TEXT = "yes no is it the a red blue fox dog sat ran passage query relevant to answer with or"
 WORDS = TEXT.split()
@@ -186,8 +187,8 @@ def mined():
 
 def test_what_a_judge_catches(mined):
     hidden, table = mined
-    judged = judging.judge(WordJudge(), hidden.dataset, table, hidden, progress=False)
-    quality = judging.quality(judged)
+    judged = judge_quality.judge(WordJudge(), hidden.dataset, table, hidden, progress=False)
+    quality = judge_quality.quality(judged)
     known = judged.table["known"].to_numpy()
     flagged = judged.table["judged"].to_numpy() > 0
     assert quality["known"] == known.sum() > 0
@@ -196,24 +197,26 @@ def test_what_a_judge_catches(mined):
     assert quality["low"] <= quality["AUC"] <= quality["high"]
     assert judged.seconds > 0
     assert 2 < judged.tokens < 4
-    curve = judging.curve(judged)
+    curve = judge_quality.curve(judged)
     assert curve["threshold"].tolist() == [1, 0]
     assert curve["recall"].tolist() == [pytest.approx(quality["recall"]), 1]
     assert curve["precision"].iloc[0] == pytest.approx(quality["precision"])
     assert curve["removed"].iloc[0] == pytest.approx((flagged & ~known).sum() / (~known).sum())
 
     with pytest.raises(NvretError, match="words was run without hidden labels"):
-        judging.quality(judging.judge(WordJudge(), hidden.dataset, table, progress=False))
+        judge_quality.quality(
+            judge_quality.judge(WordJudge(), hidden.dataset, table, progress=False)
+        )
     with pytest.raises(NvretError, match="holds no negative"):
-        judging.judge(WordJudge(), hidden.dataset, table.slice(0, 0), hidden)
+        judge_quality.judge(WordJudge(), hidden.dataset, table.slice(0, 0), hidden)
     strange = table.slice(0, 1).set_column(0, "query_id", pa.array(["x"]))
     with pytest.raises(NvretError, match=r"negatives row 0: query_id 'x' is not in the data set"):
-        judging.judge(WordJudge(), hidden.dataset, strange, hidden)
+        judge_quality.judge(WordJudge(), hidden.dataset, strange, hidden)
 
 
 def test_the_ceiling_is_a_judge(mined):
     hidden, table = mined
-    judged = judging.by_ceiling(table, hidden, perc=0.9)
+    judged = judge_quality.by_ceiling(table, hidden, perc=0.9)
     flagged = judged.table["judged"] >= 0.9
     ceiling = mining.TopKPercPos(0.9).ceiling(judged.table["positive_score"].to_numpy())
     assert (flagged == (judged.table["score"] >= ceiling)).all()
@@ -232,40 +235,42 @@ def test_a_sample_knows_nothing_of_what_is_hidden():
         ["query_id", "negative_id"]
     )
     both = rows.append_column("positive_id", rows["negative_id"])
-    chosen = judging.sample(both, 1000)
+    chosen = judge_quality.sample(both, 1000)
     assert len(chosen) == 1000
     assert audit.known(chosen, hidden).mean() == pytest.approx(0.5, abs=0.06)
-    assert set(judging.sample(both, 10)["negative_id"].to_pylist()) < set(
+    assert set(judge_quality.sample(both, 10)["negative_id"].to_pylist()) < set(
         chosen["negative_id"].to_pylist()
     )
 
 
 def test_known_positives_are_sampled_more_often_and_weighted_back(mined):
     hidden, table = mined
-    half = judging.sample(table, 120, hidden=hidden)
+    half = judge_quality.sample(table, 120, hidden=hidden)
     assert len(half) == 120
     assert audit.known(half, hidden).sum() == 60
-    most = judging.sample(table, len(table) - 2, hidden=hidden)  # there are no more others
+    most = judge_quality.sample(table, len(table) - 2, hidden=hidden)  # there are no more others
     assert audit.known(most, hidden).sum() == audit.known(table, hidden).sum() - 2
 
     share = audit.known(table, hidden).mean()
     every, part = (
-        judging.judge(WordJudge(), hidden.dataset, rows, hidden, progress=False)
+        judge_quality.judge(WordJudge(), hidden.dataset, rows, hidden, progress=False)
         for rows in (table, half)
     )
-    whole, weighted = judging.quality(every), judging.quality(part, share)
+    whole, weighted = judge_quality.quality(every), judge_quality.quality(part, share)
     assert weighted["flagged"] == pytest.approx(whole["flagged"], abs=0.15)
     assert weighted["precision"] == pytest.approx(whole["precision"], abs=0.15)
-    curve = judging.curve(part, share)
+    curve = judge_quality.curve(part, share)
     assert curve["precision"].iloc[0] == pytest.approx(weighted["precision"])
     assert curve["precision"].iloc[-1] == pytest.approx(share)
 
 
 def test_area_without_two_kinds_is_nothing():
-    nothing = judging.auc_interval(np.zeros(3, bool), np.arange(3), np.arange(3))
+    nothing = judge_quality.auc_interval(np.zeros(3, bool), np.arange(3), np.arange(3))
     assert np.isnan(nothing).all()
     rng = np.random.default_rng(0)
     known = rng.random(400) < 0.2
-    value, low, high = judging.auc_interval(known, known + rng.normal(size=400), np.arange(400))
+    value, low, high = judge_quality.auc_interval(
+        known, known + rng.normal(size=400), np.arange(400)
+    )
     assert 0.6 < low < value < high < 0.9
     assert isinstance(pd.Series([value]).iloc[0], float)

@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from nvret.params import project_root
+from nvret.study.config import project_root
 
 NOTEBOOK = "00_the_method.ipynb"
 # The command behind the menu's "Run All Cells"; it ends when the last cell has

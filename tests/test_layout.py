@@ -8,9 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from nvret import assets, layout
+from nvret import assets
 from nvret.encode import Encoder
-from nvret.errors import NvretError
+from nvret.models import layout
+from nvret.utils.errors import NvretError
 
 TEXTS = ["What causes the tides?", "moon", "The stock market fell sharply on Monday."]
 

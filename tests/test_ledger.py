@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nvret import arms, claims, cli, forest, ledger, params, report, selection, verdicts
-from nvret.errors import NvretError
-from nvret.results import Results
+from nvret import cli
+from nvret.study import arms, claims, config, forest, ledger, report, selection, verdicts
+from nvret.study.scores import Results
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = params.load(ROOT / "params" / "smoke.yaml")
+SETTINGS = config.load(ROOT / "params" / "smoke.yaml")
 RUN = sorted(path.parent.name for path in (ROOT / "results").glob("*/scores"))
 SMOKE_RUN = [name for name in RUN if (ROOT / "params" / f"{name}.yaml").is_file()]
 NAIVE, SHIFTED = "static: Naive Top-K", "static: Top-K shifted by 10"
@@ -216,7 +217,7 @@ def test_what_is_not_said_is_the_default(wanted, labels):
 
 def test_patterns_and_ends():
     results = synthetic("05_rq3_sampling", queries=2)
-    far = claims.ArmFilter(family="perc-pos", sampling="sampled top-k", k="largest")
+    far = claims.ArmFilter(family="perc-pos", sampling="sampled", k="largest")
     assert selection.select(results, far, "static", SETTINGS) == [
         "static: TopK-PercPos 95%, sampled from 8"
     ]
@@ -318,7 +319,7 @@ def test_committed_tables_are_what_the_committed_scores_give(profile, tmp_path, 
     for name in ("scores", "tables"):
         shutil.copytree(committed / name, copy / name)
     monkeypatch.setenv("NVRET_RESULTS", str(tmp_path))
-    ledger.write(params.load(ROOT / "params" / f"{profile}.yaml"))
+    ledger.write(config.load(ROOT / "params" / f"{profile}.yaml"))
     names = [path.name for path in (copy / "tables").glob("*.csv")]
     names = [n for n in names if n == "10_claims.csv" or "_means" in n or "_differences" in n]
     for name in names:

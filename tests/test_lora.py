@@ -8,10 +8,11 @@ import torch
 from test_training import STATIC, assert_same, mined, toy, weights
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, TrainerCallback
 
-from nvret import assets, examples, layout, lora, trainer
+from nvret import assets, negatives, trainer
 from nvret.encode import Encoder
-from nvret.errors import NvretError
+from nvret.models import layout, lora
 from nvret.training import TrainingConfig, finetune
+from nvret.utils.errors import NvretError
 
 TEXTS = ["the moon", "river stone and the law of the tide", "salt"]
 CONFIG = TrainingConfig(
@@ -52,7 +53,7 @@ def student(base, config=CONFIG, seed=1, trained=False):
                 if weight.requires_grad:
                     weight.normal_(0, 0.1)
     dataset = toy(16)
-    pairs = examples.build(dataset, mined(dataset))
+    pairs = negatives.build(dataset, mined(dataset))
     batch = trainer.collator(encoder, dataset, pairs, config, False)(range(8))
     return trainer.Student(encoder, config), batch
 

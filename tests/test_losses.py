@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret.errors import NvretError
 from nvret.losses import info_nce
+from nvret.utils.errors import NvretError
 
 
 def oracle(

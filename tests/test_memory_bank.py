@@ -11,12 +11,11 @@ from safetensors.torch import load_file
 from test_relevance import Table
 from test_training import CONFIG, STATIC, assert_same, bert, fitting, mined, run, toy, weights
 
-from nvret import examples, trainer
+from nvret import negatives, trainer
 from nvret.encode import Encoder
-from nvret.errors import NvretError
-from nvret.memory import MemoryBank
-from nvret.relevance import Relevance
+from nvret.losses import CrossBatchMemory, FalseNegativeMask
 from nvret.training import TrainingConfig
+from nvret.utils.errors import NvretError
 
 __all__ = ["bert"]  # a fixture
 
@@ -29,7 +28,7 @@ def base(request, bert):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 6), st.lists(st.lists(st.integers(0, 9), max_size=8, unique=True)))
 def test_the_queue_is_a_list_without_repetitions(size, batches):
-    bank, expected = MemoryBank(size, 1), []
+    bank, expected = CrossBatchMemory(size, 1), []
     for step, rows in enumerate(batches):
         vectors = torch.tensor([[100.0 * step + row] for row in rows]).reshape(-1, 1)
         bank.push(torch.tensor(rows, dtype=torch.int64), vectors.requires_grad_())
@@ -47,7 +46,7 @@ def student(base, config, guide=None, dataset=None, dropout=0.0):
     """In float64 and in training mode, with its collator and pairs."""
     dataset = dataset or toy()
     encoder = Encoder.load(base, dropout=dropout).double().train()
-    pairs = examples.build(dataset, mined(dataset, skip={2}))
+    pairs = negatives.build(dataset, mined(dataset, skip={2}))
     batches = replace(
         trainer.collator(encoder, dataset, pairs, config, False, guide), budget=40, slack=4
     )
@@ -128,7 +127,7 @@ def test_only_training_fills_the_bank():
 def test_a_bank_of_known_positives_changes_nothing(in_batch):
     config = replace(CONFIG, memory_bank=8, in_batch_negatives=in_batch)
     model, batches, *_ = student(STATIC, config)
-    model.relevance = Relevance([np.arange(60)] * 40)  # every passage answers every query
+    model.relevance = FalseNegativeMask([np.arange(60)] * 40)  # every passage answers every query
     model(**batches([0, 1, 2]))
     batch = batches([7, 8, 9])
     with_bank = model(**batch)["loss"]

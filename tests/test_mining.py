@@ -8,10 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import candidates, mining, search
+from nvret import mining, negatives, search
 from nvret.data import from_texts
-from nvret.duplicates import normalise
-from nvret.errors import NvretError
 from nvret.mining import (
     NaiveTopK,
     RandomNegatives,
@@ -24,6 +22,8 @@ from nvret.mining import (
     TopKShifted,
 )
 from nvret.sampling import draw_rows
+from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import normalise
 
 METHODS = [
     NaiveTopK(),
@@ -77,7 +77,7 @@ def problems(draw):
     return dataset(passages, queries, positives), scores
 
 
-def oracle(data, scores, method, num, anchor="pair", safe=False):
+def oracle(data, scores, method, num, ceiling_positive="own", safe=False):
     """Rows (query, positive, negative, rank) by the definition, one pair at a time."""
     rows = []
     passages = [normalise(text) for text in data.passages]
@@ -89,16 +89,16 @@ def oracle(data, scores, method, num, anchor="pair", safe=False):
         }
         exact = scores[q].astype(np.float64)
         for p in positives:
-            anchor_score = exact[positives].min() if anchor == "lowest" else exact[p]
+            limiting = exact[positives].min() if ceiling_positive == "lowest" else exact[p]
             match method:
                 case TopKAbs():
                     limit = method.threshold
                 case TopKMarginPos():
-                    limit = anchor_score - method.margin
-                case TopKPercPos() if safe and anchor_score < 0:
-                    limit = anchor_score * (2 - method.perc)
+                    limit = limiting - method.margin
+                case TopKPercPos() if safe and limiting < 0:
+                    limit = limiting * (2 - method.perc)
                 case TopKPercPos():
-                    limit = anchor_score * method.perc
+                    limit = limiting * method.perc
                 case _:
                     limit = np.inf
             limit = np.float32(limit)
@@ -118,16 +118,16 @@ def rows_of(table):
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.integers(1, 5), st.sampled_from(["pair", "lowest"]), st.booleans())
-def test_equals_the_definition(method, problem, num, anchor, safe):
+@given(problems(), st.integers(1, 5), st.sampled_from(["own", "lowest"]), st.booleans())
+def test_equals_the_definition(method, problem, num, ceiling_positive, safe):
     data, scores = problem
     table = mining.mine(
-        data, MatrixTeacher(scores), method, num, anchor=anchor, near_duplicates=None,
+        data, MatrixTeacher(scores), method, num, ceiling_positive=ceiling_positive, near_duplicates=None,
         negative_positives="safe" if safe else "literal", progress=False,
     )  # fmt: skip
-    expected = oracle(data, scores, method, num, anchor, safe)
+    expected = oracle(data, scores, method, num, ceiling_positive, safe)
     assert rows_of(table) == expected
-    facts = mining.provenance(table)
+    facts = negatives.provenance(table)
     pairs = sum(map(len, data.positives))
     assert facts["pairs"] == pairs
     assert facts["negatives_missing"] == pairs * num - len(expected)
@@ -174,7 +174,7 @@ def test_samples_come_from_the_first_k_of_the_method(problem, method):
 @pytest.mark.parametrize("spare", [0, 2, 64])
 @pytest.mark.parametrize("sampling", [TopK(), SampledTopK(4)], ids=str)
 def test_a_sweep_equals_its_methods_one_by_one(monkeypatch, spare, sampling):
-    monkeypatch.setattr(candidates, "SPARE", spare)
+    monkeypatch.setattr(mining, "SPARE", spare)
     _check_a_sweep(sampling)
 
 
@@ -187,7 +187,7 @@ def _check_a_sweep(sampling, problem, num):
     tables = mining.sweep(data, MatrixTeacher(scores), methods, **ask)
     for method, table in zip(methods, tables, strict=True):
         assert table.equals(mining.mine(data, MatrixTeacher(scores), method, **ask))
-        assert mining.provenance(table)["method"] == str(method)
+        assert negatives.provenance(table)["method"] == str(method)
 
 
 def test_random_rows_are_uniform_distinct_and_allowed():
@@ -252,7 +252,7 @@ def test_a_negative_positive_score_is_taken_literally_with_a_warning(caplog):
         data, MatrixTeacher(scores), TopKPercPos(0.95), negative_positives="safe", **ask
     )
     assert safe["negative_id"].to_pylist() == ["p3"]
-    assert mining.provenance(literal)["positives_below_zero"] == 1
+    assert negatives.provenance(literal)["positives_below_zero"] == 1
 
 
 def test_every_positive_has_its_own_ceiling():
@@ -261,7 +261,9 @@ def test_every_positive_has_its_own_ceiling():
     ask = {"near_duplicates": None, "progress": False}
     table = mining.mine(data, MatrixTeacher(scores), TopKMarginPos(0.05), **ask)
     assert [row[1:3] for row in rows_of(table)] == [("p0", "p2"), ("p0", "p3"), ("p1", "p3")]
-    lowest = mining.mine(data, MatrixTeacher(scores), TopKMarginPos(0.05), anchor="lowest", **ask)
+    lowest = mining.mine(
+        data, MatrixTeacher(scores), TopKMarginPos(0.05), ceiling_positive="lowest", **ask
+    )
     assert [row[1:3] for row in rows_of(lowest)] == [("p0", "p3"), ("p1", "p3")]
 
 
@@ -269,10 +271,10 @@ def test_a_table_survives_the_disk(tmp_path):
     scores = np.array([[0.9, 0.5, 0.7, 0.4]], np.float32)
     data = dataset([f"passage {i}" for i in range(4)], ["question"], [[0]])
     table = mining.mine(data, MatrixTeacher(scores), NaiveTopK(), progress=False)
-    mining.save(table, tmp_path / "negatives.parquet")
-    back = mining.load(tmp_path / "negatives.parquet")
+    negatives.save(table, tmp_path / "negatives.parquet")
+    back = negatives.load(tmp_path / "negatives.parquet")
     assert back.equals(table)
-    assert mining.provenance(back) == mining.provenance(table)
+    assert negatives.provenance(back) == negatives.provenance(table)
     assert [p.name for p in tmp_path.iterdir()] == ["negatives.parquet"]
 
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvret import data, mixtures
-from nvret.errors import NvretError
+from nvret import data
+from nvret.study import mixtures
+from nvret.utils.errors import NvretError
 
 SIZES = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 400), min_size=1)
 

@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from nvret import assets, notebooks, params, store
+from nvret import assets
+from nvret.study import config, notebooks
+from nvret.utils import store
 
 pytestmark = pytest.mark.notebook
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 @pytest.fixture(scope="module")
 def fetched():
     """The assets of the profile, in the real cache."""
-    assets.fetch(notebooks.assets_of(params.load(SMOKE)))
+    assets.fetch(notebooks.assets_of(config.load(SMOKE)))
     return store.cache_dir()
 
 
@@ -63,7 +65,7 @@ def test_sources_hold_no_output_and_no_function(name):
 @pytest.fixture
 def small(tmp_path):
     """The smoke profile with a single study, which is enough to be killed in the middle of."""
-    values = params.read(SMOKE)
+    values = config.read(SMOKE)
     values["studies"] = {ALONE: values["studies"][ALONE]}
     values["notebooks"] = [ALONE, "10_claims"]
     path = tmp_path / "small.yaml"
@@ -75,7 +77,7 @@ def test_the_command_and_plain_papermill_give_the_same_tables(fresh, tmp_path):
     done = nvret("run", SMOKE, env=fresh, stdout=subprocess.PIPE, text=True)
     printed, _ = done.communicate(timeout=1500)
     assert done.returncode == 0
-    settings = params.load(SMOKE)
+    settings = config.load(SMOKE)
     results = Path(fresh["NVRET_RESULTS"]) / "smoke"
     for name in settings.notebooks:
         assert f"{name}.ipynb" in printed

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nvret import claims, paper, params, report
-from nvret.errors import NvretError
+from nvret.study import claims, config, paper, report
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
 TABLES = ["rq1_teachers", "rq2_ensembles", "rq3_methods", "rq3b_beir"]
@@ -35,7 +35,7 @@ def test_sets_of_the_papers_tables():
 
 def test_every_claim_finds_the_papers_rows():
     registered = claims.load()
-    known = params.load(ROOT / "params" / "smoke.yaml")
+    known = config.load(ROOT / "params" / "smoke.yaml")
     for claim in registered.claims:
         value = paper.value(claim.paper)
         assert value is None or -1 < value < 1, claim.id

@@ -15,20 +15,11 @@ import psutil
 import pytest
 from test_architectures import bert
 
-from nvret import (
-    assets,
-    data,
-    evaluation,
-    local,
-    mteb_tasks,
-    notebooks,
-    params,
-    plan,
-    registry,
-    search,
-)
+from nvret import assets, data, evaluation, search
+from nvret.assets import local, registry
 from nvret.encode import Encoder
-from nvret.errors import NvretError
+from nvret.study import config, notebooks, plan
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "params" / "paper.yaml"
@@ -49,7 +40,7 @@ def beir_folder(folder, dataset, split="test"):
 
 
 def test_the_profile_and_all_that_it_names_are_there():
-    settings = params.load(PAPER)
+    settings = config.load(PAPER)
     needed = notebooks.assets_of(settings)
     assert len(needed) > 40
     for name in needed:
@@ -114,18 +105,18 @@ def test_a_beir_folder_gives_mtebs_own_figures(tmp_path):
     )  # fmt: skip
     from sentence_transformers import SentenceTransformer
 
-    with mteb_tasks.isolated():
-        task = mteb_tasks.local_task(dataset, [10, 100])
+    with evaluation.isolated():
+        task = evaluation.local_task(dataset, [10, 100])
         model = SearchEncoderWrapper(
             mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder)))
         )
-        theirs = mteb_tasks.score_queries(task, model, "test", "default", [10, 100])
+        theirs = evaluation.score_queries(task, model, "test", "default", [10, 100])
     found = theirs["ndcg_at_10"].to_numpy().mean()
     assert ours.summary["ndcg_at_10"] == pytest.approx(found, abs=1e-6)
 
 
 def test_the_plans_arithmetic():
-    settings = params.load(PAPER)
+    settings = config.load(PAPER)
     assumed = plan.Assumed(passage_tokens=100, query_tokens=10, tflops=100, devices=8)
     table = plan.stages(settings, assumed, sizes=lambda name: (1000, 50_000))
     encode = table[(table["stage"] == "encode") & table["what"].str.endswith("by e5-large-v2")]
@@ -163,7 +154,7 @@ def test_the_measured_rate_is_that_of_this_machine():
 
 
 def test_downloads_say_what_is_here(tmp_path, monkeypatch):
-    settings = params.load(PAPER)
+    settings = config.load(PAPER)
     monkeypatch.setenv("NVRET_LOCAL", str(tmp_path))
     (tmp_path / "datasets" / "squad-train").mkdir(parents=True)
     table = plan.downloads(settings).set_index("name")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nvret import methods, params
-from nvret.errors import NvretError
+from nvret import methods
+from nvret.study import config
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem != "claims")
@@ -13,12 +14,12 @@ PROFILES = sorted(p for p in (ROOT / "params").glob("*.yaml") if p.stem != "clai
 
 @pytest.fixture
 def values():
-    return params.read(ROOT / "params" / "smoke.yaml")
+    return config.read(ROOT / "params" / "smoke.yaml")
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_shipped_profiles_are_valid(path):
-    settings = params.load(path)
+    settings = config.load(path)
     assert settings.profile == path.stem
     for name in settings.notebooks:
         assert (ROOT / "notebooks" / f"{name}.ipynb").is_file()
@@ -39,7 +40,11 @@ def edited(values, path, value):
     ("path", "value", "message"),
     [
         (("seed",), [1], "seed: unknown key, did you mean 'seeds'?"),
-        (("mining", "ancor"), "pair", "mining.ancor: unknown key, did you mean 'anchor'?"),
+        (
+            ("mining", "ceiling_positiv"),
+            "own",
+            "mining.ceiling_positiv: unknown key, did you mean 'ceiling_positive'?",
+        ),
         (("students", "static", "training", "learning_rat"), 0.1, "did you mean 'learning_rate'"),
         (("students", "static", "training", "learning_rate"), "1e-5", "rate: .*number.*'1e-5'"),
         (("students", "static", "num_negatives"), ..., "students.static.num_negatives: missing"),
@@ -60,7 +65,7 @@ def edited(values, path, value):
 def test_an_error_names_the_key(values, path, value, message):
     edited(values, path, value)
     with pytest.raises(NvretError, match=message) as error:
-        params.check(values, "file.yaml")
+        config.check(values, "file.yaml")
     assert str(error.value).startswith("file.yaml: ")
     assert len(str(error.value).splitlines()) < 10
 
@@ -69,38 +74,38 @@ def test_every_error_is_listed(values):
     edited(values, ("teacher",), ...)
     edited(values, ("seed",), 1)
     with pytest.raises(NvretError) as error:
-        params.check(values, "file.yaml")
+        config.check(values, "file.yaml")
     assert len(str(error.value).splitlines()) == 2
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(NvretError, match="no such file"):
-        params.load(tmp_path / "none.yaml")
+        config.load(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(NvretError, match="holds list"):
-        params.load(tmp_path / "list.yaml")
+        config.load(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(NvretError, match="is not YAML"):
-        params.load(tmp_path / "broken.yaml")
+        config.load(tmp_path / "broken.yaml")
 
 
 def test_a_notebook_takes_the_profile_and_what_was_injected(monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")
     namespace = {"profile": "smoke", "seeds": [5], "_hidden": 1, "In": [], "Out": {}}
-    settings = params.notebook(namespace)
+    settings = config.notebook(namespace)
     assert settings.seeds == [5]
-    assert settings.teacher == params.load(ROOT / "params" / "smoke.yaml").teacher
+    assert settings.teacher == config.load(ROOT / "params" / "smoke.yaml").teacher
 
 
 def test_a_misspelt_parameter_stops_a_notebook(monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")
     with pytest.raises(NvretError, match="sedes: unknown key, did you mean 'seeds'"):
-        params.notebook({"profile": "smoke", "sedes": [5]})
+        config.notebook({"profile": "smoke", "sedes": [5]})
     with pytest.raises(NvretError, match="sets no profile"):
-        params.notebook({})
+        config.notebook({})
 
 
 def test_outside_of_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NvretError, match="not inside the repository"):
-        params.notebook({"profile": "smoke"})
+        config.notebook({"profile": "smoke"})

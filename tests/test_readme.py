@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nvret import readme
-from nvret.errors import NvretError
+from nvret.study import readme
+from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

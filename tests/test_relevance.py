@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import CONFIG, STATIC, assert_same, fitting, mined, toy
 
-from nvret import examples, teachers, trainer
+from nvret import negatives, teachers, trainer
 from nvret.encode import Encoder
-from nvret.errors import NvretError
-from nvret.relevance import Relevance
+from nvret.losses import FalseNegativeMask
 from nvret.training import TrainingConfig, finetune
+from nvret.utils.errors import NvretError
 
 GUIDED = dataclasses.replace(CONFIG, in_batch_negatives=True, mask_margin=0.1)
 
@@ -57,7 +57,7 @@ def test_equals_the_loop(seed, margin, pool, guided):
     labelled = [np.flatnonzero(rng.random(8) < 0.3) for _ in range(3)]
     queries, positives = rng.integers(0, 3, 5), rng.integers(0, 8, 5)
     passages = rng.choice(8, pool, replace=False)
-    relevance = Relevance(labelled, Table(table) if guided else None, margin)
+    relevance = FalseNegativeMask(labelled, Table(table) if guided else None, margin)
     found = relevance(queries, positives, passages)
     assert found.shape == (5, pool)
     for b, (query, positive) in enumerate(zip(queries, positives, strict=True)):
@@ -65,7 +65,7 @@ def test_equals_the_loop(seed, margin, pool, guided):
             above = guided and table[query, passage] > table[query, positive] + margin
             assert found[b, u] == (passage in labelled[query] or above)
     if margin == np.inf:
-        assert (found == Relevance(labelled)(queries, positives, passages)).all()
+        assert (found == FalseNegativeMask(labelled)(queries, positives, passages)).all()
 
 
 @pytest.mark.parametrize("teacher", ["bm25", STATIC])
@@ -77,7 +77,7 @@ def test_real_guides(teacher):
     )
     queries, positives = dataset.pairs
     passages = np.arange(dataset.corpus.num_rows)
-    suspected = Relevance([np.array([], int)] * len(dataset.queries), scorer)(
+    suspected = FalseNegativeMask([np.array([], int)] * len(dataset.queries), scorer)(
         queries, positives, passages
     )
     assert not suspected[np.arange(len(queries)), positives].any()
@@ -92,7 +92,7 @@ def test_real_guides(teacher):
 def test_the_batch_says_what_the_guide_suspects():
     dataset = toy()
     scorer = guide(dataset)
-    pairs = examples.build(dataset, mined(dataset))
+    pairs = negatives.build(dataset, mined(dataset))
     encoder = Encoder.load(STATIC)
     collate = trainer.collator(encoder, dataset, pairs, GUIDED, False, scorer)
     batch = collate([0, 3, 9, 21])

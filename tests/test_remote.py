@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from nvret import remote, store
-from nvret.errors import NvretError
+from nvret.utils import store
+from nvret.utils.errors import NvretError
 
 
 @pytest.fixture
@@ -64,17 +64,17 @@ def test_a_single_file_too(machines):
     target = store.cache_dir() / "embeddings" / "x.npy"
     target.parent.mkdir(parents=True)
     np.save(target, np.arange(3))
-    remote.send(target)
-    remote.send(target)  # is there already
+    store.publish(target)
+    store.publish(target)  # is there already
     machines("two")
     again = store.cache_dir() / "embeddings" / "x.npy"
-    assert remote.fetch(again)
+    assert store.find(again)
     np.testing.assert_array_equal(np.load(again), np.arange(3))
 
 
 def test_without_a_remote_nothing_happens(machines, monkeypatch):
     monkeypatch.delenv("NVRET_REMOTE")
-    assert not remote.fetch(store.cache_dir() / "toy" / "x")
+    assert not store.find(store.cache_dir() / "toy" / "x")
     store.stage("toy", {}, build)
 
 

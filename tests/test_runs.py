@@ -8,10 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from nvret import data, findings, material, mining, params, report, runs, sampling
-from nvret.arms import BASE
+from nvret import mining, negatives, sampling
 from nvret.methods import RandomNegatives
-from nvret.results import Results
+from nvret.study import config, findings, report, runs, splits, workspace
+from nvret.study.arms import BASE
+from nvret.study.scores import Results
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 STUDY = "06_rq3_methods"
@@ -20,7 +21,7 @@ STUDY = "06_rq3_methods"
 @pytest.fixture(scope="module")
 def shared():
     """The smoke profile, its study of methods cut to what a minute can train."""
-    settings = params.load(SMOKE)
+    settings = config.load(SMOKE)
     values = settings.model_dump()
     values["studies"][STUDY]["runs"] = [
         {"student": "static", "method": ["random", "naive", "perc-pos"]},
@@ -29,7 +30,7 @@ def shared():
         {"student": "static", "method": "naive", "train": "nq+squad-dev"},
         {"student": "static", "method": "naive", "num_negatives": 1, "stage_two": 2},
     ]
-    return material.Material(params.check(values, "test"), progress=False)
+    return workspace.Workspace(config.check(values, "test"), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_train_and_test_do_not_touch(shared):
         for test in (*shared.tests.values(), shared.dev):
             asked = set(test.queries["id"].to_pylist())
             assert not asked & set(train.queries["id"].to_pylist())
-            data.check_leaks(train, test)
+            splits.check_leaks(train, test)
 
 
 def test_what_leaks_is_taken_out_and_counted(shared):
@@ -67,7 +68,7 @@ def test_what_leaks_is_taken_out_and_counted(shared):
 
 def test_every_method_is_mined_for_the_same_pairs(study):
     tables = {a.label: study.negatives(a, 0) for a in study.arms if a.method and len(a.train) == 1}
-    pairs = {mining.provenance(table)["pairs"] for table in tables.values()}
+    pairs = {negatives.provenance(table)["pairs"] for table in tables.values()}
     assert pairs == {len(study.material.train().pairs[0])}
     mined = study.mined(0)
     assert set(mined.index) == set(tables)
@@ -90,7 +91,7 @@ def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
     one = arm(study, "TopK-PercPos 95%")
     alone = mining.mine(
         study.material.train(), study.material.scorer(), one.method, one.num_negatives,
-        anchor=chosen.anchor, near_duplicates=chosen.near_duplicates, progress=False,
+        ceiling_positive=chosen.ceiling_positive, near_duplicates=chosen.near_duplicates, progress=False,
     )  # fmt: skip
     assert study.negatives(one, 0).equals(alone)
 

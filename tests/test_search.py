@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import tile
-from nvret.errors import NvretError
+from nvret import search
 from nvret.search import top_k, top_k_scores
+from nvret.utils.errors import NvretError
 
 
 def oracle(scores, k, ceiling=None, exclude=None):
@@ -46,10 +46,10 @@ def problems(draw):
 def tiles(request, monkeypatch):
     """The answer may not depend on how the work is cut up."""
     if request.param == "one query a tile":
-        monkeypatch.setattr(tile, "QUERY_TILE", 1)
+        monkeypatch.setattr(search, "QUERY_TILE", 1)
     if request.param == "small tiles":
-        monkeypatch.setattr(tile, "BLOCK", 4)
-        monkeypatch.setattr(tile, "QUERY_TILE", 3)
+        monkeypatch.setattr(search, "BLOCK", 4)
+        monkeypatch.setattr(search, "QUERY_TILE", 3)
         return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 100 passages a tile
     return {}
 

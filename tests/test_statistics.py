@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from nvret.errors import NvretError
-from nvret.statistics import (
+from nvret.analysis.statistics import (
     Interval,
     _pigeonhole,
     holm,
@@ -21,6 +20,7 @@ from nvret.statistics import (
     score_matrix,
     verdict,
 )
+from nvret.utils.errors import NvretError
 
 METHODS = ("t", "bootstrap")
 unit = st.floats(0, 1, allow_nan=False).map(lambda value: round(value, 3))

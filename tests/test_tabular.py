@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvret import data, inputs, tabular
-from nvret.data import Columns
-from nvret.errors import NvretError
+from nvret.io import inputs, tabular
+from nvret.io.inputs import Columns
+from nvret.utils.errors import NvretError
 
 CORPUS = [
     {"_id": "d0", "title": "Paris, “capital”", "text": 'It is the "capital"\nof France'},
@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_set(tmp_path, suffix):
         write(tmp_path / f"{name}{suffix}", plain(rows, suffix))
         for name, rows in (("corpus", CORPUS), ("queries", QUERIES), ("qrels", QRELS))
     )
-    found = data.load_files(corpus, queries, qrels, progress=False)
+    found = inputs.load_files(corpus, queries, qrels, progress=False)
     rows = plain(CORPUS, suffix)
     assert found.corpus["id"].to_pylist() == ["d0", "d1", "007"]
     assert found.corpus["title"].to_pylist() == [row["title"] for row in rows]
@@ -120,8 +120,8 @@ def test_unjudged_queries_keep_their_rows_only_when_asked(tmp_path):
         write(tmp_path / "queries.jsonl", QUERIES),
         write(tmp_path / "qrels.tsv", QRELS[2:]),
     ]
-    assert data.load_files(*paths, progress=False).queries["id"].to_pylist() == ["q1"]
-    found = data.load_files(*paths, keep_unjudged=True, progress=False)
+    assert inputs.load_files(*paths, progress=False).queries["id"].to_pylist() == ["q1"]
+    found = inputs.load_files(*paths, keep_unjudged=True, progress=False)
     assert found.queries["id"].to_pylist() == ["q0", "q1"]
     assert [rows.tolist() for rows in found.pairs] == [[1], [2]]
 
@@ -223,7 +223,7 @@ def test_faults_of_qrels(tmp_path, content, message):
         write(tmp_path / "queries.jsonl", QUERIES),
     )
     with pytest.raises(NvretError, match=message):
-        data.load_files(corpus, queries, tmp_path / "qrels.csv", progress=False)
+        inputs.load_files(corpus, queries, tmp_path / "qrels.csv", progress=False)
 
 
 def test_a_judged_query_without_a_positive(tmp_path):
@@ -232,7 +232,7 @@ def test_a_judged_query_without_a_positive(tmp_path):
         write(tmp_path / "queries.jsonl", QUERIES),
     )
     qrels = write(tmp_path / "qrels.tsv", QRELS[1:])
-    found = data.load_files(corpus, queries, qrels, progress=False)
+    found = inputs.load_files(corpus, queries, qrels, progress=False)
     with pytest.raises(NvretError, match="mine: query 'q0' has no positive"):
         inputs.check_positives({"qrels": found.qrels}, "mine")
 
@@ -249,7 +249,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("suffix", tabular.SUFFIXES)
 def test_pairs(tmp_path, suffix):
-    found = data.load_pairs(write(tmp_path / f"pairs{suffix}", PAIRS), progress=False)
+    found = inputs.load_pairs(write(tmp_path / f"pairs{suffix}", PAIRS), progress=False)
     assert found.query_texts == ["where?", "who?", "where else?"]
     assert found.passages == ["here", "she", "there"]
     assert [rows.tolist() for rows in found.positives] == [[0, 2], [1], [0]]
@@ -257,19 +257,19 @@ def test_pairs(tmp_path, suffix):
 
 def test_pairs_of_lists_and_of_more_columns(tmp_path):
     rows = [{"query": "a", "pos": ["x", "y"], "neg": ["n"]}, {"query": "b", "pos": ["z"]}]
-    found = data.load_pairs(write(tmp_path / "pairs.jsonl", rows), progress=False)
+    found = inputs.load_pairs(write(tmp_path / "pairs.jsonl", rows), progress=False)
     assert [rows.tolist() for rows in found.positives] == [[0, 1], [2]]
     assert found.passages == ["x", "y", "z"]
     rows = [{"query": "a", "positive_1": "x", "positive_2": ""}]
     rows += [{"query": "b", "positive_1": "y", "positive_2": "z"}]
-    found = data.load_pairs(write(tmp_path / "pairs.csv", rows), progress=False)
+    found = inputs.load_pairs(write(tmp_path / "pairs.csv", rows), progress=False)
     assert [rows.tolist() for rows in found.positives] == [[0], [1, 2]]
 
 
 def test_pairs_with_a_corpus(tmp_path):
     corpus = [{"_id": "p0", "title": "T", "text": "here"}, {"_id": "d1", "text": "she"}]
     corpus = write(tmp_path / "corpus.jsonl", corpus)
-    found = data.load_pairs(write(tmp_path / "pairs.csv", PAIRS), corpus=corpus, progress=False)
+    found = inputs.load_pairs(write(tmp_path / "pairs.csv", PAIRS), corpus=corpus, progress=False)
     assert found.passages == ["T here", "she", "here", "there"]
     assert len(set(found.corpus["id"].to_pylist())) == 4
     assert [rows.tolist() for rows in found.positives] == [[2, 3], [1], [2]]
@@ -287,10 +287,10 @@ def test_pairs_with_a_corpus(tmp_path):
 )
 def test_faults_of_pairs(tmp_path, rows, message):
     with pytest.raises(NvretError, match=message):
-        data.load_pairs(write(tmp_path / "pairs.csv", rows), progress=False)
+        inputs.load_pairs(write(tmp_path / "pairs.csv", rows), progress=False)
 
 
 def test_positives_that_are_no_text(tmp_path):
     path = write(tmp_path / "pairs.jsonl", [{"query": "a", "pos": ["x", 3]}])
     with pytest.raises(NvretError, match=r"pairs\.jsonl:1: 'pos' is 3; expected text"):
-        data.load_pairs(path, progress=False)
+        inputs.load_pairs(path, progress=False)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nvret import data, mining, teachers
+from nvret import data, mining, negatives, teachers
 
 PASSAGES = [
     "Paris is the capital of France.",
@@ -38,7 +38,7 @@ def test_bm25_has_no_candidate_that_shares_no_word(dataset):
     table = mining.mine(dataset, "bm25", mining.NaiveTopK(), 2, progress=False)
     # Bananas stand in no passage but the positive one, and "zzzz" in none at all
     assert set(table["query_id"].to_pylist()) == {"q0"}
-    assert mining.provenance(table)["pairs_empty"] == 2
+    assert negatives.provenance(table)["pairs_empty"] == 2
 
 
 def test_a_scorer_is_taken_as_it_is(dataset):

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from nvret import threads
+from nvret.models import threads
 
 
 @pytest.fixture(params=[1, 2, 5])

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nvret import assets, examples, trainer
-from nvret.dataset import RetrievalDataset
+from nvret import assets, negatives, trainer
+from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
-from nvret.errors import NvretError
 from nvret.losses import info_nce
 from nvret.training import TrainingConfig, finetune
+from nvret.utils.errors import NvretError
 
 STATIC = assets.model_path("potion-base-8m")
 BERT = assets.model_path("paraphrase-minilm-l3")
@@ -109,7 +109,7 @@ def run(output, dataset=None, negatives=None, config=CONFIG, base=STATIC, seed=1
 
 def test_examples_join_pairs_and_negatives():
     dataset = toy()
-    pairs = examples.build(dataset, mined(dataset, skip={3, 7}))
+    pairs = negatives.build(dataset, mined(dataset, skip={3, 7}))
     queries, positives = dataset.pairs
     np.testing.assert_array_equal(pairs.queries, queries)
     np.testing.assert_array_equal(pairs.positives, positives)
@@ -139,13 +139,13 @@ def test_negatives_that_do_not_fit_are_named(row, message):
     good = (f"q{query}", f"p{positive}", f"p{(positive + 1) % 60}", 1)
     table = pa.table([pa.array(list(c)) for c in zip(good, row, strict=True)], names=names)
     with pytest.raises(NvretError, match=message):
-        examples.build(dataset, table)
+        negatives.build(dataset, table)
     own = (f"q{query}", f"p{positive}", f"p{positive}", 1)
     table = pa.table([pa.array([c]) for c in own], names=names)
     with pytest.raises(NvretError, match="is the pair's own positive"):
-        examples.build(dataset, table)
+        negatives.build(dataset, table)
     with pytest.raises(NvretError, match="no column 'rank'"):
-        examples.build(dataset, table.drop_columns("rank"))
+        negatives.build(dataset, table.drop_columns("rank"))
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
@@ -154,7 +154,7 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     dataset = toy()
     config = replace(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
     encoder = Encoder.load(base, dropout=0.0).double().train()
-    pairs = examples.build(dataset, mined(dataset, skip={2}))
+    pairs = negatives.build(dataset, mined(dataset, skip={2}))
     batches = trainer.collator(encoder, dataset, pairs, config, False)
     batches = replace(batches, budget=40, slack=4)
     chosen = [0, 1, 2, 9]
@@ -194,7 +194,7 @@ def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes
     """A student in training mode and its collator, which makes many small groups."""
     config = replace(CONFIG, temperature=0.1, **changes)
     encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
-    pairs = examples.build(dataset, mined(dataset, skip={2}))
+    pairs = negatives.build(dataset, mined(dataset, skip={2}))
     batches = trainer.collator(encoder, dataset, pairs, config, False)
     return trainer.Student(encoder, config), replace(batches, budget=40, slack=4)
 

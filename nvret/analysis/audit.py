@@ -1,0 +1,244 @@
+"""How many mined negatives are positives? Hide labels that are known, and count what is mined.
+
+Of a query with several labelled positives one is kept, as if the labeller had stopped there. A
+hidden one that a method takes for a negative is a *known* false negative. Nobody has judged all
+passages, so that the rates are lower bounds; but no rule can see the hidden labels, so that they
+compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nvret.analysis.rates import rate, reduction
+from nvret.data import RetrievalDataset
+from nvret.sampling import pair_keys
+from nvret.study import mixtures
+from nvret.utils.errors import NvretError
+
+__all__ = [
+    "Hidden",
+    "by_rank",
+    "cluster_labels",
+    "false_negatives",
+    "frontier",
+    "hide",
+    "known",
+    "labels",
+    "rate",
+    "reduction",
+]
+KEYS = ["query_id", "positive_id", "negative_id"]
+SEVERAL = 0.1  # share of queries with several positives from which a set can be audited by them
+
+
+class Hidden(NamedTuple):
+    """A data set that has lost labels on purpose.
+
+    Attributes:
+        dataset: what mining sees.
+        pairs: query_id, corpus_id of the positives that it does not see.
+        source: "labelled" (by people) or "derived" (from shared wording).
+    """
+
+    dataset: RetrievalDataset
+    pairs: pa.Table
+    source: Literal["labelled", "derived"]
+
+
+def hide(dataset: RetrievalDataset, seed: int = 0) -> Hidden:
+    """Keep one positive of each query that has several; hide the others. Other queries are left
+    out, and passages none.
+
+    Which one is kept depends on the ids and the seed, not on the order of any rows.
+
+    Raises:
+        NvretError: no query has several positives.
+
+    >>> from nvret.data import from_texts
+    >>> hidden = hide(from_texts("toy", ["a", "b", "c"], ["x?", "y?"], [[0, 1], [2]]))
+    >>> len(hidden.dataset.queries), len(hidden.dataset.pairs[0]), len(hidden.pairs)
+    (1, 1, 1)
+    """
+    queries, passages = dataset.pairs
+    query_ids = dataset.queries["id"].take(pa.array(queries))
+    passage_ids = dataset.corpus["id"].take(pa.array(passages))
+    order = np.lexsort((pair_keys(query_ids, passage_ids, seed), queries))
+    first = np.r_[True, queries[order][1:] != queries[order][:-1]][: len(order)]
+    lost = pa.array(np.sort(order[~first]))
+    pairs = pa.table({"query_id": query_ids.take(lost), "corpus_id": passage_ids.take(lost)})
+    if not pairs.num_rows:
+        raise NvretError(f"{dataset.name}: no query has several positives, so none can be hidden")
+    part = dataset.select(pc.unique(pairs["query_id"]).to_pylist())
+    qrels = part.qrels.join(
+        pairs.append_column("hidden", pa.array(np.ones(len(pairs), bool))),
+        ["query_id", "corpus_id"],
+    )
+    qrels = qrels.filter(pc.is_null(qrels["hidden"])).sort_by(
+        [("query_id", "ascending"), ("corpus_id", "ascending")]
+    )
+    return Hidden(
+        RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, qrels),
+        pairs.sort_by([("query_id", "ascending"), ("corpus_id", "ascending")]),
+        "labelled",
+    )
+
+
+def cluster_labels(dataset: RetrievalDataset) -> Hidden:
+    """Derived labels: the other passages of a positive's near-duplicate cluster count as hidden.
+
+    No person has judged them: passages that share much of their wording (other excerpts of a page,
+    other versions of it) most likely answer the same question, not surely. All labelled positives
+    are kept; queries whose positives stand alone in their clusters are left out.
+
+    Raises:
+        NvretError: the corpus has no column ``cluster``, or no cluster of several passages.
+    """
+    if "cluster" not in dataset.corpus.column_names:
+        raise NvretError(f"{dataset.name}: corpus has no column 'cluster'; see data.with_clusters")
+    cluster = dataset.corpus["cluster"].to_numpy()
+    queries, passages = dataset.pairs
+    labelled = pd.DataFrame({"query": queries, "cluster": cluster[passages]}).drop_duplicates()
+    mates = labelled.merge(
+        pd.DataFrame({"cluster": cluster, "passage": np.arange(len(cluster))}), on="cluster"
+    )
+    known = pd.MultiIndex.from_arrays([queries, passages])
+    rows = mates[~pd.MultiIndex.from_frame(mates[["query", "passage"]]).isin(known)]
+    if rows.empty:
+        raise NvretError(f"{dataset.name}: every positive is alone in its cluster")
+    pairs = pa.table(
+        {
+            "query_id": dataset.queries["id"].take(pa.array(rows["query"].to_numpy())),
+            "corpus_id": dataset.corpus["id"].take(pa.array(rows["passage"].to_numpy())),
+        }
+    )
+    part = dataset.select(pc.unique(pairs["query_id"]).to_pylist(), name=f"{dataset.name}-clusters")
+    order = [("query_id", "ascending"), ("corpus_id", "ascending")]
+    return Hidden(part, pairs.sort_by(order), "derived")
+
+
+def labels(
+    dataset: RetrievalDataset,
+    queries: int | None = None,
+    passages: int | None = None,
+    seed: int = 0,
+) -> Hidden:
+    """`hide` where a tenth of the queries or more have several positives, else `cluster_labels`.
+
+    Args:
+        queries: so many of them, those whose ids hash lowest; None: all.
+        passages: every relevant one, hidden or not, and others to make up this number; None: all.
+    """
+    several = np.mean([len(rows) > 1 for rows in dataset.positives])
+    hidden = hide(dataset, seed) if several >= SEVERAL else cluster_labels(dataset)
+    return _cut_passages(_cut_queries(hidden, queries, seed), passages)
+
+
+def _cut_queries(hidden: Hidden, queries: int | None, seed: int) -> Hidden:
+    ids = hidden.dataset.queries["id"]
+    if queries is None or queries >= len(ids):
+        return hidden
+    chosen = ids.take(pa.array(np.sort(np.argsort(pair_keys(ids, ids, seed))[:queries])))
+    kept = pc.is_in(hidden.pairs["query_id"], chosen.combine_chunks())
+    part = hidden.dataset.select(chosen.to_pylist())
+    return Hidden(part, hidden.pairs.filter(kept), hidden.source)
+
+
+def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
+    part = hidden.dataset
+    if passages is None or passages >= part.corpus.num_rows:
+        return hidden
+    ids = part.corpus["id"].to_pylist()
+    needed = {ids[row] for row in part.pairs[1]} | set(hidden.pairs["corpus_id"].to_pylist())
+    others = sorted((name for name in ids if name not in needed), key=mixtures.hashed)
+    kept = [*needed, *others[: max(0, passages - len(needed))]]
+    part = part.select(part.queries["id"].to_pylist(), corpus_ids=kept)
+    return Hidden(part, hidden.pairs, hidden.source)
+
+
+def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
+    """(rows,) bool: which negatives of a table are hidden positives."""
+    if missing := set(KEYS) - set(table.column_names):
+        raise NvretError(f"negatives has no column {min(missing)!r}, only {table.column_names}")
+    pairs = pd.MultiIndex.from_frame(hidden.pairs.to_pandas())
+    mined = table.select(["query_id", "negative_id"]).to_pandas()
+    return pd.MultiIndex.from_frame(mined).isin(pairs)
+
+
+def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
+    """For each (query, positive) pair that was mined for, how many negatives it has, and how many
+    of them are hidden positives.
+
+    Returns:
+        columns query_id, positive_id, mined, false; pairs without any negative have 0 and 0.
+    """
+    dataset = hidden.dataset
+    queries, passages = dataset.pairs
+    every = pd.MultiIndex.from_arrays(
+        [
+            dataset.queries["id"].to_numpy()[queries],
+            dataset.corpus["id"].to_numpy()[passages],
+        ],
+        names=KEYS[:2],
+    )
+    rows = table.select(KEYS[:2]).to_pandas().assign(mined=1, false=known(table, hidden))
+    counts = rows.groupby(KEYS[:2])[["mined", "false"]].sum()
+    if len(strange := counts.index.difference(every)):
+        raise NvretError(f"negatives of {tuple(strange[0])}, which is no pair of {dataset.name}")
+    return counts.reindex(every, fill_value=0).astype(int).reset_index()
+
+
+def by_rank(ranking: pa.Table, hidden: Hidden) -> pd.DataFrame:
+    """The rate at each rank of one table of negatives: rank, negatives, rate, low, high."""
+    rows = ranking.select(["query_id", "rank"]).to_pandas()
+    rows = rows.assign(mined=1, false=known(ranking, hidden).astype(int))
+    found = [(rank, len(group), *rate(group)) for rank, group in rows.groupby("rank", sort=True)]
+    return pd.DataFrame(found, columns=["rank", "negatives", "rate", "low", "high"])
+
+
+def frontier(
+    tables: Mapping[str, pa.Table], hidden: Hidden, ranking: pa.Table, naive: str
+) -> pd.DataFrame:
+    """For each method: how many of its negatives are false, and how hard the others are.
+
+    Args:
+        tables: negatives by method, mined for ``hidden.dataset``; see `nvret.mining.sweep`.
+        ranking: naive negatives of the same teacher, many a pair: where each negative stands.
+        naive: the method whose negatives the others are compared with.
+    Returns:
+        a row for each method. ``hardness`` is the mean score of the negatives that are not known
+        to be false, over the mean score of their positives (a false one is always hard; it must
+        not count for the method). ``mean rank`` counts a rank beyond the ranking's depth as
+        that depth + 1. ``true kept`` and ``false kept`` are the shares of the naive negatives of
+        each kind that the method takes as well.
+    """
+    place = ranking.select([*KEYS, "rank"]).to_pandas().set_index(KEYS)["rank"]
+    reference = pd.MultiIndex.from_frame(tables[naive].select(KEYS).to_pandas())
+    wrong = known(tables[naive], hidden)
+    found = []
+    for method, table in tables.items():
+        counts = false_negatives(table, hidden)
+        false = known(table, hidden)
+        keys = pd.MultiIndex.from_frame(table.select(KEYS).to_pandas())
+        ranks = place.reindex(keys).fillna(place.max() + 1).to_numpy()
+        scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
+        kept = reference.isin(keys)
+        found.append(
+            {
+                "method": method,
+                "negatives": len(table),
+                "false": int(false.sum()),
+                **dict(zip(("rate", "low", "high"), rate(counts), strict=True)),
+                "hardness": scores.sum() / positives.sum() if len(scores) else np.nan,
+                "mean rank": ranks.mean() if len(ranks) else np.nan,
+                "true kept": kept[~wrong].mean() if (~wrong).any() else np.nan,
+                "false kept": kept[wrong].mean() if wrong.any() else np.nan,
+            }
+        )
+    return pd.DataFrame(found)

@@ -1,0 +1,211 @@
+"""A judge at work on a table of negatives: its scores, what they cost and what they catch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nvret.analysis import audit
+from nvret.analysis.audit import Hidden
+from nvret.analysis.judges import Judge, shares
+from nvret.analysis.statistics import Interval
+from nvret.data import RetrievalDataset
+from nvret.sampling import pair_keys
+from nvret.utils import store
+from nvret.utils.errors import NvretError
+
+COLUMNS = [*audit.KEYS, "rank", "score", "positive_score"]
+RESAMPLES = 400
+
+
+class Judged(NamedTuple):
+    """Attributes:
+    judge: its name.
+    threshold: score from which a negative counts as relevant.
+    table: a row for each negative: ids, rank, the teacher's scores, ``judged`` (the judge's
+        score), and with hidden labels ``known``: whether it is a hidden positive.
+    seconds: for a thousand pairs; tokens: read for a pair.
+    """
+
+    judge: str
+    threshold: float
+    table: pd.DataFrame
+    seconds: float
+    tokens: float
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads into a folder."""
+        self.table.to_parquet(folder / "table.parquet")
+        facts = {name: value for name, value in self._asdict().items() if name != "table"}
+        store.write_json(folder / "facts.json", facts)
+
+    @classmethod
+    def load(cls, folder: Path) -> Judged:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        return cls(table=pd.read_parquet(folder / "table.parquet"), **facts)
+
+
+def sample(
+    table: pa.Table, number: int, seed: int = 0, *, hidden: Hidden | None = None
+) -> pa.Table:
+    """The ``number`` negatives whose ids hash lowest; rows keep their order.
+
+    Args:
+        hidden: take half of them (or all there are) from the hidden positives, which are few among
+            negatives, so that a few pairs say more; `quality` is told their true ``share``.
+    """
+    # Not in the order of audit.hide, which keeps the positive of the lowest hash
+    keys = pair_keys(table["negative_id"], table["query_id"], seed)
+    order = np.argsort(keys, kind="stable")
+    if hidden is not None:
+        known = audit.known(table, hidden)[order]
+        half = max(number // 2, number - int((~known).sum()))
+        positives = order[known][:half]
+        order = np.r_[positives, order[~known][: number - len(positives)]]
+    return table.take(pa.array(np.sort(order[:number])))
+
+
+def judge(
+    judge: Judge,
+    dataset: RetrievalDataset,
+    table: pa.Table,
+    hidden: Hidden | None = None,
+    *,
+    progress: bool = True,
+) -> Judged:
+    """A judge's scores of all negatives of a table.
+
+    Args:
+        dataset: whose texts the table's ids name.
+        hidden: labels to compare with.
+    Raises:
+        NvretError: no rows, a missing column, an id that is not in the data set.
+    """
+    if not table.num_rows:
+        raise NvretError(f"{judge.name}: the table holds no negative to judge")
+    asked = _texts(dataset.queries["id"], dataset.query_texts, table, "query_id")
+    passages = dataset.corpus["id"], dataset.passages
+    read = _texts(*passages, table, "negative_id")
+    answers = _texts(*passages, table, "positive_id")
+    start = time.perf_counter()
+    found = judge.scores(asked, read, answers, progress=progress)
+    seconds = time.perf_counter() - start
+    rows = _rows(table, hidden, found.values)
+    return Judged(
+        judge.name, judge.threshold, rows, 1000 * seconds / len(rows), found.tokens / len(rows)
+    )
+
+
+def by_ceiling(table: pa.Table, hidden: Hidden | None = None, perc: float = 0.95) -> Judged:
+    """What TopK-PercPos decides from the scores in the table: a judge that costs nothing."""
+    found = shares(table["score"].to_numpy(), table["positive_score"].to_numpy())
+    name = f"{table['teacher'][0].as_py()}, the teacher" if table.num_rows else "the teacher"
+    return Judged(name, perc, _rows(table, hidden, found), 0.0, 0.0)
+
+
+def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
+    """How well a judge's scores tell the hidden positives from the other negatives.
+
+    Precision is a lower bound: some of the others are positives that nobody has labelled.
+
+    Args:
+        share: of hidden positives among the negatives that the pairs were sampled from, where it
+            is not that of the sample.
+    Returns:
+        judge, pairs, known (hidden positives among them), flagged (share at or above the
+        threshold), precision and recall of that, and AUC with its interval over queries; NaN where
+        there is no hidden positive or nothing else.
+    """
+    from sklearn.metrics import precision_score, recall_score
+
+    known, score = _known(judged)
+    flagged, weight = score >= judged.threshold, _weights(known, share)
+    auc = auc_interval(known, score, judged.table["query_id"].to_numpy())
+    options = {"sample_weight": weight, "zero_division": np.nan}
+    return {
+        "judge": judged.judge,
+        "pairs": len(known),
+        "known": int(known.sum()),
+        "flagged": float(np.average(flagged, weights=weight)),
+        "precision": float(precision_score(known, flagged, **options)),
+        "recall": float(recall_score(known, flagged, **options)),
+        **dict(zip(("AUC", "low", "high"), auc, strict=True)),
+    }
+
+
+def _weights(known: np.ndarray, share: float | None) -> np.ndarray:
+    """(P,) what each pair stands for, where hidden positives were sampled more often."""
+    found = known.mean()
+    if share is None or not 0 < found < 1:
+        return np.ones(len(known))
+    return np.where(known, share / found, (1 - share) / (1 - found))
+
+
+def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> Interval:
+    """Area under the ROC curve and the 95 % interval of a bootstrap over queries.
+
+    Args:
+        known, score, queries: (P,) whether the pair is relevant, its score and its query.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if known.all() or not known.any():
+        return Interval(np.nan, np.nan, np.nan)
+    group = np.unique(queries, return_inverse=True)[1]
+    size = int(group.max()) + 1
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    areas = [
+        roc_auc_score(known, score, sample_weight=weight)
+        for weight in drawn[:, group]
+        if weight[known].any() and weight[~known].any()
+    ]
+    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (np.nan, np.nan)
+    return Interval(float(roc_auc_score(known, score)), float(low), float(high))
+
+
+def curve(judged: Judged, share: float | None = None) -> pd.DataFrame:
+    """Every threshold that changes anything: threshold, precision, recall, and ``removed``, the
+    share of the other negatives that are thrown out with the caught ones.
+
+    ``share`` as in `quality`.
+    """
+    from sklearn.metrics import roc_curve
+
+    known, score = _known(judged)
+    if known.all() or not known.any():
+        return pd.DataFrame(columns=["threshold", "precision", "recall", "removed"], dtype=float)
+    # The first point lies above all scores
+    removed, recall, at = (x[1:] for x in roc_curve(known, score, drop_intermediate=False))
+    weight = _weights(known, share)
+    right, wrong = recall * weight[known].sum(), removed * weight[~known].sum()
+    precision = right / (right + wrong)
+    return pd.DataFrame(
+        {"threshold": at, "precision": precision, "recall": recall, "removed": removed}
+    )
+
+
+def _known(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
+    if "known" not in judged.table:
+        raise NvretError(f"{judged.judge} was run without hidden labels: nothing to compare with")
+    return judged.table["known"].to_numpy(bool), judged.table["judged"].to_numpy(float)
+
+
+def _rows(table: pa.Table, hidden: Hidden | None, scores: np.ndarray) -> pd.DataFrame:
+    rows = table.select(COLUMNS).to_pandas().assign(judged=scores)
+    return rows if hidden is None else rows.assign(known=audit.known(table, hidden))
+
+
+def _texts(ids: pa.ChunkedArray, texts: list[str], table: pa.Table, column: str) -> list[str]:
+    text = dict(zip(ids.to_pylist(), texts, strict=True))
+    found = [text.get(name) for name in table[column].to_pylist()]
+    if None in found:
+        row = found.index(None)
+        said = table[column][row].as_py()
+        raise NvretError(f"negatives row {row}: {column} {said!r} is not in the data set")
+    return found

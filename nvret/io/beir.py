@@ -1,0 +1,117 @@
+"""Reading BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels/*.tsv``) and its hub form."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nvret.io import inputs
+from nvret.io.inputs import Tables
+from nvret.utils.errors import NvretError
+
+log = logging.getLogger("nvret")
+
+
+def read_parquet(folder: Path) -> Tables:
+    """A folder that nvret's own converters wrote."""
+    return {
+        part: pq.read_table(folder / f"{part}.parquet") for part in ("corpus", "queries", "qrels")
+    }
+
+
+def _choose(names: list[str], split: str | None, where: str) -> str:
+    """The wanted part, or the only one, or "test"."""
+    if split is None and len(names) == 1:
+        return names[0]
+    chosen = split or "test"
+    if chosen not in names:
+        raise NvretError(f"{where}: no qrels named {chosen!r}; there are: {', '.join(names)}")
+    return chosen
+
+
+def read_folder(
+    folder: Path, split: str | None, *, keep_unjudged: bool = False, progress: bool = True
+) -> Tables:
+    """A folder in BEIR's layout. Only queries that the chosen qrels judge are kept.
+
+    Args:
+        keep_unjudged: keep the others too.
+    Raises:
+        NvretError: names the file and the line, and what was expected there.
+    """
+    files = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
+    if not files:
+        raise NvretError(f"{folder / 'qrels'}: no .tsv file; expected BEIR's layout")
+    path = files[_choose(list(files), split, str(folder / "qrels"))]
+    return inputs.joined(
+        inputs.texts(folder / "corpus.jsonl", title=True, allow_empty=True, progress=progress),
+        inputs.texts(folder / "queries.jsonl", title=False, progress=progress),
+        inputs.qrels(path, progress=progress),
+        keep_unjudged=keep_unjudged,
+    )
+
+
+def read_hub_folder(folder: Path, split: str | None) -> Tables:
+    """A hub repository's files in the form that mteb and BEIR use there.
+
+    Configurations ``corpus`` and ``queries`` with ``_id``, ``text`` (and ``title``), and
+    ``default`` (or ``qrels``) with ``query-id``, ``corpus-id`` and ``score``.
+    """
+    import datasets
+
+    def table(config: str, part: str | None = None) -> pa.Table:
+        try:
+            parts = datasets.load_dataset(str(folder), config)
+        except ValueError as error:
+            raise NvretError(f"{folder}: no configuration {config!r}: {error}") from error
+        names = list(parts)
+        chosen = names[0] if part is None and len(names) == 1 else part
+        if config in ("default", "qrels"):
+            chosen = _choose(names, split, f"{folder}: {config}")
+        elif chosen not in names:
+            chosen = config
+        found = parts[chosen].with_format("arrow")[:]
+        return found.rename_columns(
+            [
+                {"_id": "id", "query-id": "query_id", "corpus-id": "corpus_id"}.get(c, c)
+                for c in found.column_names
+            ]
+        )
+
+    configs = datasets.get_dataset_config_names(str(folder))
+    qrels = table("default" if "default" in configs else "qrels")
+    qrels = qrels.set_column(
+        qrels.column_names.index("score"), "score", qrels["score"].cast(pa.int32())
+    )
+    corpus, queries = table("corpus"), table("queries")
+    if "title" not in corpus.column_names:
+        corpus = corpus.append_column("title", pa.array([""] * len(corpus), pa.string()))
+    title = pc.fill_null(corpus["title"], "")
+    corpus = corpus.set_column(corpus.column_names.index("title"), "title", title)
+    return {
+        "corpus": corpus,
+        "queries": inputs.only_judged(queries, qrels, str(folder)),
+        "qrels": qrels,
+    }
+
+
+def drop_empty(tables: Tables, name: str) -> Tables:
+    """Without the passages that have no text and no title, and their judgements."""
+    corpus = tables["corpus"]
+    text = pc.binary_join_element_wise(
+        pc.fill_null(corpus["title"], ""), pc.fill_null(corpus["text"], ""), " "
+    )
+    empty = pc.equal(pc.utf8_trim_whitespace(text), "")
+    gone = corpus["id"].filter(empty)
+    if len(gone):
+        log.warning("%s: left out %d passages without text", name, len(gone))
+        lost = pc.is_in(tables["qrels"]["corpus_id"], gone.combine_chunks())
+        tables = tables | {
+            "corpus": corpus.filter(pc.invert(empty)),
+            "qrels": tables["qrels"].filter(pc.invert(lost)),
+        }
+    return tables

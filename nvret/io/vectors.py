@@ -1,0 +1,114 @@
+"""A teacher whose vectors somebody has computed already: two ``.npy`` files."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nvret.data import RetrievalDataset
+from nvret.scale.faiss_index import Index
+from nvret.teachers import DenseScorer
+from nvret.utils.errors import NvretError
+from nvret.utils.store import fingerprint
+
+STEP = 1 << 14  # rows that are checked at a time
+UNIT = 1e-5  # a norm is 1 to so much where a float32 vector was normalised
+
+
+@dataclass(frozen=True)
+class VectorTeacher:
+    """Scores are dot products of given vectors: cosines, unless ``normalise`` is off.
+
+    Args:
+        queries: a .npy file of (Q, D) floats, in the order of the data set's queries.
+        corpus: a .npy file of (N, D) floats, in the order of its corpus.
+        normalise: bring all vectors to length 1. A file whose vectors have it is not copied, but
+            stays a memory map.
+        device, index: as of `nvret.teachers.DenseTeacher`.
+    """
+
+    queries: Path
+    corpus: Path
+    normalise: bool = True
+    device: str = "cpu"
+    index: Index | None = None
+    name: str = "vectors"
+
+    def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
+        """Read both files and check them against the set.
+
+        Raises:
+            NvretError: another number of rows than the set has, vectors of different length, an
+                array that is not of floats, a row that is not finite or, to be normalised, zero.
+        """
+        queries, corpus = (
+            read(path, len(part), what, normalise=self.normalise)
+            for path, part, what in (
+                (self.queries, dataset.queries, "queries"),
+                (self.corpus, dataset.corpus, "passages"),
+            )
+        )
+        if queries.shape[1] != corpus.shape[1]:
+            raise NvretError(
+                f"{self.queries} has vectors of {queries.shape[1]} numbers and {self.corpus} of "
+                f"{corpus.shape[1]}, expected as many"
+            )
+        parts = ["vectors", Path(self.queries), Path(self.corpus), self.normalise]
+        if self.index:
+            parts.append(vars(self.index))
+        return DenseScorer(self.name, fingerprint(*parts), queries, corpus, self.device, self.index)
+
+
+def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.ndarray:
+    """(count, D) float32 vectors of a .npy file.
+
+    Args:
+        count: rows that there must be; ``what``: they stand for, for messages.
+        normalise: to length 1.
+    Raises:
+        NvretError: as `VectorTeacher.prepare`; rows count from 1 in messages.
+    """
+    array = _open(path)
+    if array.ndim != 2 or not array.shape[1]:
+        raise NvretError(f"{path} has the shape {array.shape}, expected a row for each vector")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise NvretError(f"{path} holds {array.dtype}, expected floats")
+    if len(array) != count:
+        raise NvretError(f"{path} has {len(array)} rows, expected {count}: one for each of {what}")
+    lengths = np.empty(count)
+    for start in range(0, count, STEP):
+        some = slice(start, start + STEP)
+        with np.errstate(over="ignore"):
+            part = np.asarray(array[some], np.float32)
+        lengths[some] = np.linalg.norm(part.astype(np.float64), axis=1)
+        # The smallest and largest of a float64 are 0 and infinite in float32
+        for wrong, said in (
+            (~np.isfinite(part).all(1), "is not finite"),
+            ((lengths[some] == 0) & normalise, "is zero, which no length can be brought to 1"),
+        ):
+            if wrong.any():
+                raise NvretError(f"{path}: row {start + int(wrong.argmax()) + 1} {said}")
+    if array.dtype == np.float32 and not (normalise and (abs(lengths - 1) > UNIT).any()):
+        return array
+    out = np.empty(array.shape, np.float32)
+    for start in range(0, count, STEP):
+        some = slice(start, start + STEP)
+        out[some] = array[some]
+        if normalise:
+            out[some] /= lengths[some, None]
+    return out
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        said = str(error).splitlines()[0] if str(error) else "empty"
+        raise NvretError(f"{path}: no array of NumPy (.npy): {said}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise NvretError(f"{path}: an archive of arrays, expected one array (.npy)")
+    return array

@@ -1,0 +1,104 @@
+"""What turns tokens into token vectors: a transformers model, or a static table of word vectors.
+
+Only safetensors are read, and a folder that lacks a weight is refused: transformers would go on
+with a random one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nvret.utils.errors import NvretError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_static(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """The token table of a StaticEmbedding or model2vec folder, and its tokenizer."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (folder / name).exists():
+            raise NvretError(f"{folder}: has no {name}")
+    weights = load_file(folder / "model.safetensors")
+    table = weights.get("embedding.weight", weights.get("embeddings"))
+    if table is None:
+        raise NvretError(f"{folder / 'model.safetensors'}: no 'embedding.weight' or 'embeddings'")
+    if "mapping" in weights:  # model2vec: a token's row, where several tokens share one
+        table = table[weights["mapping"].long()]
+    if "weights" in weights:
+        table = table.float() * weights["weights"].float()[:, None]
+    bag = nn.EmbeddingBag.from_pretrained(table.to(dtype), freeze=False, mode="mean")
+    return bag, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def load_transformer(
+    folder: Path,
+    dtype: torch.dtype,
+    bidirectional: bool | None,
+    dropout: float | None,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, Any]:
+    """A transformers backbone without its task head, and its fast tokenizer."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    if not (folder / "config.json").exists():
+        raise NvretError(f"{folder}: has no config.json, so it is not a model folder")
+    trust = {"trust_remote_code": trust_remote_code}
+    with quiet():
+        config = AutoConfig.from_pretrained(folder, **trust)
+        if bidirectional is not None:
+            config.is_causal = not bidirectional
+        rates = {}
+        if dropout is not None:  # all of its names end so, from BERT's to GPT-2's
+            ends = ("dropout", "dropout_prob", "pdrop")
+            rates = {key: rate for key, rate in vars(config).items() if key.endswith(ends)}
+            vars(config).update(dict.fromkeys(rates, dropout))
+        extra = {}
+        kind = MODEL_MAPPING.get(type(config), None)
+        if kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters:
+            extra = {"add_pooling_layer": False}  # BERT's own pooler is not used
+        backbone, info = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
+            **trust,
+        )
+        vars(backbone.config).update(rates)  # built with `dropout`, saved with its own
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, **trust)
+    if getattr(config, "is_causal", None) is False:
+        # transformers reads the setting for its masks only: a batch without padding needs no mask,
+        # and its attention would then fall back to what each layer was built as
+        for module in backbone.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = False
+    if missing := sorted(info["missing_keys"]):
+        some = ", ".join(missing[:4])
+        raise NvretError(f"{folder}: {len(missing)} weights are missing: {some}")
+    return backbone, tokenizer

@@ -1,0 +1,186 @@
+"""Token ids of many texts, and batches of them that waste little on padding.
+
+Token ids are kept ragged (one flat array and the offsets of its rows), so that a million texts are
+two arrays, and a batch of any rows is cut out of them without a Python list in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CHUNK = 2048  # texts handed to the tokenizer at a time: enough for its threads, little to hold
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Token ids of N texts.
+
+    Attributes:
+        ids: (T,) int32, the rows one after another.
+        offsets: (N + 1,) int64; row i is ``ids[offsets[i]:offsets[i + 1]]``.
+
+    >>> Ragged.of([[5, 6], [7]]).padded([1, 0])
+    (array([[7, 0],
+           [5, 6]]), array([1, 2]))
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids = np.fromiter((i for row in rows for i in row), np.int32, int(offsets[-1]))
+        return cls(ids, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64, tokens of each row."""
+        return np.diff(self.offsets)
+
+    def flat(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The rows' ids one after another (int64), and their lengths (int64)."""
+        rows = np.asarray(rows, np.int64)
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        return self.ids[np.repeat(starts, lengths) + within].astype(np.int64), lengths
+
+    def padded(
+        self, rows: np.ndarray | Sequence[int], fill: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B, longest) int64 ids, padded on the right with ``fill``; (B,) int64 lengths."""
+        flat, lengths = self.flat(rows)
+        padded = np.full((len(lengths), int(lengths.max(initial=0))), fill, np.int64)
+        padded[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+        return padded, lengths
+
+
+def check_texts(texts: Sequence[str], name: str = "texts") -> None:
+    """Raise `NvretError` naming the first row that is not a string.
+
+    >>> check_texts(["a", float("nan")])
+    Traceback (most recent call last):
+    nvret.utils.errors.NvretError: texts[1] is nan (float), expected a string
+    """
+    if isinstance(texts, str | bytes):
+        raise NvretError(f"{name} is one {type(texts).__name__}, expected a list of strings")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise NvretError(
+                f"{name}[{row}] is {text!r} ({type(text).__name__}), expected a string"
+            )
+
+
+_remembered: dict[Any, dict[str, np.ndarray]] | None = None
+
+
+@contextlib.contextmanager
+def remember_tokens() -> Iterator[None]:
+    """Within it, a text is tokenized once for each tokenizer, prompt and length.
+
+    For a comparison of many models on the same texts, where a small student would spend more time
+    on their tokens than on anything else. All tokens stay in memory until the end of the block.
+    """
+    global _remembered
+    before, _remembered = _remembered, {} if _remembered is None else _remembered
+    try:
+        yield
+    finally:
+        _remembered = before
+
+
+def tokenize(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    prompt: str = "",
+    max_length: int | None = None,
+    special_tokens: bool = True,
+    rows: np.ndarray | None = None,
+    key: str | None = None,
+    progress: bool = True,
+) -> Ragged:
+    """Token ids of the texts, each after ``prompt``, at most ``max_length`` tokens.
+
+    ``rows`` are the texts' places in a longer list, which messages name. ``key`` stands for the
+    content of the tokenizer; with it, `remember_tokens` has an effect.
+
+    Raises:
+        NvretError: a row is not a string, or leaves no token at all.
+    """
+    check_texts(texts)
+    tokenizer.no_padding()
+    if max_length is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(max_length)
+    known: dict[str, np.ndarray] = {}
+    if _remembered is not None and key is not None:
+        known = _remembered.setdefault((key, prompt, max_length, special_tokens), known)
+    missing = [text for text in dict.fromkeys(texts) if text not in known]
+    with tqdm(
+        total=len(missing), desc="tokenize", unit="text", leave=False, disable=not progress
+    ) as bar:
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            encoded = tokenizer.encode_batch_fast(
+                [prompt + text for text in chunk], add_special_tokens=special_tokens
+            )
+            for text, encoding in zip(chunk, encoded, strict=True):
+                known[text] = np.array(encoding.ids, np.int32)
+            bar.update(len(chunk))
+    flat = [known[text] for text in texts]
+    lengths = np.fromiter(map(len, flat), np.int64, len(flat))
+    if len(texts) and lengths.min() == 0:
+        row = int(lengths.argmin())
+        place = row if rows is None else rows[row]
+        raise NvretError(f"texts[{place}] = {texts[row][:60]!r} has no token the model knows")
+    ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
+    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def token_budget_batches(
+    lengths: np.ndarray, budget: int, *, slack: int = 0
+) -> Iterator[np.ndarray]:
+    """Rows in batches of near-equal length: rows × longest stays within ``budget`` tokens.
+
+    A batch ends where its padding would exceed ``slack`` tokens, which is what a further batch
+    costs. The longest come first, so what does not fit into memory fails at once. A single row
+    longer than the budget is a batch of its own.
+
+    Args:
+        lengths: (N,) int, tokens of each row.
+        budget: most tokens of a batch, padding included.
+        slack: most padding tokens of a batch.
+
+    >>> [batch.tolist() for batch in token_budget_batches(np.array([3, 9, 4, 1]), 9, slack=1)]
+    [[1], [2, 0], [3]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    total = np.concatenate([[0], np.cumsum(ordered)])
+    start = 0
+    while start < len(order):
+        longest = max(1, int(ordered[start]))
+        most = min(max(1, budget // longest), len(order) - start)
+        sizes = np.arange(1, most + 1)
+        padding = sizes * longest - (total[start + 1 : start + most + 1] - total[start])
+        size = int(np.searchsorted(padding, slack, side="right"))  # padding grows with the size
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,157 @@
+"""The folder layout of sentence-transformers: what it says about pooling, prompts and lengths.
+
+``modules.json`` lists the modules; ``1_Pooling/config.json`` holds the pooling,
+``config_sentence_transformers.json`` the prompts, ``sentence_bert_config.json`` the length
+limit. Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvret.utils.errors import NvretError
+from nvret.utils.store import write_json
+
+POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+_LEGACY = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}
+_PREFIX = "sentence_transformers.models."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model folder says about how its token vectors become one vector.
+
+    Attributes:
+        static: a table of token vectors (``StaticEmbedding``, model2vec), no transformer.
+        latent: a decoder with NV-Embed's latent attention before the mean.
+        pooling: "mean", "cls" or "last"; None where the folder does not say.
+        prompts: text put before a "query" or a "passage".
+        include_prompt: whether the prompt's tokens take part in the pooling.
+        max_length: tokens after which a text is cut; None for the tokenizer's own limit.
+    """
+
+    static: bool = False
+    latent: bool = field(default=False, repr=False)  # the weights tell these models apart
+    pooling: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    include_prompt: bool = True
+    max_length: int | None = None
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON; None when there is no such file. `NvretError` when it is not JSON."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NvretError(f"{path} is not JSON: {error}") from None
+
+
+def _pooling(config: dict[str, Any], path: Path) -> str:
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [
+            _LEGACY.get(key.removeprefix("pooling_mode_"), key)
+            for key, chosen in config.items()
+            if key.startswith("pooling_mode_") and chosen
+        ]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    for name, mode in POOLINGS.items():
+        if modes == [mode]:
+            return name
+    raise NvretError(f"{path}: pooling {modes} is not supported, expected one of {list(POOLINGS)}")
+
+
+def read(folder: Path) -> Layout:
+    """Read a folder's layout; a plain transformers folder gives the defaults."""
+    modules = read_json(folder / "modules.json") or []
+    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    known = {"Transformer", "Pooling", "Normalize", "StaticEmbedding"}
+    config = read_json(folder / "config.json") or {}
+    latent = config.get("model_type") == "nvembed"
+    unknown = [] if latent else sorted(set(kinds) - known)
+    if unknown:
+        raise NvretError(
+            f"{folder / 'modules.json'}: {unknown} not supported, only {sorted(known)}"
+        )
+    general = read_json(folder / "config_sentence_transformers.json") or {}
+    bert = read_json(folder / "sentence_bert_config.json") or {}
+    named = general.get("prompts") or {}
+    passage = next((named[key] for key in ("passage", "document", "corpus") if named.get(key)), "")
+    pooling, include_prompt = None, not latent  # NV-Embed masks the instruction's tokens
+    if "Pooling" in kinds and not latent:
+        path = folder / kinds["Pooling"] / "config.json"
+        settings = read_json(path) or {}
+        pooling, include_prompt = _pooling(settings, path), settings.get("include_prompt", True)
+    return Layout(
+        static="StaticEmbedding" in kinds or config.get("model_type") == "model2vec",
+        latent=latent,
+        pooling=pooling,
+        prompts={"query": named.get("query") or "", "passage": passage},
+        include_prompt=bool(include_prompt),
+        max_length=bert.get("max_seq_length"),
+    )
+
+
+def write(folder: Path, layout: Layout, dimension: int) -> None:
+    """Write what `read` reads, next to weights and tokenizer that are in ``folder`` already."""
+    query, passage = layout.prompts.get("query", ""), layout.prompts.get("passage", "")
+    prompts = {"query": query, "passage": passage, "document": passage}
+    general = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", general)
+    if layout.latent:  # is no module of sentence-transformers
+        return
+    if layout.static:
+        modules = [("0", "", "StaticEmbedding"), ("1", "1_Normalize", "Normalize")]
+    else:
+        modules = [
+            ("0", "", "Transformer"),
+            ("1", "1_Pooling", "Pooling"),
+            ("2", "2_Normalize", "Normalize"),
+        ]
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        mode = POOLINGS[layout.pooling or "mean"]
+        pooling = {
+            "word_embedding_dimension": dimension,
+            **{f"pooling_mode_{key}": value == mode for key, value in _LEGACY.items()},
+            "include_prompt": layout.include_prompt,
+        }
+        write_json(folder / "1_Pooling" / "config.json", pooling)
+        limits = {"max_seq_length": layout.max_length, "do_lower_case": False}
+        write_json(folder / "sentence_bert_config.json", limits)
+    (folder / modules[-1][1]).mkdir(exist_ok=True)
+    listed = [
+        {"idx": index, "name": name, "path": path, "type": _PREFIX + kind}
+        for index, (name, path, kind) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", listed)
+
+
+def resolve(path: str | Path, *, revision: str | None = None) -> Path:
+    """A local model folder: ``path`` itself, or a snapshot of the hub repository of that name.
+
+    Raises:
+        NvretError: no such folder, and no such repository can be had.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
+        raise NvretError(f"{path}: no such model folder")
+    import huggingface_hub
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=patterns)
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NvretError(
+            f"{path}: no such folder, and not to be had from the hub ({reason})"
+        ) from None

@@ -1,0 +1,222 @@
+"""The pre-registration: what is claimed, and which arms of which study decide it.
+
+``params/claims.yaml`` was written before the studies were run. It names no result, neither the
+paper's nor ours: the paper's are looked up in ``results/paper``, ours in the studies' scores. What
+is left open there (the best of several values) is chosen on the development split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from nvret import methods
+from nvret.study import config, report
+from nvret.study.config import Ensemble, Section, explain
+from nvret.study.paper import PaperDifference, PaperMean
+from nvret.utils.errors import NvretError
+
+Wild = Literal["any", "other"]  # every value, or all but the default
+End = Literal["smallest", "largest"]
+Number = float | list[float] | Wild | End | None
+Sampling = Literal["top-k", "sampled", "top-1+sampled"]
+
+
+class ArmFilter(Section):
+    """Arms of a study by what they are; the words are the columns of ``Results.arms``.
+
+    What is not said has the value that an arm has when its grid says nothing: the student's or
+    the profile's own, and for ``parameter`` the paper's best. "any" stands for every value,
+    "other" for all but that one, "smallest" and "largest" for the ends of what the rest leaves. A
+    ``*`` in a text stands for any part of it: ``*+*`` is any ensemble or mixture.
+    """
+
+    family: str | list[str]
+    parameter: Number = None
+    teacher: str | list[str] | None = None
+    ensemble: Ensemble | list[Ensemble] | Wild | None = None
+    sampling: Sampling | list[Sampling] | Wild | None = None
+    k: Number = None
+    num_negatives: Number = None
+    in_batch_negatives: bool | Wild | None = None
+    mask_margin: Number = None
+    memory_bank: Number = None
+    temperature: Number = None
+    queries: Number = None
+    pooling: str | None = None
+    bidirectional: bool | Wild | None = None
+    train: str | list[str] | None = None
+    mixture_temperature: Number = None
+    stage_two: Number = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ArmFilter:
+        families = self.family if isinstance(self.family, list) else [self.family]
+        known = [*methods.BY_NAME, "none", "base"]
+        if unknown := set(families) - set(known):
+            raise NvretError(f"no family {min(unknown)!r}, expected one of {', '.join(known)}")
+        return self
+
+
+class Claim(Section):
+    """What all claims have.
+
+    Attributes:
+        id: unique; a column of the ledger.
+        claim: a sentence that is true or false.
+        section: where the claim belongs; rows of the ledger are grouped by it.
+        note: what to know when reading the row.
+    """
+
+    id: str
+    claim: str
+    section: str
+    note: str = ""
+    paper: PaperDifference | PaperMean | None = None
+
+
+class Trained(Claim):
+    """A claim that the scores of a study decide.
+
+    Attributes:
+        study: name of its notebook.
+        students: a row of the ledger for each of these that the study has.
+        on: "average" of the test sets, or one of them.
+    """
+
+    study: str
+    students: list[str] = Field(default=["static", "transformer"], min_length=1)
+    on: str = report.AVERAGE
+
+
+class Pair(Trained):
+    """One arm against another. Where several arms fit a side, the best on the development split.
+
+    ``difference``: better less worse is above 0. ``not-worse``: it is above minus the margin.
+    ``no-gain``: it is below the margin.
+    """
+
+    kind: Literal["difference", "not-worse", "no-gain"]
+    better: ArmFilter
+    worse: ArmFilter
+
+
+class Group(Trained):
+    """A group of arms that ``by`` tells apart; where several share a value, the best on dev."""
+
+    arms: ArmFilter
+    by: str
+
+    @model_validator(mode="after")
+    def _check_by(self) -> Group:
+        if self.by not in ArmFilter.model_fields:
+            raise NvretError(f"by: no column {self.by!r}, only {', '.join(ArmFilter.model_fields)}")
+        return self
+
+
+class Worst(Group):
+    """Each other arm of the group is better than the one whose ``by`` has this value."""
+
+    kind: Literal["worst"]
+    worst: str
+
+
+class Order(Group):
+    """A chain, the best first: each link is a difference above 0."""
+
+    kind: Literal["order"]
+    order: list[str] = Field(min_length=2)
+
+
+class InnerOptimum(Group):
+    """The inner value that is best on the development split beats both ends of the sweep."""
+
+    kind: Literal["inner-optimum"]
+    by: Literal["parameter"] = "parameter"
+
+
+class Slope(Group):
+    """The better the teacher's own retrieval, the better the student."""
+
+    kind: Literal["slope"]
+    by: Literal["teacher"] = "teacher"
+
+
+class ShareHalved(Claim):
+    """A method mines at least this share fewer false negatives than naive mining."""
+
+    kind: Literal["share-halved"]
+    study: str
+    method: str
+    at_least: float = Field(gt=0, lt=1)
+
+
+class LowJaccard(Claim):
+    """Two teachers' negatives overlap less than this, on average over the pairs of teachers."""
+
+    kind: Literal["low-jaccard"]
+    study: str
+    below: float = Field(gt=0, lt=1)
+
+
+class NotTestable(Claim):
+    """What no profile that fits this project's machines can decide, and why."""
+
+    kind: Literal["not-testable"]
+    reason: str
+
+
+AnyClaim = Annotated[
+    Pair | Worst | Order | InnerOptimum | Slope | ShareHalved | LowJaccard | NotTestable,
+    Field(discriminator="kind"),
+]
+KINDS = {
+    kind: model
+    for model in (Pair, Worst, Order, InnerOptimum, Slope, ShareHalved, LowJaccard, NotTestable)
+    for kind in model.model_fields["kind"].annotation.__args__
+}
+
+
+class Claims(Section):
+    """The whole file.
+
+    Attributes:
+        margin: the smallest difference of NDCG@10 that matters.
+    """
+
+    margin: float = Field(gt=0)
+    claims: list[AnyClaim] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Claims:
+        names = [claim.id for claim in self.claims]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise NvretError(f"claims name {', '.join(sorted(twice))} more than once")
+        return self
+
+
+def load(path: Path | str | None = None) -> Claims:
+    """Read and check a file of claims; default: the project's own, ``params/claims.yaml``.
+
+    Raises:
+        NvretError: no such file, an unknown key, a value of another kind; all of them are named.
+    """
+    path = Path(path or config.project_root() / "params" / "claims.yaml")
+    try:
+        return Claims.model_validate(config.read(path))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise NvretError(f"{path}: " + "; ".join(lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    """One problem of the file in a line; pydantic puts the kind of a claim into the place."""
+    kinds = [part for part in problem["loc"] if part in KINDS]
+    where = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
+    if problem["type"].startswith("union_tag"):
+        return f"{where}: kind must be one of {', '.join(KINDS)}"
+    inside = [part for part in problem["loc"][:-1] if part in ("better", "worse", "arms")]
+    section = ArmFilter if inside else KINDS[kinds[0]] if kinds else Claims
+    return explain(problem, where, section)

@@ -1,0 +1,346 @@
+"""The schema of ``params/*.yaml``: one file describes one run, and an unknown key is an error.
+
+papermill injects a file's top-level keys into a notebook as variables, and runs on without a word
+where a key is misspelt. So every notebook starts with ``params.notebook(globals())``, which reads
+the variables that the parameters cells left, and checks them like a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nvret import methods
+from nvret.utils.errors import NvretError
+
+Positive = Field(gt=0)
+Value = TypeVar("Value")
+Swept = Value | list[Value]  # one value, or several to run through
+Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
+
+
+class Section(BaseModel):
+    """Keys are checked strictly: ``1e-5`` without a point is a string in YAML, and an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Lengths(Section):
+    """Tokens that are read of each text."""
+
+    query_max_length: int = Positive
+    passage_max_length: int = Positive
+
+
+class TeacherSettings(Lengths):
+    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text.
+
+    ``index`` is faiss's name of an approximate index ("HNSW32", "IVF4096,Flat"); null: exact.
+    """
+
+    name: str
+    index: str | None = None
+    probes: int = Field(default=64, gt=0)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class MiningSettings(Section):
+    ceiling_positive: Literal["own", "lowest"]
+    negative_positives: Literal["literal", "safe"]
+    near_duplicates: float | None = Field(gt=0, le=1)
+
+
+class MethodSettings(Section):
+    """A name of ``nvret.methods.BY_NAME``, and that method's parameter (default: the paper's).
+
+    A list of values stands for as many methods.
+    """
+
+    name: str
+    n: Swept[int] | None = None
+    threshold: Swept[float] | None = None
+    margin: Swept[float] | None = None
+    perc: Swept[float] | None = None
+
+    def build(self) -> list[methods.Method]:
+        return [methods.build_method(**choice) for choice in expand(self)]
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodSettings:
+        self.build()
+        return self
+
+
+class TrainingSettings(Lengths):
+    """How a student is fine-tuned; see ``nvret.training.TrainingConfig``."""
+
+    epochs: int = Positive
+    batch_size: int = Positive
+    learning_rate: float = Positive
+    warmup_ratio: float = Field(ge=0, le=1)
+    weight_decay: float = Field(ge=0)
+    temperature: float = Positive
+    in_batch_negatives: bool
+    dropout: float | None = Field(ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    chunk_tokens: int | None = Field(default=None, gt=0)
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = Field(default=None, gt=0)
+    lora_alpha: int = Field(default=32, gt=0)
+    pooling: Literal["mean", "last", "cls"] | None = None
+    bidirectional: bool | None = None
+
+
+class StudentSettings(Section):
+    """A model to fine-tune, on how many questions of the training part (null: all of them), the
+    sets that it is tested on beside the held-out part of the training set, and how much of each
+    test set (null: as ``data`` says, and all its passages)."""
+
+    model: str
+    queries: int | None = Field(gt=0)
+    num_negatives: int = Positive
+    out_of_domain: list[str]
+    test_queries: int | None = Field(default=None, gt=0)
+    test_passages: int | None = Field(default=None, gt=0)
+    training: TrainingSettings
+
+
+class GridSettings(Section):
+    """Runs of a study: every combination of the values that are lists.
+
+    What is not said is the student's own value (``num_negatives``, ``in_batch_negatives``,
+    ``temperature``, ``queries``, ``pooling``, ``bidirectional``) or the profile's (``teacher``,
+    ``train``). ``method`` is a name of ``nvret.methods.BY_NAME``, "none" (in-batch negatives
+    alone) or "base" (not trained). Names joined by "+" are several: teachers of an ensemble, sets
+    of a mixture.
+    """
+
+    student: Swept[str]
+    method: Swept[str]
+    n: Swept[int] | None = None
+    threshold: Swept[float] | None = None
+    margin: Swept[float] | None = None
+    perc: Swept[float] | None = None
+    teacher: Swept[str] | None = None
+    ensemble: Swept[Ensemble] | None = None
+    sampling: Swept[Literal["top-k", "sampled", "top-1+sampled"]] = "top-k"
+    k: Swept[int] | None = None
+    num_negatives: Swept[int] | None = None
+    in_batch_negatives: Swept[bool] | None = None
+    mask_margin: Swept[float] | None = None
+    memory_bank: Swept[int] = 0
+    temperature: Swept[float] | None = None
+    queries: Swept[int] | None = None
+    pooling: Swept[Literal["mean", "last"]] | None = None
+    bidirectional: Swept[bool] | None = None
+    train: Swept[str] | None = None
+    mixture_temperature: Swept[float] = 1.0
+    stage_two: Swept[int] | None = None
+
+
+class StudySettings(Section):
+    """What one notebook trains and compares.
+
+    Attributes:
+        dev: also evaluate on the development split, where a value is chosen.
+        out_of_domain: also evaluate on the students' sets of other domains.
+        reference: what each student's other runs are compared with: a label after the student.
+        runs: the grid.
+    """
+
+    dev: bool
+    out_of_domain: bool
+    reference: str
+    runs: list[GridSettings] = Field(min_length=1)
+
+
+class AuditSettings(Section):
+    """What ``09_false_negatives`` counts: sets whose labels are hidden, methods, and judges.
+
+    ``queries`` and ``passages`` of each set (null: all); no relevant passage is left out, hidden or
+    not.
+    """
+
+    datasets: list[str] = Field(min_length=1)
+    queries: int | None = Field(gt=0)
+    passages: int | None = Field(gt=0)
+    teacher: str
+    num_negatives: int = Positive
+    methods: list[MethodSettings] = Field(min_length=1)
+    judges: list[str]
+    judged_pairs: int = Positive
+
+    def build_methods(self) -> list[methods.Method]:
+        return [method for one in self.methods for method in one.build()]
+
+
+class DataSettings(Section):
+    train: str
+    dev_fraction: float = Field(gt=0, lt=0.5)
+    test_fraction: float = Field(gt=0, lt=0.5)
+    test_queries: int | None = Field(gt=0)
+    test_corpus: Literal["full", "own"]
+    leak_threshold: float | None = Field(gt=0, le=1)
+
+
+class Settings(Section):
+    """Everything that a profile says. Hardly a key has a default: a file is read without this one.
+
+    Attributes:
+        teachers: from weak to strong; the dense ones by name or folder, and "bm25".
+        teacher: the one of them that is meant where a study says nothing.
+        methods: the methods that ``00_the_method`` shows.
+        studies: by the name of their notebook.
+    """
+
+    profile: str
+    seeds: list[int] = Field(min_length=1)
+    device: Literal["cpu", "cuda"]
+    data: DataSettings
+    teachers: list[TeacherSettings] = Field(min_length=1)
+    teacher: str
+    mining: MiningSettings
+    methods: list[MethodSettings] = Field(min_length=1)
+    students: dict[str, StudentSettings] = Field(min_length=1)
+    studies: dict[str, StudySettings]
+    audit: AuditSettings
+    notebooks: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        for name, values in {
+            "seeds": self.seeds,
+            "teachers": [teacher.name for teacher in self.teachers],
+            "methods": [str(method) for one in self.methods for method in one.build()],
+        }.items():
+            twice = {str(value) for value in values if values.count(value) > 1}
+            if twice:
+                raise NvretError(f"{name} names {', '.join(sorted(twice))} more than once")
+        for where, name in {"teacher": self.teacher, "audit.teacher": self.audit.teacher}.items():
+            self.teacher_named(name, where)
+        return self
+
+    def teacher_named(self, name: str, where: str) -> TeacherSettings:
+        """The teacher of that name; ``where`` is the key that names it."""
+        known = {teacher.name: teacher for teacher in self.teachers}
+        if name not in known:
+            raise NvretError(f"{where}: {name!r} is not among teachers: {', '.join(known)}")
+        return known[name]
+
+
+def expand(section: Section) -> list[dict[str, Any]]:
+    """Every combination of a section's values that are lists; the last key turns fastest.
+
+    >>> [method["perc"] for method in expand(MethodSettings(name="perc-pos", perc=[0.9, 0.95]))]
+    [0.9, 0.95]
+    """
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*lists)]
+
+
+def project_root() -> Path:
+    """The checkout, which holds ``params/`` and ``notebooks/``: this folder or one above it."""
+    for folder in [Path.cwd(), *Path.cwd().parents]:
+        if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    raise NvretError(
+        f"{Path.cwd()} is not inside the repository: expected params/ and notebooks/ here or above"
+    )
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """The values of a YAML file, unchecked."""
+    path = Path(path)
+    if not path.is_file():
+        raise NvretError(f"{path}: no such file, expected a YAML file such as params/quick.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise NvretError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise NvretError(f"{path} holds {type(values).__name__}, expected keys and values")
+    return values
+
+
+def load(path: Path | str) -> Settings:
+    """Read and check a profile."""
+    return check(read(path), str(path))
+
+
+def check(values: Mapping[str, Any], source: str) -> Settings:
+    """Check values that came from ``source``.
+
+    Raises:
+        NvretError: one line for each unknown key, wrong type or missing value.
+    """
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
+        raise NvretError("\n".join(lines)) from None
+
+
+def notebook(namespace: Mapping[str, Any]) -> Settings:
+    """The checked settings of a running notebook.
+
+    Args:
+        namespace: ``globals()`` of the notebook after its parameters cells and before anything
+            but this module is imported. ``profile`` names the file in ``params/`` that gives what
+            the namespace does not; every other public variable must be a key of ``Settings``.
+    """
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and isinstance(value, (str, int, float, list, dict, type(None)))
+        and name not in {"In", "Out"}
+    }
+    if not isinstance(given.get("profile"), str):
+        raise NvretError("the parameters cell sets no profile, expected a name such as 'quick'")
+    path = project_root() / "params" / f"{given['profile']}.yaml"
+    defaults = read(path) if path.is_file() else {}
+    return check({**defaults, **given}, f"parameters of profile {given['profile']!r}")
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    unknown = problem["type"] == "extra_forbidden"  # only then all of the place are sections
+    return explain(problem, where, _section(problem["loc"][:-1]) if unknown else Settings)
+
+
+def explain(problem: Any, where: str, section: type[Section]) -> str:
+    """One problem that pydantic found, in a line: the key, what it holds, what was expected.
+
+    Args:
+        where: the place in the file.
+        section: what describes that place; its keys are named where one is unknown.
+    """
+    if problem["type"] == "extra_forbidden":
+        known = list(section.model_fields)
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        return f"{where}: unknown key, {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
+    return f"{where}: {problem['msg']}, found {problem['input']!r}"
+
+
+def _section(location: tuple[str | int, ...]) -> type[Section]:
+    """The model that describes a place in the file."""
+    section: type[Section] = Settings
+    for part in location:
+        if isinstance(part, int) or part not in section.model_fields:  # the key of a dict
+            continue
+        kind = section.model_fields[part].annotation
+        inner = [a for a in getattr(kind, "__args__", ()) if isinstance(a, type)]
+        section = next((a for a in inner if issubclass(a, Section)), kind)
+    return section

@@ -1,0 +1,115 @@
+"""Several training sets as one, and how many questions of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nvret.data import RetrievalDataset
+from nvret.utils.errors import NvretError
+
+COLUMNS = {"corpus": ["id"], "queries": ["id"], "qrels": ["query_id", "corpus_id"]}
+
+
+def shares(sizes: Mapping[str, int], total: int, temperature: float) -> dict[str, int]:
+    """How many questions each set gives to a mixture.
+
+    Shares are proportional to ``size ** temperature``: 1 keeps the sets' own proportions, 0 takes
+    the same number of each. What a small set cannot give, the others share. Largest remainders
+    are rounded up.
+
+    Args:
+        sizes: questions that each set has.
+        total: questions of the mixture; all, where the sets have fewer.
+
+    >>> shares({"large": 900, "small": 100}, 100, 1.0)
+    {'large': 90, 'small': 10}
+    >>> shares({"large": 900, "small": 100}, 400, 0.0)
+    {'large': 300, 'small': 100}
+    """
+    if total < 1 or temperature < 0:
+        raise NvretError(f"{total} questions at temperature {temperature}: expected >= 1 and >= 0")
+    given, free = dict.fromkeys(sizes, 0), dict(sizes)
+    left = min(total, sum(sizes.values()))
+    while left and free:
+        weight = np.array([size**temperature for size in free.values()], float)
+        wanted = left * weight / weight.sum()
+        full = [name for name, part in zip(free, wanted, strict=True) if part >= free[name]]
+        if full:
+            for name in full:
+                given[name] = free.pop(name)
+            left = min(total, sum(sizes.values())) - sum(given.values())
+            continue
+        floor = np.floor(wanted).astype(int)
+        for place in np.argsort(floor - wanted, kind="stable")[: left - floor.sum()]:
+            floor[place] += 1
+        given |= dict(zip(free, floor.tolist(), strict=True))
+        break
+    return given
+
+
+def sample(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
+    """The ``number`` queries whose ids hash lowest: smaller samples are parts of larger ones."""
+    if number is None or number >= dataset.queries.num_rows:
+        return dataset
+    ids = dataset.queries["id"].to_pylist()
+    return dataset.select(sorted(ids, key=hashed)[:number])
+
+
+def hashed(name: str) -> bytes:
+    """A key that looks random and depends on the name alone."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def sample_passages(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
+    """All relevant passages, and as many others as make ``number``, those whose ids hash lowest."""
+    if number is None or number >= dataset.corpus.num_rows:
+        return dataset
+    ids = dataset.corpus["id"].to_pylist()
+    relevant = {ids[row] for row in np.unique(dataset.pairs[1])}
+    others = sorted((name for name in ids if name not in relevant), key=hashed)
+    kept = [*relevant, *others[: max(0, number - len(relevant))]]
+    return dataset.select(dataset.queries["id"].to_pylist(), corpus_ids=kept)
+
+
+def merge(parts: Mapping[str, RetrievalDataset]) -> RetrievalDataset:
+    """One set of several; ids become ``set/id``. A single set stays as it is.
+
+    >>> from nvret.data import from_texts
+    >>> toy = from_texts("toy", ["a"], ["b"], [[0]])
+    >>> merge({"x": toy, "y": toy}).corpus["id"].to_pylist()
+    ['x/p0', 'y/p0']
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    tables = {
+        kind: pa.concat_tables(
+            prefixed(getattr(part, kind).select(_shared(kind)), name, columns)
+            for name, part in parts.items()
+        )
+        for kind, columns in COLUMNS.items()
+    }
+    return RetrievalDataset("+".join(parts), **tables)
+
+
+def prefixed(table: pa.Table, name: str, columns: list[str]) -> pa.Table:
+    """The table with ``name/`` before the ids of these columns."""
+    for column in columns:
+        place = table.column_names.index(column)
+        table = table.set_column(
+            place, column, pc.binary_join_element_wise(name, table[column], "/")
+        )
+    return table
+
+
+def _shared(kind: str) -> list[str]:
+    """Columns that every set has; a cluster means nothing in another set."""
+    return {
+        "corpus": ["id", "title", "text"],
+        "queries": ["id", "text"],
+        "qrels": ["query_id", "corpus_id", "score"],
+    }[kind]

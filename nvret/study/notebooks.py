@@ -1,0 +1,107 @@
+"""Compute a profile and execute its notebooks with papermill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nvret import assets
+from nvret.study import report
+from nvret.study.arms import arms
+from nvret.study.config import Settings, project_root
+from nvret.study.runs import studies
+from nvret.study.workspace import Workspace
+from nvret.utils import store
+from nvret.utils.errors import NvretError
+
+
+def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> None:
+    """Execute notebooks into ``results/<profile>/notebooks``.
+
+    The heavy stages run here first, under one progress bar with the time left; the notebooks then
+    find them in the store. (A notebook that is executed alone computes what it needs by itself.)
+
+    Args:
+        settings: of the profile.
+        values: the file that ``settings`` was read from; injected into every notebook.
+        names: notebooks, without ``.ipynb``.
+    Raises:
+        NvretError: no such notebook; a notebook that failed, with the last line of its error.
+    """
+    root = project_root()
+    for name in names:
+        if not (root / "notebooks" / f"{name}.ipynb").is_file():
+            known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+            raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
+    started = time.monotonic()
+    material = Workspace(settings)
+    needed = assets_of(settings, names)
+    assets.fetch(needed)
+    for study in studies(material, names):
+        study.run()
+    for name in names:
+        execute(name, root, report.results_folder(settings), values)
+    folder = report.results_folder(settings)
+    # A notebook outside of the profile's own says nothing about what made the profile's results
+    if set(names) & set(settings.notebooks):
+        facts = report.provenance(
+            settings, material.fingerprints(needed), seconds=time.monotonic() - started
+        )
+        report.save_provenance(settings, facts)
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
+    for kind in ("notebooks", "figures", "tables"):
+        print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")
+        for path in sorted((folder / kind).iterdir()):
+            print(f"    {path.name}")
+
+
+def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Path:
+    """Execute one notebook; its output appears under its name only when it ran to the end."""
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    target = results / "notebooks" / f"{name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    output = target.with_name(f".{name}.partial.ipynb")  # papermill insists on the suffix
+    source = Path("notebooks") / f"{name}.ipynb"
+    try:
+        with contextlib.chdir(root):
+            papermill.execute_notebook(
+                str(source),
+                str(output),
+                parameters=values,
+                kernel_name="python3",
+                request_save_on_cell_execute=False,
+                extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+            )
+        executed = nbformat.read(output, as_version=4)
+    except PapermillExecutionError as error:
+        raise NvretError(f"{source}: {error.ename}: {error.evalue}") from error
+    finally:
+        output.unlink(missing_ok=True)
+    # papermill records absolute paths, which are of no use on another machine
+    executed.metadata["papermill"] |= {"input_path": source.as_posix(), "output_path": target.name}
+    with store.atomic_file(target) as partial:
+        nbformat.write(executed, partial)
+    return target
+
+
+def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[str]:
+    """Names of the data sets and models that these notebooks of a profile need, or all do."""
+    names = settings.notebooks if names is None else names
+    found = [settings.data.train, settings.teacher]
+    for student in settings.students.values():  # what is tested on is kept out of all training
+        found += student.out_of_domain
+    for name in names:
+        for arm in arms(settings, name) if name in settings.studies else []:
+            found += [settings.students[arm.student].model, *arm.teachers, *arm.train]
+        if name == "01_data":
+            found += [teacher.name for teacher in settings.teachers]
+        if name == "09_false_negatives":
+            found += [*settings.audit.datasets, settings.audit.teacher, *settings.audit.judges]
+    return [name for name in dict.fromkeys(found) if name != "bm25"]

@@ -1,0 +1,178 @@
+"""Train, dev and test parts that do not leak into each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from nvret.data import RetrievalDataset
+from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import clusters, components, near_duplicate_pairs, normalise
+
+
+class Split(NamedTuple):
+    train: RetrievalDataset
+    dev: RetrievalDataset
+    test: RetrievalDataset
+
+
+def split(
+    dataset: RetrievalDataset,
+    *,
+    dev: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    corpus: Literal["full", "own"] = "full",
+) -> Split:
+    """Divide the queries so that nothing about a test passage can be learnt from the train part.
+
+    Queries that share a relevant passage, or whose passages are near-duplicates (the corpus column
+    ``cluster``), stay together. Where such a group goes depends on its ids and the seed alone, not
+    on the order of rows or on other groups, so the shares of queries are met approximately.
+
+    The train corpus is every passage outside the groups of dev and test: no held-out passage is
+    ever seen in training, not even as a negative.
+
+    Args:
+        dev, test: shares of the groups.
+        corpus: what dev and test search in: "full", all passages, as in BEIR; or "own", the
+            passages of their own groups, which is smaller and easier.
+    """
+    if min(dev, test) < 0 or dev + test >= 1:
+        raise NvretError(f"dev={dev} and test={test}: expected shares that leave some for training")
+    if "cluster" not in dataset.corpus.column_names:
+        raise NvretError(
+            f"{dataset.name}: the corpus has no column 'cluster'; add one with with_clusters"
+        )
+    group = _groups(dataset)
+    ids = np.array(dataset.corpus["id"].to_pylist(), dtype=object)
+    order = np.argsort(ids, kind="stable")
+    _, first = np.unique(group[order], return_index=True)
+    place = np.array([_unit(f"{seed}:{ids[order[row]]}") for row in first])
+    part = np.where(place < test, 2, np.where(place < test + dev, 1, 0))[group]
+    queries, passages = dataset.pairs
+    query_part = np.full(len(dataset.queries), -1)
+    query_part[queries] = part[passages]
+    held_out = np.isin(group, group[passages[part[passages] > 0]])
+    query_ids = np.array(dataset.queries["id"].to_pylist(), dtype=object)
+    parts = []
+    for index, name in enumerate(Split._fields):
+        if index == 0:
+            inside: Sequence[str] | None = ids[~held_out]
+        else:
+            inside = None if corpus == "full" else ids[held_out & (part == index)]
+        chosen = query_ids[query_part == index]
+        if not len(chosen):
+            raise NvretError(f"{dataset.name}: no query falls into {name}; the set is too small")
+        parts.append(dataset.select(chosen, corpus_ids=inside, name=f"{dataset.name}-{name}"))
+    return Split(*parts)
+
+
+def _unit(key: str) -> float:
+    """A number in [0, 1) that looks random and depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / 2**56
+
+
+def _groups(dataset: RetrievalDataset) -> np.ndarray:
+    """(passages,) label of each passage's group: joined by a cluster or by a query."""
+    queries, passages = dataset.pairs
+    count = len(dataset.corpus)
+    _, cluster = np.unique(dataset.corpus["cluster"].to_numpy(), return_inverse=True)
+    i = np.concatenate([np.arange(count), passages])
+    j = np.concatenate([count + cluster, count + cluster.max() + 1 + queries])
+    return components(int(j.max()) + 1, i, j)[:count]
+
+
+def with_clusters(dataset: RetrievalDataset, *, threshold: float = 0.5) -> RetrievalDataset:
+    """The set with a new corpus column ``cluster``, as :func:`split` needs it.
+
+    Args:
+        threshold: share of the shorter text's word trigrams that the other text must have.
+    """
+    labels = clusters(dataset.corpus["text"].to_pylist(), threshold=threshold, measure="overlap")
+    corpus = dataset.corpus.select(["id", "title", "text"])
+    corpus = corpus.append_column("cluster", pa.array(labels, pa.int32()))
+    return RetrievalDataset(dataset.name, corpus, dataset.queries, dataset.qrels)
+
+
+def check_leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float = 0.5) -> None:
+    """Stop if something that is tested can be learnt in training.
+
+    Args:
+        threshold: share of the shorter text's word trigrams that make two passages near-duplicates.
+    Raises:
+        NvretError: a relevant passage of ``test`` or a near-duplicate of it stands in the corpus of
+            ``train``, or a question of ``test`` is a question of ``train``. Ids are named.
+    """
+    found = leaks(train, test, threshold=threshold)
+    if found.passages or found.queries:
+        lines = [
+            f"{len(pairs)} {what} ({', '.join(f'{a} ~ {b}' for a, b in pairs[:5])}"
+            f"{', …' if len(pairs) > 5 else ''})"
+            for what, pairs in (
+                ("test passages stand in the train corpus", found.passages),
+                ("test questions are train questions", found.queries),
+            )
+            if pairs
+        ]
+        raise NvretError(f"{train.name} leaks into {test.name}: " + "; ".join(lines))
+
+
+def without_leaks(
+    train: RetrievalDataset, *tests: RetrievalDataset, threshold: float = 0.5
+) -> RetrievalDataset:
+    """``train`` less whatever :func:`check_leaks` would find in it.
+
+    Leaking passages go, and with them every query that they answer; leaking questions go.
+    """
+    passages, queries = set(), set()
+    for test in tests:
+        found = leaks(train, test, threshold=threshold)
+        passages |= {train_id for _, train_id in found.passages}
+        queries |= {train_id for _, train_id in found.queries}
+    return without(train, passages, queries)
+
+
+def without(train: RetrievalDataset, passages: set[str], queries: set[str]) -> RetrievalDataset:
+    """``train`` less these passages, the queries that they answer, and these queries."""
+    ids, query_ids = train.corpus["id"].to_pylist(), train.queries["id"].to_pylist()
+    lost = {
+        query_ids[query]
+        for query, passage in zip(*train.pairs, strict=True)
+        if ids[passage] in passages
+    }
+    return train.select(
+        [q for q in query_ids if q not in lost | queries],
+        corpus_ids=[p for p in ids if p not in passages],
+    )
+
+
+class Leaks(NamedTuple):
+    """(test id, train id) of each near-duplicate pair of passages and equal pair of questions."""
+
+    passages: list[tuple[str, str]]
+    queries: list[tuple[str, str]]
+
+
+def leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float = 0.5) -> Leaks:
+    """What :func:`check_leaks` looks for, as a list."""
+    relevant = np.unique(test.pairs[1])
+    test_ids = test.corpus["id"].take(pa.array(relevant)).to_pylist()
+    test_texts = test.corpus["text"].take(pa.array(relevant)).to_pylist()
+    i, j, _ = near_duplicate_pairs(
+        test_texts, train.corpus["text"].to_pylist(), threshold=threshold, measure="overlap"
+    )
+    train_ids = train.corpus["id"].to_pylist()
+    passages = [(test_ids[a], train_ids[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+    asked = {normalise(text): row for row, text in enumerate(train.query_texts)}
+    train_queries, test_queries = train.queries["id"].to_pylist(), test.queries["id"].to_pylist()
+    queries = [
+        (test_queries[row], train_queries[asked[normalise(text)]])
+        for row, text in enumerate(test.query_texts)
+        if normalise(text) in asked
+    ]
+    return Leaks(passages, queries)

@@ -1,0 +1,249 @@
+"""What the scores of a study say of a claim: pure arithmetic, from arms to a verdict.
+
+Every claim comes down to contrasts: a weighted sum of arms, of which each seed and query gives one
+value, with the interval and the margin of `statistics`. A claim of several parts ("each
+other arm is better") holds when all parts hold: each is then tested at the full level, since all
+of them have to pass. It fails when any part fails, of which there are several chances, so that
+those are adjusted (Holm).
+
+Source: Berger 1982, "Multiparameter hypothesis testing and acceptance sampling" (all parts have
+to pass); Holm 1979.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nvret.analysis import statistics
+from nvret.analysis.statistics import Interval
+from nvret.study import claims, report, selection
+from nvret.study.config import Settings
+from nvret.study.scores import Results
+from nvret.study.selection import NotRun
+
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here", "not run"]
+VERDICTS: tuple[Verdict, ...] = Verdict.__args__
+SLOPE = 0.1  # of a teacher's NDCG@10, that a slope is told for
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict and what it rests on.
+
+    Attributes:
+        value, low, high: of the contrast that decides, in NDCG@10, or a share; NaN without one.
+        p: two-sided, of "no difference" (of "the margin" where the claim is about the margin).
+        seeds, queries: that it rests on; queries are summed over the test sets.
+        note: how it came about.
+    """
+
+    verdict: Verdict
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    seeds: int = 0
+    queries: int = 0
+    note: str = ""
+
+
+class Contrast(NamedTuple):
+    """A weighted sum of arms: a list of (S, Q), one a test set."""
+
+    sets: list[np.ndarray]
+
+    @property
+    def interval(self) -> Interval:
+        return statistics.mean_interval(self.sets)
+
+    def p(self, shift: float = 0.0) -> float:
+        """Of "the mean is -shift"."""
+        return statistics.p_value(
+            [values + shift for values in self.sets], [0 * values for values in self.sets]
+        )
+
+    def decision(self, verdict: Verdict, p: float, note: str = "") -> Decision:
+        seeds, queries = len(self.sets[0]), sum(values.shape[1] for values in self.sets)
+        return Decision(verdict, *self.interval, p, seeds, queries, note)
+
+
+def contrast(results: Results, weights: Mapping[str, float], on: str = report.AVERAGE) -> Contrast:
+    """The weighted sum of arms, on the test sets that all of them are tested on, or on one.
+
+    Args:
+        weights: label -> weight.
+    """
+    scores = {label: results.values(label) for label in weights}
+    shared = [name for name in results.datasets if all(name in sets for sets in scores.values())]
+    wanted = shared if on == report.AVERAGE else [name for name in shared if name == on]
+    if not wanted:
+        raise NotRun(f"no scores on {on} for {', '.join(weights)}")
+    return Contrast(
+        [sum(weight * scores[label][name] for label, weight in weights.items()) for name in wanted]
+    )
+
+
+def decide(
+    claim: claims.Trained,
+    student: str,
+    results: Results,
+    settings: Settings,
+    margin: float,
+    teachers: pd.DataFrame | None = None,
+) -> Decision:
+    """The verdict on one claim for one student.
+
+    Args:
+        margin: the smallest difference that matters, in NDCG@10.
+        teachers: columns teacher, dataset, mean: NDCG@10 of the teachers, for a slope.
+    Raises:
+        NotRun: an arm that the claim needs is missing.
+    """
+    if isinstance(claim, claims.Pair):
+        return _pair(claim, student, results, settings, margin)
+    arms = selection.parts(claim, student, results, settings)
+    if isinstance(claim, claims.Slope):
+        return _slope(claim, arms, results, margin, teachers)
+    if isinstance(claim, claims.InnerOptimum):
+        links = _inner(arms, results)
+    elif isinstance(claim, claims.Order):
+        links = list(itertools.pairwise(selection.named(arms, claim.order)))
+    else:
+        (worst,) = selection.named(arms, [claim.worst])
+        links = [(label, worst) for label in arms.values() if label != worst]
+        if not links:
+            raise NotRun(f"no other arm than {claim.worst}")
+    return _all_of(results, links, claim.on, margin)
+
+
+def _pair(
+    claim: claims.Pair, student: str, results: Results, settings: Settings, margin: float
+) -> Decision:
+    (better, a), (worse, b) = (
+        selection.side(results, wanted, student, settings) for wanted in (claim.better, claim.worse)
+    )
+    if better == worse:
+        raise NotRun(f"one arm on both sides: {short(better)}")
+    found = contrast(results, {better: 1.0, worse: -1.0}, claim.on)
+    value, low, high = found.interval
+    note = "chosen on dev: " + ", ".join(short(x) for x, c in ((better, a), (worse, b)) if c)
+    note = note if a or b else ""
+    if claim.kind == "difference":
+        verdict = statistics.verdict(Interval(value, low, high), margin=margin)
+        return found.decision(verdict, found.p(), note)
+    sign = 1 if claim.kind == "not-worse" else -1
+    moved = Interval(*(x + sign * margin for x in (value, low, high)))
+    return found.decision(statistics.verdict(moved, sign), found.p(sign * margin), note)
+
+
+def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin: float) -> Decision:
+    """Whether the first of each two arms is better. The link that decides against the claim is
+    shown, or else the smallest difference.
+    """
+    found = [contrast(results, {better: 1.0, worse: -1.0}, on) for better, worse in links]
+    intervals = [one.interval for one in found]
+    short_of = statistics.holm([one.p(-margin) for one in found])
+    fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, short_of, strict=True)]
+    holds = all(interval.low > 0 for interval in intervals)
+    verdict = "reproduced" if holds else "not reproduced" if any(fails) else "undecided"
+    deciding = [i for i, failed in enumerate(fails) if failed and not holds] or range(len(found))
+    weakest = min(deciding, key=lambda i: intervals[i].value)
+    said = "; ".join(
+        f"{short(better)} less {short(worse)} {100 * i.value:+.2f} "
+        f"[{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
+        for (better, worse), i in zip(links, intervals, strict=True)
+    )
+    return found[weakest].decision(verdict, found[weakest].p(), said)
+
+
+def _inner(arms: Mapping[float, str], results: Results) -> list[tuple[str, str]]:
+    """The inner value that is best on dev, against either end."""
+    labels = [arms[value] for value in sorted(arms)]
+    if len(labels) < 3:
+        raise NotRun(f"{len(labels)} values, expected three or more")
+    inner = (
+        selection.best(results, labels[1:-1], "an inner value") if len(labels) > 3 else labels[1]
+    )
+    return [(inner, labels[0]), (inner, labels[-1])]
+
+
+def _slope(
+    claim: claims.Slope,
+    arms: Mapping[str, str],
+    results: Results,
+    margin: float,
+    teachers: pd.DataFrame | None,
+) -> Decision:
+    """Least squares through the students' scores; the teachers' own are taken as given."""
+    if teachers is None:
+        raise NotRun("no table of the teachers' own scores")
+    tables = dict(list(teachers.groupby("dataset")))
+    place = next((name for name in (claim.on, *results.datasets) if name in tables), None)
+    own = {} if place is None else tables[place].set_index("teacher")["mean"].to_dict()
+    known = {name: label for name, label in arms.items() if name in own}
+    x = np.array([own[name] for name in known])
+    if len(known) < 3 or np.ptp(x) == 0:
+        raise NotRun(f"{len(known)} teachers whose own score is known, expected three or more")
+    weights = SLOPE * (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    found = contrast(results, dict(zip(known.values(), weights, strict=True)), claim.on)
+    said = ", ".join(f"{name} {score:.3f}" for name, score in zip(known, x, strict=True))
+    note = f"teachers' own NDCG@10: {said}"
+    return found.decision(statistics.verdict(found.interval, margin=margin), found.p(), note)
+
+
+def short(label: str) -> str:
+    """An arm's label without the student."""
+    return label.split(": ", 1)[-1]
+
+
+def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str, Decision]:
+    """For each audited set: does the method mine so much fewer false negatives?
+
+    Args:
+        table: columns dataset, method, reduction, low, high; shares.
+    """
+    rows = table[table["method"] == claim.method]
+    if rows.empty:
+        raise NotRun(f"no audit of {claim.method}")
+    found = {}
+    for row in rows.itertuples():
+        shown = Interval(float(row.reduction), float(row.low), float(row.high))
+        verdict: Verdict = "undecided"
+        if not any(map(math.isnan, shown)):
+            verdict = statistics.verdict(Interval(*(x - claim.at_least for x in shown)))
+        found[row.dataset] = Decision(verdict, *shown)
+    return found
+
+
+def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, Decision]:
+    """For each training set: the mean overlap of two teachers; the pairs are all there are.
+
+    Args:
+        table: columns teacher_a, teacher_b, dataset, jaccard.
+    """
+    rows = table[table["teacher_a"] != table["teacher_b"]]
+    if rows.empty:
+        raise NotRun("no two teachers to compare")
+    found = {}
+    for name, group in rows.groupby("dataset", sort=False):
+        values = group["jaccard"]
+        verdict: Verdict = "reproduced" if values.mean() < claim.below else "not reproduced"
+        note = f"from {values.min():.2f} to {values.max():.2f} over {len(values)} pairs of teachers"
+        found[name] = Decision(verdict, float(values.mean()), note=note)
+    return found
+
+
+def as_row(decision: Decision) -> dict[str, Any]:
+    """Columns of the ledger; ``value`` is called difference there."""
+    row = dataclasses.asdict(decision)
+    row["difference"] = row.pop("value")
+    return row

@@ -1,0 +1,246 @@
+"""Near-duplicate texts: exact pairs by word n-grams, and the clusters that they form.
+
+Two texts are near-duplicates when their sets of word n-grams overlap enough. The search is exact
+(no hashing, no sampling): n-grams are numbered, the sets are rows of a sparse matrix, and only rare
+n-grams propose pairs (a pair over the threshold must share one of them: Chaudhuri, Ganti and
+Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006, section 4).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+Measure = Literal["jaccard", "overlap"]
+_NOT_WORD = re.compile(r"[\W_]+")
+# The same for a text of ASCII alone, several times as fast: lower case, all else a space
+_ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(128)) + bytes(
+    128
+)
+_BLOCK = 8_000_000  # candidate entries held at once: about 100 MB
+_SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact integer
+
+
+def normalise(text: str) -> str:
+    """Words only, case-folded, one space between them: equal for texts a reader calls the same.
+
+    A text without a single letter or digit keeps its other characters.
+
+    >>> normalise("Who wrote  `` Emma '' ?") == normalise('who wrote "Emma"')
+    True
+    >>> normalise("?!")
+    '?!'
+    """
+    if text.isascii():
+        words = b" ".join(text.encode().translate(_ASCII).split())
+        return words.decode() or " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
+
+
+def _ngram_ids(texts: Sequence[str], ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of all word n-grams of all texts, with the text that each stands in.
+
+    A word is a number; an n-gram is its first n-1 words' number paired with the last word's, and
+    pairs are renumbered after each word, so nothing overflows for any n.
+    """
+    vocabulary: dict[str, int] = {}
+    number = vocabulary.setdefault
+    words = [[number(word, len(vocabulary)) for word in text.split()] for text in texts]
+    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    flat = np.fromiter((word for text in words for word in text), np.int64, int(lengths.sum()))
+    rows = np.repeat(np.arange(len(words)), lengths)
+    ids = flat
+    for step in range(1, ngram):
+        pairs = ids[:-1] * len(vocabulary) + flat[step:]
+        ids = np.unique(pairs, return_inverse=True)[1].reshape(-1)
+    span = ngram - 1
+    complete = rows[: len(ids)] == rows[len(rows) - len(ids) :]
+    assert len(ids) == max(len(flat) - span, 0)
+    return ids[complete], rows[: len(ids)][complete]
+
+
+def _incidence(texts: Sequence[str], ngram: int) -> sp.csr_matrix:
+    """(texts, n-grams) matrix of ones; columns run from the rarest n-gram to the commonest."""
+    import scipy.sparse as sp
+
+    ids, rows = _ngram_ids(texts, ngram)
+    _, ids = np.unique(ids, return_inverse=True)
+    width = int(ids.max()) + 1 if len(ids) else 0
+    matrix = sp.csr_matrix(
+        (np.ones(len(ids), np.int32), (rows, ids.reshape(-1))), shape=(len(texts), width)
+    )
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    frequency = np.bincount(matrix.indices, minlength=width)
+    rank = np.empty(width, np.int32)
+    rank[np.argsort(frequency, kind="stable")] = np.arange(width)
+    matrix.indices = rank[matrix.indices]
+    matrix.has_sorted_indices = False
+    matrix.sort_indices()
+    return matrix
+
+
+def _rare_prefix(matrix: sp.csr_matrix, threshold: float) -> sp.csr_matrix:
+    """Of each set, its rarest |x| - ceil(t |x|) + 1 members: a partner at t shares one of them."""
+    import scipy.sparse as sp
+
+    sizes = np.diff(matrix.indptr)
+    kept = sizes - np.ceil(threshold * sizes - _SLACK).astype(np.int64) + 1
+    kept = np.minimum(np.maximum(kept, 0), sizes)
+    position = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], sizes)
+    mask = position < np.repeat(kept, sizes)
+    indptr = np.concatenate([[0], np.cumsum(kept)])
+    return sp.csr_matrix((matrix.data[mask], matrix.indices[mask], indptr), shape=matrix.shape)
+
+
+def _row_blocks(cost: np.ndarray) -> Iterator[slice]:
+    """Consecutive rows whose costs add up to at most ``_BLOCK`` (or one row)."""
+    start, total = 0, 0
+    for row, value in enumerate(cost):
+        if row > start and total + value > _BLOCK:
+            yield slice(start, row)
+            start, total = row, 0
+        total += int(value)
+    if start < len(cost):
+        yield slice(start, len(cost))
+
+
+def _candidates(left: sp.csr_matrix, right: sp.csr_matrix) -> Iterator[np.ndarray]:
+    """(pairs, 2) rows of ``left`` and ``right`` that share a column, block by block."""
+    frequency = np.bincount(right.indices, minlength=right.shape[1])
+    cost = np.zeros(left.shape[0], np.int64)
+    np.add.at(
+        cost, np.repeat(np.arange(left.shape[0]), np.diff(left.indptr)), frequency[left.indices]
+    )
+    transposed = right.T.tocsr()
+    for block in _row_blocks(cost):
+        product = (left[block] @ transposed).tocoo()
+        yield np.stack(
+            [product.row.astype(np.int64) + block.start, product.col.astype(np.int64)], axis=1
+        )
+
+
+def _intersections(left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray) -> np.ndarray:
+    """Number of shared n-grams of each pair of rows."""
+    sizes = np.diff(left.indptr)[pairs[:, 0]] + np.diff(right.indptr)[pairs[:, 1]]
+    shared = np.zeros(len(pairs), np.int64)
+    for block in _row_blocks(sizes):
+        i, j = pairs[block].T
+        shared[block] = np.asarray(left[i].multiply(right[j]).sum(axis=1)).reshape(-1)
+    return shared
+
+
+def near_duplicate_pairs(
+    texts: Sequence[str],
+    others: Sequence[str] | None = None,
+    *,
+    threshold: float,
+    measure: Measure = "jaccard",
+    ngram: int = 3,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of texts whose word n-gram sets are at least ``threshold`` similar. Exact.
+
+    Args:
+        texts: N texts; compared after :func:`normalise`.
+        others: M texts to compare them with; None compares ``texts`` with themselves (i < j).
+        threshold: in (0, 1]; a pair at the threshold counts.
+        measure: "jaccard" |x & y| / |x | y|, or "overlap" |x & y| / min(|x|, |y|), which also
+            finds a text inside a longer one.
+        ngram: words in an n-gram. A text with fewer words has no n-gram; it is the near-duplicate
+            (similarity 1) of texts that are equal to it when normalised, and of no others.
+    Returns:
+        i (P,) int64, j (P,) int64, similarity (P,) float64, ordered by (i, j).
+
+    >>> near_duplicate_pairs(["a b c d", "A b c, d!", "a b c x"], threshold=0.3)
+    (array([0, 0, 1]), array([1, 2, 2]), array([1.        , 0.33333333, 0.33333333]))
+    """
+    if not 0 < threshold <= 1:
+        raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
+    if measure not in ("jaccard", "overlap"):
+        raise NvretError(f"measure is {measure!r}; expected 'jaccard' or 'overlap'")
+    if ngram < 1:
+        raise NvretError(f"ngram is {ngram}; expected at least 1 word")
+    within = others is None
+    left_texts = [normalise(text) for text in texts]
+    right_texts = left_texts if within else [normalise(text) for text in others or ()]
+    both = _incidence(left_texts if within else left_texts + right_texts, ngram)
+    left = both[: len(left_texts)]
+    right = both if within else both[len(left_texts) :]
+
+    found = []
+    proposals = [(_rare_prefix(left, threshold), right, False)]
+    if measure == "overlap":  # the bound holds for the smaller set, which may be on either side
+        proposals.append((_rare_prefix(right, threshold), left, True))
+    for prefix, full, swapped in proposals:
+        for pairs in _candidates(prefix, full):
+            pairs = pairs[:, ::-1] if swapped else pairs
+            if within:
+                pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+            pairs = np.unique(pairs, axis=0)
+            shared = _intersections(left, right, pairs)
+            a, b = np.diff(left.indptr)[pairs[:, 0]], np.diff(right.indptr)[pairs[:, 1]]
+            size = a + b - shared if measure == "jaccard" else np.minimum(a, b)
+            similarity = shared / np.maximum(size, 1)
+            keep = similarity >= threshold
+            found.append((pairs[keep], similarity[keep]))
+    short = _equal_short(left_texts, right_texts, ngram, within)
+    found.append((short, np.ones(len(short))))
+    pairs, index = np.unique(np.concatenate([p for p, _ in found]), axis=0, return_index=True)
+    return pairs[:, 0], pairs[:, 1], np.concatenate([s for _, s in found])[index]
+
+
+def _equal_short(left: Sequence[str], right: Sequence[str], ngram: int, within: bool) -> np.ndarray:
+    """Pairs of equal texts among those too short to have an n-gram."""
+    places: dict[str, list[int]] = {}
+    for j, text in enumerate(right):
+        if len(text.split()) < ngram:
+            places.setdefault(text, []).append(j)
+    pairs = [
+        (i, j) for i, text in enumerate(left) for j in places.get(text, ()) if not within or i < j
+    ]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Connected components of an undirected graph, numbered in the order of their first node.
+
+    Returns:
+        (count,) int32 labels.
+
+    >>> components(5, np.array([3]), np.array([1]))
+    array([0, 1, 2, 1, 3], dtype=int32)
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(count, count))
+    labels = connected_components(graph, directed=False)[1]
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int32)
+    order[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+    return order[inverse]
+
+
+def clusters(
+    texts: Sequence[str], *, threshold: float, measure: Measure = "jaccard", ngram: int = 3
+) -> np.ndarray:
+    """Near-duplicate clusters: connected components of :func:`near_duplicate_pairs`.
+
+    Returns:
+        (N,) int32 labels, numbered in the order of their first text.
+
+    >>> clusters(["a b c d", "w x y z", "A b c, d!"], threshold=0.9)
+    array([0, 1, 0], dtype=int32)
+    """
+    i, j, _ = near_duplicate_pairs(texts, threshold=threshold, measure=measure, ngram=ngram)
+    return components(len(texts), i, j)

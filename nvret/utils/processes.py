@@ -1,0 +1,77 @@
+"""The processes of one job, as ``torchrun`` starts them: who is the first, who does which part.
+
+Every process runs the same program. Only what is heavy is divided, by whole blocks whose results do
+not depend on who computes them (``nvret.scale.distributed``), and the first process writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """Join the other processes, if ``torchrun`` started this one; leave them at the end.
+
+    They speak through gloo on a CPU and NCCL on GPUs; each takes the GPU of its local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group()
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def world() -> tuple[int, int]:
+    """The number of this process, and of how many; (0, 1) for a single one.
+
+    >>> world()
+    (0, 1)
+    """
+    torch = sys.modules.get("torch")  # without it nobody has joined a group
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return world()[0] == 0
+
+
+def barrier() -> None:
+    """Until all processes have come here."""
+    if world()[1] > 1:
+        sys.modules["torch"].distributed.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """The first process's value, for all of them."""
+    if world()[1] == 1:
+        return value
+    box = [value]
+    sys.modules["torch"].distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def shard(number: int, unit: int = 1) -> slice:
+    """This process's part of ``number`` things, by whole units; the parts stand in order.
+
+    >>> shard(10)
+    slice(0, 10, None)
+    """
+    rank, size = world()
+    units = -(-number // unit)
+    start, stop = units * rank // size, units * (rank + 1) // size
+    return slice(min(start * unit, number), min(stop * unit, number))

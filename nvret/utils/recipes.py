@@ -1,0 +1,33 @@
+"""Versions of the recipes whose results are kept: the part of a key that stands for the code.
+
+A key names what a result is made of (texts, weights, parameters) and how: by these numbers, not by
+the source text, so that moving or renaming a module voids nothing. Whoever changes what a recipe
+gives raises its number; ``tests/test_recipes.py`` compares each recipe's result on a small input
+with a recorded one, and says which number to raise.
+"""
+
+from __future__ import annotations
+
+VERSIONS = {
+    "conversion": 1,  # files of a converted folder; what they hold has a fingerprint
+    "vectors": 1,  # texts to vectors: tokens, backbone, pooling
+    "search": 1,  # exact top-k
+    "bm25": 1,  # words, weights and search of the sparse teacher
+    "near-duplicates": 1,  # normalised texts, word trigrams, clusters
+    "mining": 1,  # ceilings, sampling, the table of negatives
+    "ensembles": 1,
+    "training": 1,  # batches, order, loss, optimizer
+    "evaluation": 1,  # scores per query
+    "splits": 1,  # parts of a set, leaks, samples, mixtures
+    "hidden-labels": 1,  # which labels an audit hides
+    "judges": 1,  # scores of pairs by a second model
+}
+
+
+def versions(*names: str) -> dict[str, int]:
+    """The versions of these recipes, as a part of a key.
+
+    >>> sorted(versions("vectors", "search"))
+    ['search', 'vectors']
+    """
+    return {name: VERSIONS[name] for name in names}

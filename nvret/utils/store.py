@@ -1,0 +1,227 @@
+"""Content-addressed results: the same inputs give the same folder, and it is there or it is not.
+
+A heavy stage (encode, mine, train, evaluate) is a pure function of its inputs. Its result lies in
+``<cache>/<stage>/<key>/``, where the key is a hash of everything that the result depends on: texts,
+weights, parameters, and the version of the recipe (``nvret.utils.recipes``). Nothing is keyed by a
+name, and nothing by where code lies. A folder is written under a temporary name and renamed when
+it is complete, so a process that is killed leaves nothing that a later run would trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+from nvret.utils import processes, remote
+
+
+def cache_dir() -> Path:
+    """Folder of every downloaded, converted or computed thing.
+
+    ``$NVRET_CACHE`` when set, else the platform's user cache folder.
+    """
+    root = os.environ.get("NVRET_CACHE") or platformdirs.user_cache_dir("nvret")
+    return Path(root).expanduser().absolute()
+
+
+def _feed(digest: Any, part: Any) -> None:
+    """Add one part with its type and length, so that ("ab", "c") and ("a", "bc") differ."""
+    import numpy as np
+    import pyarrow as pa
+
+    if isinstance(part, Path):
+        digest.update(b"file:")
+        with part.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    elif isinstance(part, bytes):
+        digest.update(b"bytes:%d:" % len(part) + part)
+    elif isinstance(part, np.ndarray):
+        digest.update(f"array:{part.dtype.str}:{part.shape}:".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    elif isinstance(part, pa.Table):
+        digest.update(f"table:{part.num_rows}:{part.column_names}:".encode())
+        for column in part.columns:
+            _feed(digest, column.to_pylist())
+    elif isinstance(part, list) and part and all(isinstance(text, str) for text in part):
+        # Some texts at a time, to the same bytes as below: a corpus is not copied whole
+        digest.update(f"json:{sum(map(len, _joined(part))) + 2}:[".encode())
+        for text in _joined(part):
+            digest.update(text.encode("utf-8", "surrogatepass"))
+        digest.update(b"]")
+    else:
+        text = _json(part)
+        digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+
+
+def _joined(texts: list[str], number: int = 4096) -> Iterator[str]:
+    """The JSON of a list of texts, less its brackets, in pieces of so many texts."""
+    for start in range(0, len(texts), number):
+        yield ("," if start else "") + _json(texts[start : start + number])[1:-1]
+
+
+def _json(part: Any) -> str:
+    return json.dumps(part, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 (hex) over the content of the parts.
+
+    Args:
+        parts: a ``Path`` stands for that file's content; bytes, NumPy arrays, Arrow tables and
+            anything that JSON can hold stand for themselves.
+
+    >>> fingerprint("ab", "c") == fingerprint("a", "bc")
+    False
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk: a rename may otherwise outlive what it renames."""
+    with contextlib.suppress(OSError):  # some filesystems cannot sync a folder
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _lock(target: Path) -> FileLock:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(target.with_name(f".{target.name}.lock"))
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
+    """Write a folder under a temporary name; rename it to ``target`` when the block succeeds.
+
+    Args:
+        target: the folder to make.
+        keep_partial: leave the temporary folder in place when the block fails, for a stage that
+            resumes from its own checkpoints; the next call finds it under the same name.
+    Yields:
+        the temporary folder, or None when ``target`` exists already (another process made it).
+    """
+    with _lock(target):
+        if target.exists():
+            yield None
+            return
+        partial = target.with_name(f".{target.name}.partial")
+        if partial.exists() and not keep_partial:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+        except BaseException:
+            if not keep_partial:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for path in partial.rglob("*"):
+            _sync(path)
+        os.replace(partial, target)
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def shared_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
+    """``atomic_folder`` of the first process under ``torchrun``, for all of them.
+
+    All get the same temporary folder, so that one may read what another wrote.
+    """
+    if not processes.is_main_process():
+        yield processes.broadcast_object(None)
+        processes.barrier()  # the folder is renamed when all have left it
+        processes.barrier()
+        return
+    with atomic_folder(target, keep_partial=keep_partial) as partial:
+        yield processes.broadcast_object(partial)
+        processes.barrier()
+    processes.barrier()
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write a file under a temporary name; rename it to ``target`` when the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write JSON (sorted keys, UTF-8, no NaN) in one step."""
+    with atomic_file(target) as partial:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def find(target: Path) -> bool:
+    """Whether a result is in the cache, copied there now from ``$NVRET_REMOTE`` if need be.
+
+    The same for all processes of a job; the first one copies.
+
+    Args:
+        target: the file or folder of the cache.
+    Raises:
+        NvretError: a file is missing at the remote place, or has another size than its list says.
+    """
+    found = target.exists()
+    place = None if found else remote.of(target, cache_dir())
+    if place and processes.is_main_process() and (files := remote.listed(place)):
+        atomic = atomic_file if "" in files else atomic_folder
+        with atomic(target) as partial:
+            if partial is not None:
+                remote.fetch(place, files, partial)
+        found = True
+    return processes.broadcast_object(found)
+
+
+def publish(target: Path) -> None:
+    """Copy a complete result of the cache to ``$NVRET_REMOTE``, where one is named."""
+    if processes.is_main_process() and (place := remote.of(target, cache_dir())):
+        remote.send(place, target)
+
+
+def stage(name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder of a stage's result: computed now, or found from an earlier run.
+
+    Args:
+        name: of the stage; the sub-folder of the cache.
+        inputs: everything that the result depends on (JSON); hashed, and kept as ``inputs.json``.
+        build: writes the result into the folder that it is given. Under ``torchrun`` all processes
+            call it, and the folder of the first is kept; they must see the same cache folder.
+    """
+    key = fingerprint(inputs)
+    target = cache_dir() / name / key
+    if find(target):
+        return target
+    if processes.is_main_process():
+        with atomic_folder(target) as partial:
+            if partial is not None:
+                write_json(partial / "inputs.json", inputs)
+                build(partial)
+        publish(target)
+    else:  # takes part in the work; what the first process writes is what counts
+        with tempfile.TemporaryDirectory(prefix="nvret-") as scratch:
+            build(Path(scratch))
+    processes.barrier()
+    return target
