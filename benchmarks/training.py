@@ -35,7 +35,7 @@ from nvret.cost.measure import MEBIBYTE
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK
-from nvret.training import TrainingConfig
+from nvret.training_config import TrainingConfig
 
 TITLE = "Training steps"
 PACKAGES = ["torch", "transformers", "accelerate", "sentence-transformers"]

@@ -21,7 +21,6 @@ import numpy as np
 
 from nvret.utils.errors import NvretError
 
-
 BY_NAME: dict[str, type[Method]] = {}  # what profiles, commands and provenance call a method
 
 

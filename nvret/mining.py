@@ -174,8 +174,8 @@ def mine(
         sampling: which of the candidates are taken.
         seed: of the sampling. Each pair draws from its own stream, so that the order of the
             queries and the other queries of the data set do not change a pair's negatives.
-        ceiling_positive: whose score sets the ceiling: the pair's own positive (the paper), or the lowest
-            positive of the query ("lowest", as in some other tools).
+        ceiling_positive: whose score sets the ceiling: the pair's own positive (the paper), or
+            the lowest positive of the query ("lowest", as in some other tools).
         negative_positives: what TopK-PercPos does where the positive's score is below 0 and
             ``score * perc`` lies *above* it: follow the paper all the same ("literal", with a
             warning) or lower the ceiling by the same share ("safe").

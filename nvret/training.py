@@ -7,7 +7,6 @@ state of that step, and ends with the same weights.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -106,7 +105,7 @@ def finetune(
         "base": encoder.fingerprint,
         "dataset": dataset.fingerprint,
         "examples": store.fingerprint(pairs.queries, pairs.positives, pairs.negatives),
-        "config": dataclasses.asdict(config),
+        "config": config.model_dump(),
         "seed": seed,
     }
     number = processes.world()[1]
@@ -155,7 +154,7 @@ def finetune(
 def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:
     said = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     # a run from before there was an option is one without it
-    said["config"] = dataclasses.asdict(TrainingConfig()) | said.get("config", {})
+    said["config"] = TrainingConfig().model_dump() | said.get("config", {})
     return said == inputs
 
 

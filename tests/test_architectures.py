@@ -17,7 +17,8 @@ from nvret.encode import Encoder
 from nvret.models import nv_embed
 from nvret.models.layout import Layout, write
 from nvret.study import mixtures
-from nvret.training import TrainingConfig, finetune
+from nvret.training import finetune
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 TEXTS = ["The moon moves the sea.", "salt", "A river carries stones to the sea, and salt too."]

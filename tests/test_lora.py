@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, Trai
 from nvret import assets, negatives, trainer
 from nvret.encode import Encoder
 from nvret.models import layout, lora
-from nvret.training import TrainingConfig, finetune
+from nvret.training import finetune
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 TEXTS = ["the moon", "river stone and the law of the tide", "salt"]

@@ -14,7 +14,7 @@ from test_training import CONFIG, STATIC, assert_same, bert, fitting, mined, run
 from nvret import negatives, trainer
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask
-from nvret.training import TrainingConfig
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 __all__ = ["bert"]  # a fixture

@@ -122,7 +122,8 @@ def rows_of(table):
 def test_equals_the_definition(method, problem, num, ceiling_positive, safe):
     data, scores = problem
     table = mining.mine(
-        data, MatrixTeacher(scores), method, num, ceiling_positive=ceiling_positive, near_duplicates=None,
+        data, MatrixTeacher(scores), method, num,
+        ceiling_positive=ceiling_positive, near_duplicates=None,
         negative_positives="safe" if safe else "literal", progress=False,
     )  # fmt: skip
     expected = oracle(data, scores, method, num, ceiling_positive, safe)

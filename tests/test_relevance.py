@@ -12,7 +12,8 @@ from test_training import CONFIG, STATIC, assert_same, fitting, mined, toy
 from nvret import negatives, teachers, trainer
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask
-from nvret.training import TrainingConfig, finetune
+from nvret.training import finetune
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 GUIDED = dataclasses.replace(CONFIG, in_batch_negatives=True, mask_margin=0.1)

@@ -91,7 +91,8 @@ def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
     one = arm(study, "TopK-PercPos 95%")
     alone = mining.mine(
         study.material.train(), study.material.scorer(), one.method, one.num_negatives,
-        ceiling_positive=chosen.ceiling_positive, near_duplicates=chosen.near_duplicates, progress=False,
+        ceiling_positive=chosen.ceiling_positive,
+        near_duplicates=chosen.near_duplicates, progress=False,
     )  # fmt: skip
     assert study.negatives(one, 0).equals(alone)
 

@@ -17,7 +17,8 @@ from nvret import assets, negatives, trainer
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.losses import info_nce
-from nvret.training import TrainingConfig, finetune
+from nvret.training import finetune
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 STATIC = assets.model_path("potion-base-8m")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nvret import negatives, teachers
+from nvret import methods, negatives, teachers
 from nvret.analysis import ceilings, hidden_labels, suspects
 from nvret.data import RetrievalDataset
 from nvret.methods import Method

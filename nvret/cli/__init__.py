@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import shtab
+from pydantic import ValidationError
 
 from nvret.cli import cost, evaluate, inspect_negatives, mine, profile, train
 from nvret.utils.errors import NvretError
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with processes.group():
             chosen.command(chosen)
-    except NvretError as error:
+    except (NvretError, ValidationError) as error:
         print(f"nvret: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

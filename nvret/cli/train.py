@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import inspect
-import re
 import types
 import typing
 from pathlib import Path
@@ -38,36 +35,22 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_config(group: argparse._ArgumentGroup) -> None:
-    from nvret.training import TrainingConfig
+    from nvret.training_config import TrainingConfig
 
-    told, types_of = _attributes(TrainingConfig), typing.get_type_hints(TrainingConfig)
-    for field in dataclasses.fields(TrainingConfig):
-        option = f"--{field.name.replace('_', '-')}"
-        said = f"{told[field.name]} ({field.default})".replace("%", "%%")
-        kind = types_of[field.name]
+    types_of = typing.get_type_hints(TrainingConfig)
+    for name, field in TrainingConfig.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        said = f"{' '.join(field.description.split())} ({field.default})".replace("%", "%%")
+        kind = types_of[name]
         if isinstance(kind, types.UnionType):  # ``int | None``: None is what is not given
             kind = next(one for one in typing.get_args(kind) if one is not type(None))
         chosen = {"default": argparse.SUPPRESS, "help": said}
         if kind is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, **chosen)
+        elif typing.get_origin(kind) is typing.Literal:
+            group.add_argument(option, choices=typing.get_args(kind), **chosen)
         else:
             group.add_argument(option, type=kind, metavar=kind.__name__.upper(), **chosen)
-
-
-def _attributes(described: type) -> dict[str, str]:
-    """What a class's docstring says of each attribute.
-
-    >>> from nvret.training import TrainingConfig
-    >>> _attributes(TrainingConfig)["learning_rate"]
-    "AdamW's peak learning rate"
-    """
-    text = inspect.getdoc(described) or ""
-    part = text[text.index("Attributes:") :].split("\n\n")[0]
-    found: dict[str, str] = {}
-    for names, said in re.findall(r"^    (\w[\w, ]*): (.*(?:\n        .*)*)", part, re.M):
-        plain = re.sub(r"\s+", " ", said).replace("`", "").rstrip(".")
-        found |= dict.fromkeys(names.split(", "), plain)
-    return found
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -93,7 +76,7 @@ def own(chosen: argparse.Namespace) -> None:
     if missing := [f"--{name}" for name in NEEDED if name not in given]:
         raise NvretError(f"train needs a profile, or your data and {', '.join(missing)}")
     own_data.check(chosen, "train needs a profile, or")
-    names = [field.name for field in dataclasses.fields(training.TrainingConfig)]
+    names = list(training.TrainingConfig.model_fields)
     said = {name: getattr(chosen, name) for name in names if hasattr(chosen, name)}
     config = training.TrainingConfig(**said)
     dataset = own_data.load(chosen)

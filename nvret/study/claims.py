@@ -14,9 +14,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from nvret import methods
 from nvret.study import config, report
-from nvret.study.config import Ensemble, Section, explain
+from nvret.study.config import Ensemble
 from nvret.study.paper import PaperDifference, PaperMean
+from nvret.utils import settings
 from nvret.utils.errors import NvretError
+from nvret.utils.settings import Section
 
 Wild = Literal["any", "other"]  # every value, or all but the default
 End = Literal["smallest", "largest"]
@@ -219,4 +221,4 @@ def _explain(problem: Any) -> str:
         return f"{where}: kind must be one of {', '.join(KINDS)}"
     inside = [part for part in problem["loc"][:-1] if part in ("better", "worse", "arms")]
     section = ArmFilter if inside else KINDS[kinds[0]] if kinds else Claims
-    return explain(problem, where, section)
+    return settings.line(problem, where, section)

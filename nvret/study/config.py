@@ -7,28 +7,23 @@ the variables that the parameters cells left, and checks them like a file.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from nvret import methods
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
+from nvret.utils.settings import Section, explain
 
 Positive = Field(gt=0)
 Value = TypeVar("Value")
 Swept = Value | list[Value]  # one value, or several to run through
 Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
-
-
-class Section(BaseModel):
-    """Keys are checked strictly: ``1e-5`` without a point is a string in YAML, and an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Lengths(Section):
@@ -77,26 +72,6 @@ class MethodSettings(Section):
         return self
 
 
-class TrainingSettings(Lengths):
-    """How a student is fine-tuned; see ``nvret.training.TrainingConfig``."""
-
-    epochs: int = Positive
-    batch_size: int = Positive
-    learning_rate: float = Positive
-    warmup_ratio: float = Field(ge=0, le=1)
-    weight_decay: float = Field(ge=0)
-    temperature: float = Positive
-    in_batch_negatives: bool
-    dropout: float | None = Field(ge=0, lt=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    chunk_tokens: int | None = Field(default=None, gt=0)
-    gradient_checkpointing: bool = False
-    lora_rank: int | None = Field(default=None, gt=0)
-    lora_alpha: int = Field(default=32, gt=0)
-    pooling: Literal["mean", "last", "cls"] | None = None
-    bidirectional: bool | None = None
-
-
 class StudentSettings(Section):
     """A model to fine-tune, on how many questions of the training part (null: all of them), the
     sets that it is tested on beside the held-out part of the training set, and how much of each
@@ -108,7 +83,7 @@ class StudentSettings(Section):
     out_of_domain: list[str]
     test_queries: int | None = Field(default=None, gt=0)
     test_passages: int | None = Field(default=None, gt=0)
-    training: TrainingSettings
+    training: TrainingConfig
 
 
 class GridSettings(Section):
@@ -283,7 +258,7 @@ def check(values: Mapping[str, Any], source: str) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
-        lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
+        lines = [f"{source}: {line}" for line in explain(error, Settings)]
         raise NvretError("\n".join(lines)) from None
 
 
@@ -307,40 +282,3 @@ def notebook(namespace: Mapping[str, Any]) -> Settings:
     path = project_root() / "params" / f"{given['profile']}.yaml"
     defaults = read(path) if path.is_file() else {}
     return check({**defaults, **given}, f"parameters of profile {given['profile']!r}")
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    unknown = problem["type"] == "extra_forbidden"  # only then all of the place are sections
-    return explain(problem, where, _section(problem["loc"][:-1]) if unknown else Settings)
-
-
-def explain(problem: Any, where: str, section: type[Section]) -> str:
-    """One problem that pydantic found, in a line: the key, what it holds, what was expected.
-
-    Args:
-        where: the place in the file.
-        section: what describes that place; its keys are named where one is unknown.
-    """
-    if problem["type"] == "extra_forbidden":
-        known = list(section.model_fields)
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-        return f"{where}: unknown key, {hint}"
-    if problem["type"] == "missing":
-        return f"{where}: missing"
-    if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
-    return f"{where}: {problem['msg']}, found {problem['input']!r}"
-
-
-def _section(location: tuple[str | int, ...]) -> type[Section]:
-    """The model that describes a place in the file."""
-    section: type[Section] = Settings
-    for part in location:
-        if isinstance(part, int) or part not in section.model_fields:  # the key of a dict
-            continue
-        kind = section.model_fields[part].annotation
-        inner = [a for a in getattr(kind, "__args__", ()) if isinstance(a, type)]
-        section = next((a for a in inner if issubclass(a, Section)), kind)
-    return section

@@ -9,8 +9,8 @@ import pandas as pd
 from pydantic import Field
 
 from nvret.study import report
-from nvret.study.config import Section
 from nvret.utils.errors import NvretError
+from nvret.utils.settings import Section
 
 
 class PaperDifference(Section):

@@ -20,7 +20,8 @@ from nvret.assets import local, registry
 from nvret.cost import measure
 from nvret.study import notebooks, report
 from nvret.study.arms import Arm, arms
-from nvret.study.config import Settings, TrainingSettings
+from nvret.study.config import Settings
+from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _trained(
     ]
 
 
-def _passes(training: TrainingSettings) -> int:
+def _passes(training: TrainingConfig) -> int:
     """A step's cost in forward passes."""
     return (2 if training.lora_rank else 3) + training.gradient_checkpointing
 

@@ -6,7 +6,6 @@ a method could not fill is counted, never made up by leaving a query out.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +76,7 @@ class Study(TrainingData):
             model_fingerprint(base),
             dataset.fingerprint,
             table,
-            dataclasses.asdict(config),
+            config.model_dump(),
             guide.fingerprint if guide else None,
             seed,
             recipes.versions("vectors", "training"),
