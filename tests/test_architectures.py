@@ -97,7 +97,7 @@ ARCHITECTURES = {
     "bert-mean": (bert, "mean"),
     "mistral-last": (mistral, "last"),
     "mistral-mean": (mistral, "mean"),
-    "nv-embed": (nv_embed, "latent"),
+    "nv-embed": (nv_embed_folder, "latent"),
 }
 
 
@@ -220,7 +220,7 @@ def test_every_stage_runs(model, tmp_path):
 def test_a_weight_without_a_place_is_named(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    nv_embed(tmp_path, "latent")
+    nv_embed_folder(tmp_path, "latent")
     weights = load_file(tmp_path / "model.safetensors")
     weights["latent_attention_model.odd"] = weights.pop("latent_attention_model.latents")
     save_file(weights, tmp_path / "model.safetensors")

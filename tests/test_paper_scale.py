@@ -16,7 +16,7 @@ import pytest
 from test_architectures import bert
 
 from nvret import assets, data, evaluation, search
-from nvret.assets import local, registry
+from nvret.assets import registry, resolve
 from nvret.encode import Encoder
 from nvret.study import config, notebooks, plan
 from nvret.utils.errors import NvretError
@@ -88,7 +88,7 @@ def test_local_copies_are_used(tmp_path, monkeypatch):
 def test_a_set_on_no_hub_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("NVRET_LOCAL", str(tmp_path))
     with pytest.raises(NvretError, match=r"squad-train: on no hub; a copy belongs in"):
-        local.check(["squad-train"])
+        resolve.check(["squad-train"])
 
 
 def test_a_beir_folder_gives_mtebs_own_figures(tmp_path):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nvret.assets import local, registry
+from nvret.assets import registry, resolve
 from nvret.cost import measure
 from nvret.study import notebooks, report
 from nvret.study.arms import Arm, arms
@@ -96,7 +96,7 @@ def downloads(settings: Settings) -> pd.DataFrame:
     """A row for each data set and model: its source, gigabytes if known, and whether it is here."""
     rows = []
     for name in notebooks.assets_of(settings):
-        kind = local.kind(name)
+        kind = resolve.kind(name)
         entry = getattr(registry, kind)()[name]
         source, gigabytes = entry.hub.id if entry.hub else "a local copy", None
         if entry.converter is not None:
@@ -106,7 +106,7 @@ def downloads(settings: Settings) -> pd.DataFrame:
             gigabytes = sum(package.megabytes for package in packages) / 1000
         elif kind == "models":
             gigabytes = 2 * entry.parameters / GIGA  # as published, in half precision
-        rows.append((kind, name, source, gigabytes, local.is_available(name)))
+        rows.append((kind, name, source, gigabytes, resolve.is_available(name)))
     return pd.DataFrame(rows, columns=["kind", "name", "from", "GB", "here"])
 
 
