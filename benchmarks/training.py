@@ -128,7 +128,7 @@ def mined() -> tuple[RetrievalDataset, negatives.Examples]:
     ids = np.random.default_rng(0).permutation(dataset.queries["id"].to_pylist())
     dataset = dataset.select(ids[:PAIRS].tolist())
     table = mining.mine(dataset, "bm25", NaiveTopK(), NEGATIVES, progress=False)
-    return dataset, negatives.build(dataset, table)
+    return dataset, Examples.of(dataset, table)
 
 
 def some(number: int) -> negatives.Examples:

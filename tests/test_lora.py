@@ -54,7 +54,7 @@ def student(base, config=CONFIG, seed=1, trained=False):
                 if weight.requires_grad:
                     weight.normal_(0, 0.1)
     dataset = toy(16)
-    pairs = negatives.build(dataset, mined(dataset))
+    pairs = Examples.of(dataset, mined(dataset))
     batch = trainer.collator(encoder, dataset, pairs, config, False)(range(8))
     return trainer.Student(encoder, config), batch
 

@@ -46,7 +46,7 @@ def student(base, config, guide=None, dataset=None, dropout=0.0):
     """In float64 and in training mode, with its collator and pairs."""
     dataset = dataset or toy()
     encoder = Encoder.load(base, dropout=dropout).double().train()
-    pairs = negatives.build(dataset, mined(dataset, skip={2}))
+    pairs = Examples.of(dataset, mined(dataset, skip={2}))
     batches = replace(
         trainer.collator(encoder, dataset, pairs, config, False, guide), budget=40, slack=4
     )

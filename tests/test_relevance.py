@@ -93,7 +93,7 @@ def test_real_guides(teacher):
 def test_the_batch_says_what_the_guide_suspects():
     dataset = toy()
     scorer = guide(dataset)
-    pairs = negatives.build(dataset, mined(dataset))
+    pairs = Examples.of(dataset, mined(dataset))
     encoder = Encoder.load(STATIC)
     collate = trainer.collator(encoder, dataset, pairs, GUIDED, False, scorer)
     batch = collate([0, 3, 9, 21])
