@@ -147,10 +147,10 @@ class Ours:
     ) -> None:
         self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
         self.pairs, self.config = pairs, config
-        self.trainer = trainer.trainer(self.encoder, self.tokenized(), config, 0, folder, False)
+        self.trainer = trainer.make_trainer(self.encoder, self.tokenized(), config, 0, folder, False)
 
     def tokenized(self) -> trainer.Collator:
-        return trainer.collator(self.encoder, mined()[0], self.pairs, self.config, False)
+        return trainer.Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
         self.trainer.data_collator = self.tokenized()

@@ -156,7 +156,7 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     config = replace(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
     encoder = Encoder.load(base, dropout=0.0).double().train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
-    batches = trainer.collator(encoder, dataset, pairs, config, False)
+    batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
     batches = replace(batches, budget=40, slack=4)
     chosen = [0, 1, 2, 9]
     loss = trainer.Student(encoder, config)(**batches(chosen))["loss"]
@@ -196,7 +196,7 @@ def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes
     config = replace(CONFIG, temperature=0.1, **changes)
     encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
-    batches = trainer.collator(encoder, dataset, pairs, config, False)
+    batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
     return trainer.Student(encoder, config), replace(batches, budget=40, slack=4)
 
 
