@@ -28,7 +28,7 @@ from nvret.utils.errors import NvretError
 
 # Lucene's English stop words
 STOP_WORDS = frozenset(
-    {
+    [
         "a",
         "an",
         "and",
@@ -62,8 +62,10 @@ STOP_WORDS = frozenset(
         "was",
         "will",
         "with",
-    }
+    ]
 )
+# Passages of one sparse matrix: few enough that 256 queries' scores fit into the search's buffer
+PART = 262_144
 
 
 def tokenize(text: str) -> list[str]:
@@ -73,10 +75,6 @@ def tokenize(text: str) -> list[str]:
     ['who', 'wrote', 'origin', 'species', '1859']
     """
     return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
-
-
-# Passages of one sparse matrix: few enough that 256 queries' scores fit into the search's buffer
-PART = 262_144
 
 
 class BM25:
