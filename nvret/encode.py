@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nvret.models import backbones, batching, layout, nv_embed, threads
+from nvret.models import backbones, batching, layout, nv_embed
 from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
 from nvret.models.pooling import pool
@@ -311,7 +311,7 @@ class Encoder(nn.Module):
                 return self(**batch, prompt_tokens=skip)
 
         if cpu:
-            for rows, vectors in threads.each(forward, batches):
+            for rows, vectors in batching.in_threads(forward, batches):
                 yield rows, vectors.numpy()
             return
         while group := list(itertools.islice(batches, 32)):

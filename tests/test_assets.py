@@ -170,7 +170,10 @@ def test_registry_errors_name_the_key(tiny):
     registry, write, _ = tiny
     registry["datasets"]["tiny"]["convertor"] = "squad"
     write()
-    with pytest.raises(NvretError, match=r"datasets.yaml: datasets.tiny.convertor: unknown key, did you mean 'converter'"):
+    with pytest.raises(
+        NvretError,
+        match=r"datasets.yaml: datasets.tiny.convertor: unknown key, did you mean 'converter'",
+    ):
         assets.dataset_path("tiny")
     del registry["datasets"]["tiny"]["convertor"]
     registry["datasets"]["tiny"]["archive"] = "other"
@@ -179,7 +182,9 @@ def test_registry_errors_name_the_key(tiny):
         assets.dataset_path("tiny")
     registry["datasets"]["tiny"] |= {"archive": "tiny", "converter": "squid"}
     write()
-    with pytest.raises(NvretError, match="no converter is named 'squid'; known: bert_onnx, .*squad"):
+    with pytest.raises(
+        NvretError, match="no converter is named 'squid'; known: bert_onnx, .*squad"
+    ):
         assets.dataset_path("tiny", progress=False)
 
 

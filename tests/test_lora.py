@@ -8,7 +8,7 @@ import torch
 from test_training import STATIC, assert_same, mined, toy, weights
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, TrainerCallback
 
-from nvret import assets, negatives, trainer
+from nvret import assets, trainer
 from nvret.encode import Encoder
 from nvret.models import layout, lora
 from nvret.training import finetune

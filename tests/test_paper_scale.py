@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from test_architectures import bert
+from helpers.architectures import write_bert
 
 from nvret import assets, data, evaluation, search
 from nvret.assets import registry, resolve
@@ -72,7 +72,9 @@ def test_what_cannot_be_had_is_said_in_one_message_within_seconds(tmp_path):
 def test_local_copies_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("NVRET_LOCAL", str(tmp_path))
     (tmp_path / "models" / "snowflake-arctic-embed-l").mkdir(parents=True)
-    bert(tmp_path / "models" / "snowflake-arctic-embed-l", "mean")  # says mean, the card says CLS
+    write_bert(
+        tmp_path / "models" / "snowflake-arctic-embed-l", "mean"
+    )  # says mean, the card says CLS
     beir_folder(tmp_path / "datasets" / "nq-train", data.load("squadshifts-nyt"), "train")
     found = assets.fetch(["snowflake-arctic-embed-l", "nq-train"], progress=False)
     encoder = Encoder.load(found["snowflake-arctic-embed-l"])

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nvret.models import threads
 from nvret.models.backbones import quiet
-from nvret.models.batching import Ragged, token_budget_batches
+from nvret.models.batching import Ragged, in_threads, token_budget_batches
 from nvret.utils.errors import NvretError
 
 TOKENS = 2048  # of a batch, padding included
@@ -83,7 +82,7 @@ def run(
 
     batches = token_budget_batches(tokens.lengths, TOKENS, slack=SLACK)
     cpu = model.device.type == "cpu"  # whose threads take a batch each
-    found = threads.each(one, batches) if cpu else ((rows, one(rows)) for rows in batches)
+    found = in_threads(one, batches) if cpu else ((rows, one(rows)) for rows in batches)
     out = np.empty(len(tokens), np.float32)
     with tqdm(total=len(tokens), desc=name, unit="pair", disable=not progress) as bar:
         for rows, values in found:
