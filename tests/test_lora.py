@@ -8,7 +8,7 @@ import torch
 from test_training import STATIC, assert_same, mined, toy, weights
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, TrainerCallback
 
-from nvret import assets, trainer
+from nvret import assets, negatives, trainer
 from nvret.encode import Encoder
 from nvret.models import layout, lora
 from nvret.training import finetune
@@ -54,7 +54,7 @@ def student(base, config=CONFIG, seed=1, trained=False):
                 if weight.requires_grad:
                     weight.normal_(0, 0.1)
     dataset = toy(16)
-    pairs = Examples.of(dataset, mined(dataset))
+    pairs = negatives.Examples.of(dataset, mined(dataset))
     batch = trainer.Collator.of(encoder, dataset, pairs, config, False)(range(8))
     return trainer.Student(encoder, config), batch
 
