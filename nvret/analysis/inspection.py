@@ -26,7 +26,7 @@ from nvret.sampling import draw_rows, pair_keys
 from nvret.utils.errors import NvretError
 from nvret.utils.store import atomic_file
 
-__all__ = ["Inspection", "inspect", "is_suspect", "read"]
+__all__ = ["Inspection", "inspect", "is_suspect"]
 
 
 @dataclass(frozen=True, eq=False)

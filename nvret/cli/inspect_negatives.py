@@ -21,6 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
+    from nvret import negatives
     from nvret.analysis import inspection
     from nvret.io import inputs
 
