@@ -183,7 +183,7 @@ def test_registry_errors_name_the_key(tiny):
     registry["datasets"]["tiny"] |= {"archive": "tiny", "converter": "squid"}
     write()
     with pytest.raises(
-        NvretError, match="no converter is named 'squid'; known: bert_onnx, .*squad"
+        NvretError, match=r"no converter is named 'squid'; known: bert_onnx, .*squad"
     ):
         assets.dataset_path("tiny", progress=False)
 
