@@ -21,18 +21,19 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    from nvret.analysis import inspection
+    from nvret import negatives
+    from nvret.analysis import inspection, inspection_report
     from nvret.io import inputs
 
     own_data.check(chosen, "inspect needs")
     # Before the work, and again when the report is written
     if chosen.output.is_dir() or (chosen.output.exists() and not chosen.overwrite):
         raise NvretError(f"{chosen.output} exists, expected a new file or --overwrite")
-    table = inspection.read(chosen.negatives)
+    table = negatives.read(chosen.negatives)
     hidden = None if chosen.hidden is None else inputs.qrels(chosen.hidden)[0]
     dataset = own_data.load(chosen)
     found = inspection.inspect(table, dataset, hidden=hidden, teacher=chosen.teacher)
-    found.save_html(chosen.output, overwrite=chosen.overwrite)
+    inspection_report.save_html(found, chosen.output, overwrite=chosen.overwrite)
     counts = found.counts
     print(
         f"{chosen.output}: {counts['negatives']} negatives for {counts['pairs']} pairs of query "
