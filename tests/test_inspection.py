@@ -141,7 +141,7 @@ def test_a_newly_registered_method_is_known_from_provenance_alone(tmp_path, regi
     dataset, _ = toy()
     table = mining.mine(dataset, "bm25", registered(share=0.25, plus=0.125), 3, progress=False)
     negatives.save(table, tmp_path / "negatives.parquet")
-    table = negatives.read(tmp_path / "negatives.parquet")
+    table = negatives.load(tmp_path / "negatives.parquet")
     inspected = inspection.inspect(table, dataset)
     expected = 0.25 * table["positive_score"].to_numpy() + 0.125
     assert table.num_rows

@@ -25,12 +25,15 @@ RESAMPLES = 400
 
 
 class Judged(NamedTuple):
-    """Attributes:
-    judge: its name.
-    threshold: score from which a negative counts as relevant.
-    table: a row for each negative: ids, rank, the teacher's scores, ``judged`` (the judge's
-        score), and with hidden labels ``known``: whether it is a hidden positive.
-    seconds: for a thousand pairs; tokens: read for a pair.
+    """A judge's scores of a table of negatives.
+
+    Attributes:
+        judge: its name.
+        threshold: score from which a negative counts as relevant.
+        table: a row for each negative: ids, rank, the teacher's scores, ``judged`` (the judge's
+            score), and with hidden labels ``known``: whether it is a hidden positive.
+        seconds: for a thousand pairs.
+        tokens: read for a pair.
     """
 
     judge: str
@@ -125,7 +128,7 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
 
     known, score = _known(judged)
     flagged, weight = score >= judged.threshold, _weights(known, share)
-    auc = auc_interval(known, score, judged.table["query_id"].to_numpy())
+    area = auc_interval(known, score, judged.table["query_id"].to_numpy())
     options = {"sample_weight": weight, "zero_division": np.nan}
     return {
         "judge": judged.judge,
@@ -134,7 +137,7 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
         "flagged": float(np.average(flagged, weights=weight)),
         "precision": float(precision_score(known, flagged, **options)),
         "recall": float(recall_score(known, flagged, **options)),
-        **dict(zip(("AUC", "low", "high"), auc, strict=True)),
+        **dict(zip(("AUC", "low", "high"), area, strict=True)),
     }
 
 
