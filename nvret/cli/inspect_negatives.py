@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     from nvret import negatives
-    from nvret.analysis import inspection
+    from nvret.analysis import inspection, inspection_report
     from nvret.io import inputs
 
     own_data.check(chosen, "inspect needs")
@@ -33,7 +33,7 @@ def run(chosen: argparse.Namespace) -> None:
     hidden = None if chosen.hidden is None else inputs.qrels(chosen.hidden)[0]
     dataset = own_data.load(chosen)
     found = inspection.inspect(table, dataset, hidden=hidden, teacher=chosen.teacher)
-    found.save_html(chosen.output, overwrite=chosen.overwrite)
+    inspection_report.save_html(found, chosen.output, overwrite=chosen.overwrite)
     counts = found.counts
     print(
         f"{chosen.output}: {counts['negatives']} negatives for {counts['pairs']} pairs of query "
