@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nvret.cost.measure import Run, clock
+from nvret.cost.calibration import Run, clock
 from nvret.utils import machine, store
 
 

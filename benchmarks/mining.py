@@ -24,7 +24,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from benchmarks.harness import Case, Target, interleaved
 from nvret import assets, data, mining, negatives, teachers
-from nvret.cost.measure import extra_memory
+from nvret.cost.calibration import extra_memory
 from nvret.data import RetrievalDataset, from_texts
 
 TITLE = "Mining after encoding"

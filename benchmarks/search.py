@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Case, Target, interleaved
-from nvret.cost.measure import Run
+from nvret.cost.calibration import Run
 from nvret.search import SearchResult, top_k
 
 TITLE = "Exact search"

@@ -31,7 +31,7 @@ from transformers import PrinterCallback
 
 from benchmarks.harness import Case, Target, interleaved
 from nvret import assets, data, mining, negatives, trainer
-from nvret.cost.measure import MEBIBYTE
+from nvret.cost.calibration import MEBIBYTE
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK

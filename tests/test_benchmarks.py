@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import harness, page
-from nvret.cost.measure import extra_memory
+from nvret.cost.calibration import extra_memory
 from nvret.study.config import project_root
 
 
