@@ -164,8 +164,8 @@ def measure_search(
 def measure_encoding(
     encoder: Encoder,
     texts: Sequence[str],
-    *,
     max_length: int | None = None,
+    *,
     seconds: float = 0.5,
     progress: bool = True,
 ) -> pd.DataFrame:

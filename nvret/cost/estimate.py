@@ -134,22 +134,18 @@ def calibrate(
     memory = np.array([size.memory(k) for size in sizes])
     searches["predicted_mebibytes"] = memory / calibration.MEBIBYTE
     encodings = calibration.measure_encoding(
-        encoder,
-        passages,
-        max_length=passage_max_length,
-        seconds=0.1 if rough else 0.5,
-        progress=progress,
+        encoder, passages, passage_max_length, seconds=0.1 if rough else 0.5, progress=progress
     )
     terms = encodings[["texts", "tokens", "squares"]].to_numpy(float)
     encoding_prices, encodings = _fitted(encodings, terms)
     return Calibration(
-        searches,
-        encodings,
-        search_prices,
-        encoding_prices,
-        k,
-        device,
-        encoder.dimension,
+        searches=searches,
+        encodings=encodings,
+        search_prices=search_prices,
+        encoding_prices=encoding_prices,
+        k=k,
+        device=device,
+        dimension=encoder.dimension,
         weight_bytes=sum(part.numel() * part.element_size() for part in encoder.parameters()),
         passage=_texts(encoder, passages, "passage", passage_max_length),
         query=_texts(encoder, queries, "query", query_max_length),

@@ -105,15 +105,22 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
     for name, study in settings.studies.items():
         trained = [arm for arm in arms(settings, name) if arm.trained]
         searches = {
-            (t, s, arm.sampling) for arm in trained for t in arm.teachers for s in arm.train
+            (teacher, train, arm.sampling)
+            for arm in trained
+            for teacher in arm.teachers
+            for train in arm.train
         }
         sources = {(teacher, train) for teacher, train, _ in searches}
         steps = [_encode(settings, assumed, teacher, train, sizes)
                  for teacher, train in sorted(sources - encoded)]  # fmt: skip
         encoded |= sources
-        hours = [_search_hours(assumed, teacher, sizes(train)) for teacher, train, _ in searches]
+        operations = 0.0  # a search of a training set answers all methods of a study
+        for teacher, train, _ in searches:
+            if teacher != "bm25":
+                dimension = registry.models()[teacher].dimension
+                operations += work.Search(*sizes(train), dimension).operations
         steps.append({"stage": "mine", "what": name, "number": len(searches),
-                      "device_hours": sum(hours)})  # fmt: skip
+                      "device_hours": assumed.hours(operations)})  # fmt: skip
         for student in dict.fromkeys(arm.student for arm in trained):
             tests = [settings.data.train]
             if study.out_of_domain:
@@ -139,13 +146,6 @@ def _encode(settings: Settings, assumed: Assumed, teacher: str, train: str, size
         "memory_gb": model.parameters * bytes_each / GIGA,
         "disk_gb": work.vector_bytes(queries + passages, model.dimension) / GIGA,
     }
-
-
-def _search_hours(assumed: Assumed, teacher: str, size: tuple[int, int]) -> float:
-    """Hours of one search of a training set, which answers all methods of a study."""
-    if teacher == "bm25":
-        return 0.0
-    return assumed.hours(work.Search(*size, registry.models()[teacher].dimension).operations)
 
 
 def _train(
