@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_relevance import Table
 from test_training import CONFIG, STATIC, assert_same, bert, fitting, mined, run, toy, weights
 
-from nvret import negatives, trainer
+from nvret import trainer
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask
 from nvret.training_config import TrainingConfig

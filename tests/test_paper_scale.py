@@ -17,6 +17,7 @@ from helpers.architectures import write_bert
 
 from nvret import assets, data, evaluation, search
 from nvret.assets import registry, resolve
+from nvret.cost import calibration
 from nvret.encode import Encoder
 from nvret.study import config, notebooks, plan
 from nvret.utils.errors import NvretError
@@ -152,7 +153,9 @@ def test_the_plan_of_a_profile_that_is_here(capsys):
 
 def test_the_measured_rate_is_that_of_this_machine():
     encoder = Encoder.load(assets.model_path("paraphrase-minilm-l3"))
-    assert 1e-4 < plan.rate(encoder, data.load("squadshifts-nyt").passages[:64]) < 1e4
+    assert (
+        1e-4 < calibration.measure_rate(encoder, data.load("squadshifts-nyt").passages[:64]) < 1e4
+    )
 
 
 def test_downloads_say_what_is_here(tmp_path, monkeypatch):

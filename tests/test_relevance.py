@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import CONFIG, STATIC, assert_same, fitting, mined, toy
 
-from nvret import negatives, teachers, trainer
+from nvret import teachers, trainer
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask
 from nvret.training import finetune

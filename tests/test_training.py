@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nvret import assets, negatives, trainer
+from nvret import assets, trainer
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.losses import info_nce

@@ -65,7 +65,7 @@ def _plan(chosen: argparse.Namespace) -> None:
     if tflops is None:
         device = calibration.check_device(chosen.device)
         encoder = Encoder.load(assets.model_path("minilm-l6"), device=device)
-        tflops = plan.rate(encoder, data.load("nq").passages[:512])
+        tflops = calibration.measure_rate(encoder, data.load("nq").passages[:512])
     names = ("passage_tokens", "query_tokens", "devices")
     assumed = plan.Assumed(tflops=tflops, **{name: getattr(chosen, name) for name in names})
     print(plan.describe(settings, assumed))

@@ -1,6 +1,6 @@
-"""The gradient of a batch's loss, with the activations of a part of the batch at a time.
+"""The gradient of a batch's loss, with the activations of one chunk of the batch at a time.
 
-The loss needs the vectors of the whole batch, but not what led to them: once the loss is
+The loss needs the vectors of the whole batch, but not the activations behind them: once the loss is
 differentiated by the vectors, the gradient goes on to the weights text by text. So the batch is
 encoded without a graph, and then again, chunk by chunk, with one. It costs a second forward pass.
 
@@ -45,14 +45,14 @@ def chunked_loss(
 
     ``backward`` leaves the gradients in ``.grad`` of the weights, as it does for any loss; the loss
     may be scaled before. ``torch.autograd.grad`` by the weights does not work. One process only:
-    what ``DistributedDataParallel`` hooks into would fire once a chunk.
+    the hooks of ``DistributedDataParallel`` would fire once a chunk.
 
     Args:
-        encoder: a static one takes the plain way, since it keeps token ids and nothing else.
+        encoder: a static one is not chunked, since it keeps token ids and nothing else.
         batches, prompt_tokens: as `Encoder.forward_all` takes them.
-        most: tokens, padding included, whose activations may be held at once. Above them come one
-            word vector a token and its gradient, for the whole batch: the gradient of the word
-            table is dense, and would else be cleared and added up once a chunk.
+        most: tokens, padding included, whose activations may be held at once. In addition, one
+            word vector a token and its gradient are held for the whole batch: the gradient of the
+            word table is dense, and would otherwise be cleared and added up once a chunk.
         loss_of: scalar loss of the vectors, one (B, D) tensor a batch.
     """
     parts = chunks(batches, most)
@@ -79,8 +79,8 @@ def chunked_loss(
     with torch.autocast(kind, enabled=False):  # it would round the gradient's matrix products
         gradients = torch.autograd.grad(loss, leaves)
 
-    def carry_on(scale: Tensor) -> None:
-        # the thread of ``backward`` has modes of its own, and the dropout is that of the first pass
+    def encode_again(scale: Tensor) -> None:
+        # the thread of ``backward`` has its own modes; the dropout is that of the first pass
         with torch.enable_grad(), torch.random.fork_rng(devices):
             words = encoder.word_vectors(batches)
             ends = [word.detach().requires_grad_(word.requires_grad) for word in words]
@@ -96,5 +96,5 @@ def chunked_loss(
                 torch.autograd.backward(words, [end.grad for end in ends])
 
     loss = loss.detach().requires_grad_()
-    loss.register_hook(carry_on)
+    loss.register_hook(encode_again)
     return loss
