@@ -233,7 +233,7 @@ class DataSettings(Section):
 
 
 class Settings(Section):
-    """Everything that a profile says. Hardly a key has a default: a file is read without this one."""
+    """Everything that a profile says; hardly a key has a default, so that a file says it all."""
 
     profile: str
     seeds: list[int] = Field(min_length=1)
