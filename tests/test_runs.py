@@ -13,6 +13,7 @@ from nvret.methods import RandomNegatives
 from nvret.study import config, findings, report, runs, splits, workspace
 from nvret.study.arms import BASE
 from nvret.study.scores import Results
+from nvret.utils import recipes
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 STUDY = "06_rq3_methods"
@@ -95,6 +96,20 @@ def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
         near_duplicates=chosen.near_duplicates, progress=False,
     )  # fmt: skip
     assert study.negatives(one, 0).equals(alone)
+
+
+def test_what_is_mined_is_kept_until_a_recipe_changes(study, monkeypatch):
+    one = arm(study, "TopK-PercPos 95%")
+    before = study.negatives(one, 0)
+
+    def fail(*_, **__):
+        raise AssertionError("mined again")
+
+    monkeypatch.setattr(mining, "sweep", fail)
+    assert study.negatives(one, 0).equals(before)
+    monkeypatch.setitem(recipes.VERSIONS, "near-duplicates", 0)
+    with pytest.raises(AssertionError, match="mined again"):
+        study.negatives(one, 0)
 
 
 def test_a_mixture_is_mined_set_by_set(study):

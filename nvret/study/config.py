@@ -28,17 +28,15 @@ Swept = Value | list[Value]  # one value, or several to run through
 Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
 
 
-class Lengths(Section):
+class TeacherSettings(Section):
+    name: str
+    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text."""
+
     query_max_length: int = Positive
     """Tokens that are read of a question."""
 
     passage_max_length: int = Positive
     """Tokens that are read of a passage."""
-
-
-class TeacherSettings(Lengths):
-    name: str
-    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text."""
 
     index: str | None = None
     """faiss's name of an approximate index ("HNSW32", "IVF4096,Flat"); null: exact."""

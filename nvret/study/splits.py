@@ -11,7 +11,7 @@ import pyarrow as pa
 from nvret.data import RetrievalDataset
 from nvret.study.mixtures import hashed
 from nvret.utils.errors import NvretError
-from nvret.utils.near_duplicates import clusters, components, near_duplicate_pairs, normalise
+from nvret.utils.near_duplicates import components, near_duplicate_pairs, normalise
 
 
 class Split(NamedTuple):
@@ -46,7 +46,8 @@ def split(
         raise NvretError(f"dev={dev} and test={test}: expected shares that leave some for training")
     if "cluster" not in dataset.corpus.column_names:
         raise NvretError(
-            f"{dataset.name}: the corpus has no column 'cluster'; add one with with_clusters"
+            f"{dataset.name}: the corpus has no column 'cluster', expected the labels of "
+            "nvret.utils.near_duplicates.clusters"
         )
     group = _groups(dataset)
     ids = np.array(dataset.corpus["id"].to_pylist(), dtype=object)
@@ -84,18 +85,6 @@ def _groups(dataset: RetrievalDataset) -> np.ndarray:
     i = np.concatenate([np.arange(count), passages])
     j = np.concatenate([count + cluster, count + cluster.max() + 1 + queries])
     return components(int(j.max()) + 1, i, j)[:count]
-
-
-def with_clusters(dataset: RetrievalDataset, *, threshold: float = 0.5) -> RetrievalDataset:
-    """The set with a new corpus column ``cluster``, as `split` needs it.
-
-    Args:
-        threshold: share of the shorter text's word trigrams that the other text must have.
-    """
-    labels = clusters(dataset.corpus["text"].to_pylist(), threshold=threshold, measure="overlap")
-    corpus = dataset.corpus.select(["id", "title", "text"])
-    corpus = corpus.append_column("cluster", pa.array(labels, pa.int32()))
-    return RetrievalDataset(dataset.name, corpus, dataset.queries, dataset.qrels)
 
 
 class Leaks(NamedTuple):
