@@ -111,8 +111,9 @@ def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
         raise NvretError(f"{where}: no student {name!r}, only {', '.join(settings.students)}")
     method = None
     if kind not in ("base", "none"):
-        parameters = values.keys() - config.GridSettings.model_fields.keys()
-        method = methods.build_method(kind, **{key: values[key] for key in parameters})
+        own = config.GridSettings.model_fields
+        parameters = {key: value for key, value in values.items() if key not in own}
+        method = methods.build_method(kind, **parameters)
     default = defaults(settings, settings.students[name], kind)
     chosen = default | {key: value for key, value in values.items() if value is not None}
     chosen["sampling"] = _sampling(where, chosen["sampling"], chosen.pop("k"))
@@ -128,14 +129,14 @@ def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
     if (len(teachers) > 1) != (chosen["ensemble"] is not None):
         raise NvretError(f"{where}: {len(teachers)} teachers with ensemble {chosen['ensemble']!r}")
     same = {field.name for field in dataclasses.fields(Arm)} & default.keys()
-    own = {
+    made = {
         "method": method,
         "trained": kind != "base",
         "teachers": teachers,
         "train": tuple(chosen["train"].split("+")),
         "changed": tuple(_changes(chosen, default)),
     }
-    return Arm(student=name, **({key: chosen[key] for key in same} | own))
+    return Arm(student=name, **({key: chosen[key] for key in same} | made))
 
 
 def defaults(
