@@ -73,7 +73,7 @@ def test_tables(audited, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(false_negatives.mining, "sweep", fail)
-    monkeypatch.setattr(false_negatives.judging, "judge", fail)
+    monkeypatch.setattr(false_negatives.judge_quality, "judge", fail)
     pd.testing.assert_frame_equal(audited().quality(), quality)
     pd.testing.assert_frame_equal(audited().frontier(), frontier)
 

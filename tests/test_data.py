@@ -265,9 +265,8 @@ def test_split_with_own_corpora_divides_the_corpus():
 
 
 def test_split_needs_clusters():
-    with pytest.raises(NvretError, match="no column 'cluster'; add one with with_clusters"):
+    with pytest.raises(NvretError, match="no column 'cluster', expected the labels"):
         splits.split(make())
-    assert splits.with_clusters(make()).corpus["cluster"].to_pylist() == [0, 1, 2]
     with pytest.raises(NvretError, match="expected shares"):
         splits.split(make(), dev=0.5, test=0.5)
 
@@ -284,14 +283,17 @@ def test_leaks_are_found_and_removed():
     assert found.queries == [("q1", "q1")]
     with pytest.raises(NvretError, match=r"1 test passages .*p0 ~ p0.*1 test questions .*q1 ~ q1"):
         splits.check_leaks(train, same)
-    with pytest.raises(NvretError, match="queries: empty"):
-        splits.without_leaks(train, same)  # nothing would be left
     larger = make(4, 3)
-    cleaned = splits.without_leaks(
-        larger, make(corpus__text=[larger.passages[0], "b", "c"], queries__text=["x", "y"])
+    small = make(corpus__text=[larger.passages[0], "b", "c"], queries__text=["x", "what 2?"])
+    lost = splits.leaks(larger, small)
+    cleaned = splits.without(
+        larger, {name for _, name in lost.passages}, {name for _, name in lost.queries}
     )
-    assert cleaned.queries["id"].to_pylist() == ["q1", "q2"]
+    assert cleaned.queries["id"].to_pylist() == ["q1"]
     assert "p0" not in cleaned.corpus["id"].to_pylist()
+    splits.check_leaks(cleaned, small)
+    with pytest.raises(NvretError, match="queries: empty"):
+        splits.without(larger, {"p0", "p1"}, {"q2"})  # nothing would be left
 
 
 def test_packaged_sets():

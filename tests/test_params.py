@@ -1,11 +1,13 @@
 """A profile is checked key by key, from a file and from a notebook's variables."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from nvret import methods
-from nvret.study import config
+from nvret.study import arms, config
 from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,58 @@ def test_an_error_names_the_key(values, path, value, message):
         config.check(values, "file.yaml")
     assert str(error.value).startswith("file.yaml: ")
     assert len(str(error.value).splitlines()) < 10
+
+
+@pytest.fixture
+def registered():
+    """A method with a parameter of its own, as another module would add it."""
+
+    @dataclass(frozen=True)
+    class BelowBoth(methods.Method):
+        name: ClassVar[str] = "below-both"
+        slack: float = 0.1
+        places: int = 2
+
+        def __str__(self):
+            return f"Below both {self.slack:g}, {self.places}"
+
+    yield BelowBoth
+    del methods.BY_NAME["below-both"]
+
+
+def test_a_registered_method_is_known_to_profiles_and_arms(values, registered):
+    edited(values, ("methods", 0), {"name": "below-both", "slack": [0, 0.5], "places": 3})
+    runs = [{"student": "static", "method": "below-both", "places": [1, 4], "num_negatives": 2}]
+    edited(values, ("studies", "06_rq3_methods", "runs"), runs)
+    settings = config.check(values, "file.yaml")
+    assert settings.methods[0].build() == [registered(0.0, 3), registered(0.5, 3)]
+    assert isinstance(settings.methods[0].parameters["slack"][0], float)
+    again = config.check(settings.model_dump(), "dump")
+    assert again == settings
+    _, one, four = arms.arms(settings, "06_rq3_methods")
+    assert (one.method, four.method) == (registered(places=1), registered(places=4))
+    assert four.label == "static: Below both 0.1, 4"
+    assert (four.row["family"], four.row["parameter"]) == ("below-both", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slak": 0.5}, "methods.0.slak: unknown key, did you mean 'slack'?"),
+        ({"places": 1.5}, "methods.0.places.*: .*integer, found 1.5"),
+        ({"perc": 0.5}, "methods.0: method 'below-both' does not take perc"),
+    ],
+)
+def test_parameters_of_a_registered_method_are_checked(values, registered, changes, message):
+    edited(values, ("methods", 0), {"name": "below-both", **changes})
+    with pytest.raises(NvretError, match=message):
+        config.check(values, "file.yaml")
+
+
+def test_parameters_are_unknown_without_their_method(values):
+    edited(values, ("methods", 0, "slack"), 0.5)
+    with pytest.raises(NvretError, match=r"0\.slack: unknown key, expected one of name, n,"):
+        config.check(values, "file.yaml")
 
 
 def test_every_error_is_listed(values):

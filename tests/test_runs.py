@@ -13,6 +13,7 @@ from nvret.methods import RandomNegatives
 from nvret.study import config, findings, report, runs, splits, workspace
 from nvret.study.arms import BASE
 from nvret.study.scores import Results
+from nvret.utils import recipes
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
 STUDY = "06_rq3_methods"
@@ -69,7 +70,7 @@ def test_what_leaks_is_taken_out_and_counted(shared):
 def test_every_method_is_mined_for_the_same_pairs(study):
     tables = {a.label: study.negatives(a, 0) for a in study.arms if a.method and len(a.train) == 1}
     pairs = {negatives.provenance(table)["pairs"] for table in tables.values()}
-    assert pairs == {len(study.material.train().pairs[0])}
+    assert pairs == {len(study.workspace.train().pairs[0])}
     mined = study.mined(0)
     assert set(mined.index) == set(tables)
     assert (mined["share found"] <= 1).all()
@@ -90,11 +91,25 @@ def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
     chosen = study.settings.mining
     one = arm(study, "TopK-PercPos 95%")
     alone = mining.mine(
-        study.material.train(), study.material.scorer(), one.method, one.num_negatives,
+        study.workspace.train(), study.workspace.scorer(), one.method, one.num_negatives,
         ceiling_positive=chosen.ceiling_positive,
         near_duplicates=chosen.near_duplicates, progress=False,
     )  # fmt: skip
     assert study.negatives(one, 0).equals(alone)
+
+
+def test_what_is_mined_is_kept_until_a_recipe_changes(study, monkeypatch):
+    one = arm(study, "TopK-PercPos 95%")
+    before = study.negatives(one, 0)
+
+    def fail(*_, **__):
+        raise AssertionError("mined again")
+
+    monkeypatch.setattr(mining, "sweep", fail)
+    assert study.negatives(one, 0).equals(before)
+    monkeypatch.setitem(recipes.VERSIONS, "near-duplicates", 0)
+    with pytest.raises(AssertionError, match="mined again"):
+        study.negatives(one, 0)
 
 
 def test_a_mixture_is_mined_set_by_set(study):
@@ -108,7 +123,7 @@ def test_a_mixture_is_mined_set_by_set(study):
     assert set(table["query_id"]) <= set(dataset.queries["id"].to_pylist())
     composition = study.composition()
     assert composition["questions"].sum() == mixed.queries
-    whole = [study.material.whole(name).queries.num_rows for name in ("nq", "squad-dev")]
+    whole = [study.workspace.whole(name).queries.num_rows for name in ("nq", "squad-dev")]
     share = whole[0] / sum(whole)  # of the sets as they are, not of what is sampled from them
     assert composition["questions"].iloc[0] == pytest.approx(share * mixed.queries, abs=1)
 
@@ -131,7 +146,7 @@ def test_tables_of_a_study(results, study):
     orders = findings.orders(results, [("perc-pos", "naive"), ("naive", "random")])
     assert len(orders) == 2
     assert findings.wins(means).sum() == len(study.tests)
-    twins = findings.by_twins(results, study.material.tests[study.tests[0]], [("naive", "random")])
+    twins = findings.by_twins(results, study.workspace.tests[study.tests[0]], [("naive", "random")])
     assert twins["number"].sum() == len(results.scores.loc[study.tests[0]])
 
 

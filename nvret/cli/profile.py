@@ -43,11 +43,11 @@ def _run(chosen: argparse.Namespace) -> None:
 
 
 def stage(chosen: argparse.Namespace) -> None:
-    from nvret.study import config, stages
+    from nvret.study import config, notebooks
     from nvret.utils import processes
 
     settings = config.load(chosen.params)
-    number = stages.run(settings, getattr(stages, chosen.stage), chosen.only)
+    number = notebooks.compute(settings, chosen.stage, chosen.only)
     if processes.is_main_process():
         print(f"the {STAGES[chosen.stage]} of {number} arms are in the store")
 

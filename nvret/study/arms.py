@@ -7,6 +7,7 @@ names what differs from the student's and the profile's own settings, and nothin
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ NONE = "No mined negatives"  # in-batch negatives or a memory bank alone
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train a student; see ``nvret.study.config.GridSettings`` for the words.
+    """One way to train a student; see `nvret.study.config.GridSettings` for the words.
 
     Attributes:
         method: None where nothing is mined.
@@ -60,13 +61,19 @@ class Arm:
         return f"{self.student}: " + ", ".join([self.method_name, *self.changed])
 
     @property
+    def _family(self) -> str:
+        if self.method is not None:
+            return self.method.name
+        return "none" if self.trained else "base"
+
+    @property
     def row(self) -> dict[str, Any]:
         """The arm as a row of a table: names and numbers, to select and to plot by."""
         values = dataclasses.asdict(self)
         parameter = list(vars(self.method).values()) if self.method is not None else []
         values |= {
             "method": self.method_name,
-            "family": _family(self),
+            "family": self._family,
             "parameter": float(parameter[0]) if parameter else None,
             "teacher": "+".join(self.teachers) or None,
             "sampling": self.sampling.name,
@@ -85,76 +92,75 @@ def arms(settings: config.Settings, name: str) -> list[Arm]:
     if name not in settings.studies:
         known = ", ".join(settings.studies) or "none"
         raise NvretError(f"profile {settings.profile} has no study {name!r}, only {known}")
-    found: dict[str, Arm] = {}
+    by_label: dict[str, Arm] = {}
     for number, grid in enumerate(settings.studies[name].runs):
         where = f"studies.{name}.runs.{number}"
         for values in config.expand(grid):
-            base = _arm(settings, where, {**_NOTHING, "student": values["student"]})
+            base = _arm(settings, where, {"student": values["student"], "method": "base"})
             arm = _arm(settings, where, values)
-            found |= {base.label: found.get(base.label, base)}
-            if found.setdefault(arm.label, arm) != arm:
+            by_label.setdefault(base.label, base)
+            if by_label.setdefault(arm.label, arm) != arm:
                 raise NvretError(f"{where}: two different arms are labelled {arm.label!r}")
-    return list(found.values())
-
-
-_NOTHING = {name: f.default for name, f in config.GridSettings.model_fields.items()} | {
-    "method": "base"
-}
-
-
-def _family(arm: Arm) -> str:
-    if arm.method is None:
-        return "none" if arm.trained else "base"
-    return next(name for name, kind in methods.BY_NAME.items() if type(arm.method) is kind)
+    return list(by_label.values())
 
 
 def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
-    name = values["student"]
+    """One combination of a grid's values; ``where`` is the grid's place in the profile."""
+    name, kind = values["student"], values["method"]
     if name not in settings.students:
         raise NvretError(f"{where}: no student {name!r}, only {', '.join(settings.students)}")
-    student = settings.students[name]
-    trained = values["method"] != "base"
     method = None
-    if values["method"] not in ("base", "none"):
-        parameters = {key: values[key] for key in ("n", "threshold", "margin", "perc")}
-        method = methods.build_method(values["method"], **parameters)
-    default = {
-        "num_negatives": student.num_negatives if method is not None else 0,
-        "in_batch_negatives": student.training.in_batch_negatives or values["method"] == "none",
-        "temperature": student.training.temperature,
-        "queries": student.queries,
-        "pooling": student.training.pooling,
-        "bidirectional": student.training.bidirectional,
-        "train": settings.data.train,
-        "teacher": settings.teacher,
-        "mixture_temperature": 1.0,
-        "memory_bank": 0,
-    }
-    told = {key: value for key, value in values.items() if value is not None}
-    chosen = {**dict.fromkeys(values), **default, **told}
-    needs = method is not None or chosen["mask_margin"] is not None
-    teachers = tuple(chosen["teacher"].split("+")) if needs else ()
+    if kind not in ("base", "none"):
+        own = config.GridSettings.model_fields
+        parameters = {key: value for key, value in values.items() if key not in own}
+        method = methods.build_method(kind, **parameters)
+    default = defaults(settings, settings.students[name], kind)
+    chosen = default | {key: value for key, value in values.items() if value is not None}
+    chosen["sampling"] = _sampling(where, chosen["sampling"], chosen.pop("k"))
+    if kind == "base":
+        chosen |= {key: default[key] for key in ("num_negatives", "in_batch_negatives")}
+    if method is None and chosen["mask_margin"] is None:  # nothing to ask a teacher
+        chosen["teacher"] = default["teacher"]
+        teachers = ()
+    else:
+        teachers = tuple(chosen["teacher"].split("+"))
     for teacher in teachers:
         settings.teacher_named(teacher, where)
     if (len(teachers) > 1) != (chosen["ensemble"] is not None):
         raise NvretError(f"{where}: {len(teachers)} teachers with ensemble {chosen['ensemble']!r}")
-    if not trained:
-        chosen |= {"num_negatives": 0, "in_batch_negatives": False}
-        default |= {"num_negatives": 0, "in_batch_negatives": False}
-    sampling = _sampling(where, chosen["sampling"], chosen["k"])
-    keep = ("num_negatives", "in_batch_negatives", "mask_margin", "memory_bank", "temperature",
-            "queries", "pooling", "bidirectional", "mixture_temperature", "stage_two",
-            "ensemble")  # fmt: skip
-    return Arm(
-        student=name,
-        method=method,
-        trained=trained,
-        teachers=teachers,
-        sampling=sampling,
-        train=tuple(chosen["train"].split("+")),
-        changed=tuple(_changes(chosen, default, needs)),
-        **{key: chosen[key] for key in keep},
-    )
+    same = {field.name for field in dataclasses.fields(Arm)} & default.keys()
+    made = {
+        "method": method,
+        "trained": kind != "base",
+        "teachers": teachers,
+        "train": tuple(chosen["train"].split("+")),
+        "changed": tuple(_changes(chosen, default)),
+    }
+    return Arm(student=name, **({key: chosen[key] for key in same} | made))
+
+
+def defaults(
+    settings: config.Settings, student: config.StudentSettings, kind: str
+) -> dict[str, Any]:
+    """What an arm of this method has where its grid says nothing."""
+    mined, training = kind not in ("base", "none"), student.training
+    return {
+        "teacher": settings.teacher,
+        "ensemble": None,
+        "sampling": "top-k",
+        "k": None,
+        "num_negatives": student.num_negatives if mined else 0,
+        "temperature": training.temperature,
+        "queries": student.queries,
+        "pooling": training.pooling,
+        "train": settings.data.train,
+        "mixture_temperature": 1.0,
+        "memory_bank": 0,
+        "bidirectional": training.bidirectional,
+        "in_batch_negatives": kind != "base" and (training.in_batch_negatives or kind == "none"),
+        "mask_margin": None,
+        "stage_two": None,
+    }
 
 
 def _sampling(where: str, kind: str, k: int | None) -> Sampling:
@@ -163,35 +169,31 @@ def _sampling(where: str, kind: str, k: int | None) -> Sampling:
     return TopK() if k is None else (SampledTopK if kind == "sampled" else Top1PlusSampled)(k)
 
 
-def _changes(chosen: dict[str, Any], default: dict[str, Any], needs: bool) -> list[str]:
+def _sets(train: str) -> str:
+    number = train.count("+") + 1
+    return f"trained on {train if number <= 4 else f'{number} sets'}"
+
+
+# How a label says that a value is not the default one, in the order of the label
+WORDS: dict[str, Callable[[Any], str]] = {
+    "teacher": "teacher {}".format,
+    "ensemble": str,
+    "sampling": lambda sampling: f"{sampling.name} from {sampling.k}",
+    "num_negatives": lambda number: f"{number} negative{'s' * (number != 1)}",
+    "temperature": "temperature {:g}".format,
+    "queries": "{} queries".format,
+    "pooling": "{} pooling".format,
+    "train": _sets,
+    "mixture_temperature": "mixture temperature {:g}".format,
+    "memory_bank": "memory bank of {}".format,
+    "bidirectional": lambda value: "bidirectional" if value else "causal",
+    "in_batch_negatives": lambda value: "in-batch" if value else "not in-batch",
+    "mask_margin": "masked above the positive + {:g}".format,
+    "stage_two": "then {} negatives".format,
+}
+
+
+def _changes(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
     """What differs from the settings of the student and the profile, in words."""
-    said = []
-    if needs and chosen["teacher"] != default["teacher"]:
-        said.append(f"teacher {chosen['teacher']}")
-    if chosen["ensemble"]:
-        said.append(chosen["ensemble"])
-    if chosen["k"] is not None:
-        said.append(f"{chosen['sampling']} from {chosen['k']}")
-    words = {
-        "num_negatives": "{} negatives" if chosen["num_negatives"] != 1 else "{} negative",
-        "temperature": "temperature {:g}",
-        "queries": "{} queries",
-        "pooling": "{} pooling",
-        "train": "trained on {}",
-        "mixture_temperature": "mixture temperature {:g}",
-        "memory_bank": "memory bank of {}",
-    }
-    sets = chosen["train"].count("+") + 1
-    shown = chosen | ({"train": f"{sets} sets"} if sets > 4 else {})
-    for key, form in words.items():
-        if chosen[key] != default[key]:
-            said.append(form.format(shown[key]))
-    if chosen["bidirectional"] != default["bidirectional"]:
-        said.append("bidirectional" if chosen["bidirectional"] else "causal")
-    if chosen["in_batch_negatives"] != default["in_batch_negatives"]:
-        said.append("in-batch" if chosen["in_batch_negatives"] else "not in-batch")
-    if chosen["mask_margin"] is not None:
-        said.append(f"masked above the positive + {chosen['mask_margin']:g}")
-    if chosen["stage_two"] is not None:
-        said.append(f"then {chosen['stage_two']} negatives")
-    return said
+    default = default | {"sampling": TopK()}
+    return [word(chosen[key]) for key, word in WORDS.items() if chosen[key] != default[key]]

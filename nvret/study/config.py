@@ -1,19 +1,21 @@
 """The schema of ``params/*.yaml``: one file describes one run, and an unknown key is an error.
 
 papermill injects a file's top-level keys into a notebook as variables, and runs on without a word
-where a key is misspelt. So every notebook starts with ``params.notebook(globals())``, which reads
+where a key is misspelt. So every notebook starts with ``config.notebook(globals())``, which reads
 the variables that the parameters cells left, and checks them like a file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
 
 from nvret import methods
 from nvret.training_config import TrainingConfig
@@ -26,42 +28,80 @@ Swept = Value | list[Value]  # one value, or several to run through
 Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
 
 
-class Lengths(Section):
-    """Tokens that are read of each text."""
+class TeacherSettings(Section):
+    name: str
+    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text."""
 
     query_max_length: int = Positive
+    """Tokens that are read of a question."""
+
     passage_max_length: int = Positive
+    """Tokens that are read of a passage."""
 
-
-class TeacherSettings(Lengths):
-    """A name that ``nvret.assets`` knows, a folder, or "bm25", which reads all of each text.
-
-    ``index`` is faiss's name of an approximate index ("HNSW32", "IVF4096,Flat"); null: exact.
-    """
-
-    name: str
     index: str | None = None
+    """faiss's name of an approximate index ("HNSW32", "IVF4096,Flat"); null: exact."""
+
     probes: int = Field(default=64, gt=0)
+    """Cells or neighbours that the approximate index looks at."""
+
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the model's forward pass."""
 
 
 class MiningSettings(Section):
+    """As the arguments of `nvret.mining.mine`."""
+
     ceiling_positive: Literal["own", "lowest"]
     negative_positives: Literal["literal", "safe"]
     near_duplicates: float | None = Field(gt=0, le=1)
 
 
-class MethodSettings(Section):
-    """A name of ``nvret.methods.BY_NAME``, and that method's parameter (default: the paper's).
+class Parametrised(Section):
+    """A section that names mining methods and may set any parameter of theirs beside its own keys.
 
-    A list of values stands for as many methods.
+    A parameter is a field of a class in ``nvret.methods.BY_NAME``, so a method that is registered
+    there is known here. A list of values is swept.
     """
 
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        return [*cls.model_fields, *_parameters().model_fields]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that are set, by name."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Parametrised:
+        given = _parameters().model_validate(self.parameters)
+        self.model_extra.update(given.model_dump(include=given.model_fields_set))
+        return self
+
+
+def _parameters() -> type[Section]:
+    """A section with every parameter of every registered method, one value or a list of values."""
+    return _parameters_of(tuple(methods.BY_NAME.values()))
+
+
+@cache
+def _parameters_of(kinds: tuple[type[methods.Method], ...]) -> type[Section]:
+    types: dict[str, Any] = {}
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            types[field.name] = types.get(field.name, hints[field.name]) | hints[field.name]
+    fields = {name: (Swept[kind] | None, None) for name, kind in types.items()}
+    return create_model("Parameters", __base__=Section, **fields)
+
+
+class MethodSettings(Parametrised):
+    """A method and its parameters (default: the paper's); a list stands for as many methods."""
+
     name: str
-    n: Swept[int] | None = None
-    threshold: Swept[float] | None = None
-    margin: Swept[float] | None = None
-    perc: Swept[float] | None = None
+    """A name of ``nvret.methods.BY_NAME``."""
 
     def build(self) -> list[methods.Method]:
         return [methods.build_method(**choice) for choice in expand(self)]
@@ -73,39 +113,49 @@ class MethodSettings(Section):
 
 
 class StudentSettings(Section):
-    """A model to fine-tune, on how many questions of the training part (null: all of them), the
-    sets that it is tested on beside the held-out part of the training set, and how much of each
-    test set (null: as ``data`` says, and all its passages)."""
+    """A model to fine-tune."""
 
     model: str
+
     queries: int | None = Field(gt=0)
+    """Questions of the training part that it learns from; null: all."""
+
     num_negatives: int = Positive
+    """Mined negatives of each pair."""
+
     out_of_domain: list[str]
+    """Sets that it is tested on beside the held-out part of the training set."""
+
     test_queries: int | None = Field(default=None, gt=0)
+    """Questions of each test set; null: as ``data`` says."""
+
     test_passages: int | None = Field(default=None, gt=0)
+    """Passages of each test set; null: all."""
+
     training: TrainingConfig
 
 
-class GridSettings(Section):
+class GridSettings(Parametrised):
     """Runs of a study: every combination of the values that are lists.
 
     What is not said is the student's own value (``num_negatives``, ``in_batch_negatives``,
     ``temperature``, ``queries``, ``pooling``, ``bidirectional``) or the profile's (``teacher``,
-    ``train``). ``method`` is a name of ``nvret.methods.BY_NAME``, "none" (in-batch negatives
-    alone) or "base" (not trained). Names joined by "+" are several: teachers of an ensemble, sets
-    of a mixture.
+    ``train``). Names joined by "+" are several: teachers of an ensemble, sets of a mixture.
     """
 
     student: Swept[str]
+
     method: Swept[str]
-    n: Swept[int] | None = None
-    threshold: Swept[float] | None = None
-    margin: Swept[float] | None = None
-    perc: Swept[float] | None = None
+    """A name of ``nvret.methods.BY_NAME``, "none" (in-batch negatives alone) or "base" (not
+    trained)."""
+
     teacher: Swept[str] | None = None
     ensemble: Swept[Ensemble] | None = None
     sampling: Swept[Literal["top-k", "sampled", "top-1+sampled"]] = "top-k"
+
     k: Swept[int] | None = None
+    """Candidates that a sampling draws from."""
+
     num_negatives: Swept[int] | None = None
     in_batch_negatives: Swept[bool] | None = None
     mask_margin: Swept[float] | None = None
@@ -115,40 +165,48 @@ class GridSettings(Section):
     pooling: Swept[Literal["mean", "last"]] | None = None
     bidirectional: Swept[bool] | None = None
     train: Swept[str] | None = None
+
     mixture_temperature: Swept[float] = 1.0
+    """Shares of a mixture's sets: 1 keeps their proportions, 0 takes the same of each."""
+
     stage_two: Swept[int] | None = None
+    """Negatives of a second stage of training; null: one stage."""
 
 
 class StudySettings(Section):
-    """What one notebook trains and compares.
-
-    Attributes:
-        dev: also evaluate on the development split, where a value is chosen.
-        out_of_domain: also evaluate on the students' sets of other domains.
-        reference: what each student's other runs are compared with: a label after the student.
-        runs: the grid.
-    """
+    """What one notebook trains and compares."""
 
     dev: bool
+    """Also evaluate on the development split, where a value is chosen."""
+
     out_of_domain: bool
+    """Also evaluate on the students' sets of other domains."""
+
     reference: str
+    """What each student's other runs are compared with: a label after the student."""
+
     runs: list[GridSettings] = Field(min_length=1)
 
 
 class AuditSettings(Section):
-    """What ``09_false_negatives`` counts: sets whose labels are hidden, methods, and judges.
-
-    ``queries`` and ``passages`` of each set (null: all); no relevant passage is left out, hidden or
-    not.
-    """
+    """What ``09_false_negatives`` counts."""
 
     datasets: list[str] = Field(min_length=1)
+    """Sets whose labels are hidden."""
+
     queries: int | None = Field(gt=0)
+    """Of each set; null: all."""
+
     passages: int | None = Field(gt=0)
+    """Of each set, and all relevant ones, hidden or not; null: all."""
+
     teacher: str
     num_negatives: int = Positive
     methods: list[MethodSettings] = Field(min_length=1)
+
     judges: list[str]
+    """Models that read ``judged_pairs`` of the negatives."""
+
     judged_pairs: int = Positive
 
     def build_methods(self) -> list[methods.Method]:
@@ -157,33 +215,45 @@ class AuditSettings(Section):
 
 class DataSettings(Section):
     train: str
+    """The set that is split, trained on and tested on."""
+
     dev_fraction: float = Field(gt=0, lt=0.5)
     test_fraction: float = Field(gt=0, lt=0.5)
+
     test_queries: int | None = Field(gt=0)
+    """Questions of each test set; null: all."""
+
     test_corpus: Literal["full", "own"]
+    """What the held-out parts search in; see `nvret.study.splits.split`."""
+
     leak_threshold: float | None = Field(gt=0, le=1)
+    """Share of word trigrams from which a training passage leaks; null: leaks stay."""
 
 
 class Settings(Section):
-    """Everything that a profile says. Hardly a key has a default: a file is read without this one.
-
-    Attributes:
-        teachers: from weak to strong; the dense ones by name or folder, and "bm25".
-        teacher: the one of them that is meant where a study says nothing.
-        methods: the methods that ``00_the_method`` shows.
-        studies: by the name of their notebook.
-    """
+    """Everything that a profile says; hardly a key has a default, so that a file says it all."""
 
     profile: str
     seeds: list[int] = Field(min_length=1)
     device: Literal["cpu", "cuda"]
     data: DataSettings
+
     teachers: list[TeacherSettings] = Field(min_length=1)
+    """From weak to strong."""
+
     teacher: str
+    """The one of ``teachers`` that is meant where a study says nothing."""
+
     mining: MiningSettings
+
     methods: list[MethodSettings] = Field(min_length=1)
+    """The methods that ``00_the_method`` shows."""
+
     students: dict[str, StudentSettings] = Field(min_length=1)
+
     studies: dict[str, StudySettings]
+    """By the name of their notebook."""
+
     audit: AuditSettings
     notebooks: list[str] = Field(min_length=1)
 
@@ -209,13 +279,16 @@ class Settings(Section):
         return known[name]
 
 
-def expand(section: Section) -> list[dict[str, Any]]:
+def expand(section: Parametrised) -> list[dict[str, Any]]:
     """Every combination of a section's values that are lists; the last key turns fastest.
+
+    Keys stand in the order of the class, the parameters of a method behind the method.
 
     >>> [method["perc"] for method in expand(MethodSettings(name="perc-pos", perc=[0.9, 0.95]))]
     [0.9, 0.95]
     """
-    values = {name: getattr(section, name) for name in type(section).model_fields}
+    first = [key for key in ("student", "method", "name") if key in type(section).model_fields]
+    values = {key: getattr(section, key) for key in first} | section.parameters | dict(section)
     lists = [value if isinstance(value, list) else [value] for value in values.values()]
     return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*lists)]
 

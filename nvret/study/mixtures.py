@@ -12,7 +12,12 @@ import pyarrow.compute as pc
 from nvret.data import RetrievalDataset
 from nvret.utils.errors import NvretError
 
-COLUMNS = {"corpus": ["id"], "queries": ["id"], "qrels": ["query_id", "corpus_id"]}
+# Of a merged set: a cluster means nothing in another set
+COLUMNS = {
+    "corpus": ["id", "title", "text"],
+    "queries": ["id", "text"],
+    "qrels": ["query_id", "corpus_id", "score"],
+}
 
 
 def shares(sizes: Mapping[str, int], total: int, temperature: float) -> dict[str, int]:
@@ -33,22 +38,18 @@ def shares(sizes: Mapping[str, int], total: int, temperature: float) -> dict[str
     """
     if total < 1 or temperature < 0:
         raise NvretError(f"{total} questions at temperature {temperature}: expected >= 1 and >= 0")
+    total = min(total, sum(sizes.values()))
     given, free = dict.fromkeys(sizes, 0), dict(sizes)
-    left = min(total, sum(sizes.values()))
-    while left and free:
+    while free:
+        left = total - sum(given.values())
         weight = np.array([size**temperature for size in free.values()], float)
         wanted = left * weight / weight.sum()
         full = [name for name, part in zip(free, wanted, strict=True) if part >= free[name]]
-        if full:
-            for name in full:
-                given[name] = free.pop(name)
-            left = min(total, sum(sizes.values())) - sum(given.values())
-            continue
-        floor = np.floor(wanted).astype(int)
-        for place in np.argsort(floor - wanted, kind="stable")[: left - floor.sum()]:
-            floor[place] += 1
-        given |= dict(zip(free, floor.tolist(), strict=True))
-        break
+        if not full:
+            floor = np.floor(wanted).astype(int)
+            floor[np.argsort(floor - wanted, kind="stable")[: left - floor.sum()]] += 1
+            return given | dict(zip(free, floor.tolist(), strict=True))
+        given |= {name: free.pop(name) for name in full}
     return given
 
 
@@ -88,28 +89,17 @@ def merge(parts: Mapping[str, RetrievalDataset]) -> RetrievalDataset:
         return next(iter(parts.values()))
     tables = {
         kind: pa.concat_tables(
-            prefixed(getattr(part, kind).select(_shared(kind)), name, columns)
-            for name, part in parts.items()
+            prefixed(getattr(part, kind).select(columns), name) for name, part in parts.items()
         )
         for kind, columns in COLUMNS.items()
     }
     return RetrievalDataset("+".join(parts), **tables)
 
 
-def prefixed(table: pa.Table, name: str, columns: list[str]) -> pa.Table:
-    """The table with ``name/`` before the ids of these columns."""
-    for column in columns:
-        place = table.column_names.index(column)
-        table = table.set_column(
-            place, column, pc.binary_join_element_wise(name, table[column], "/")
-        )
+def prefixed(table: pa.Table, name: str) -> pa.Table:
+    """The table with ``name/`` before its ids: the columns ``id``, ``query_id`` and so on."""
+    for place, column in enumerate(table.column_names):
+        if column == "id" or column.endswith("_id"):
+            longer = pc.binary_join_element_wise(name, table[column], "/")
+            table = table.set_column(place, column, longer)
     return table
-
-
-def _shared(kind: str) -> list[str]:
-    """Columns that every set has; a cluster means nothing in another set."""
-    return {
-        "corpus": ["id", "title", "text"],
-        "queries": ["id", "text"],
-        "qrels": ["query_id", "corpus_id", "score"],
-    }[kind]

@@ -1,29 +1,63 @@
-"""Compute a profile and execute its notebooks with papermill."""
+"""Compute a profile's stages, and execute its notebooks with papermill.
+
+Each stage leaves its results in the store, where the next stage and the notebooks find them,
+whoever computed them. (A notebook that is executed alone computes what it needs by itself.)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from nvret import assets
 from nvret.study import report
-from nvret.study.arms import arms
+from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, project_root
-from nvret.study.runs import studies
+from nvret.study.runs import Study, studies
 from nvret.study.workspace import Workspace
-from nvret.utils import store
+from nvret.utils import processes, store
 from nvret.utils.errors import NvretError
+
+# What several processes of ``torchrun`` share; evaluation is the notebooks' own
+STAGES: dict[str, Callable[[Study, Arm, int], object]] = {
+    "encode": Study.encode,
+    "mine": Study.negatives,
+    "train": Study.model,
+}
+
+
+def compute(settings: Settings, stage: str, names: Sequence[str] | None = None) -> int:
+    """Do one stage for every arm and seed of these notebooks' studies, or of all.
+
+    Args:
+        stage: a key of ``STAGES``.
+        names: notebooks, without ``.ipynb``; None: the profile's.
+    Returns:
+        the number of arms to train, times seeds. What is in the store is not done again.
+    """
+    names = settings.notebooks if names is None else names
+    first = processes.is_main_process()
+    if first:  # one process downloads and converts
+        assets.fetch(assets_of(settings, names))
+    processes.barrier()
+    chosen = studies(Workspace(settings, progress=first), names)
+    todo = [(study, arm, seed) for seed in settings.seeds for study in chosen
+            for arm in study.arms if arm.trained]  # fmt: skip
+    for study, arm, seed in tqdm(todo, desc=stage, unit="arm", disable=not first):
+        STAGES[stage](study, arm, seed)
+    return len(todo)
 
 
 def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> None:
     """Execute notebooks into ``results/<profile>/notebooks``.
 
-    The heavy stages run here first, under one progress bar with the time left; the notebooks then
-    find them in the store. (A notebook that is executed alone computes what it needs by itself.)
+    The studies run here first, under one progress bar with the time left.
 
     Args:
         settings: of the profile.
@@ -32,25 +66,22 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     Raises:
         NvretError: no such notebook; a notebook that failed, with the last line of its error.
     """
-    root = project_root()
+    root, folder = project_root(), report.results_folder(settings)
     for name in names:
         if not (root / "notebooks" / f"{name}.ipynb").is_file():
             known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
             raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
     started = time.monotonic()
-    material = Workspace(settings)
-    needed = assets_of(settings, names)
+    workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
-    for study in studies(material, names):
+    for study in studies(workspace, names):
         study.run()
     for name in names:
-        execute(name, root, report.results_folder(settings), values)
-    folder = report.results_folder(settings)
+        execute(name, root, folder, values)
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
-        facts = report.provenance(
-            settings, material.fingerprints(needed), seconds=time.monotonic() - started
-        )
+        hashes = workspace.fingerprints(needed)
+        facts = report.provenance(settings, hashes, seconds=time.monotonic() - started)
         report.save_provenance(settings, facts)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("notebooks", "figures", "tables"):
@@ -94,14 +125,14 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
 def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[str]:
     """Names of the data sets and models that these notebooks of a profile need, or all do."""
     names = settings.notebooks if names is None else names
-    found = [settings.data.train, settings.teacher]
+    needed = [settings.data.train, settings.teacher]
     for student in settings.students.values():  # what is tested on is kept out of all training
-        found += student.out_of_domain
+        needed += student.out_of_domain
     for name in names:
         for arm in arms(settings, name) if name in settings.studies else []:
-            found += [settings.students[arm.student].model, *arm.teachers, *arm.train]
+            needed += [settings.students[arm.student].model, *arm.teachers, *arm.train]
         if name == "01_data":
-            found += [teacher.name for teacher in settings.teachers]
+            needed += [teacher.name for teacher in settings.teachers]
         if name == "09_false_negatives":
-            found += [*settings.audit.datasets, settings.audit.teacher, *settings.audit.judges]
-    return [name for name in dict.fromkeys(found) if name != "bm25"]
+            needed += [*settings.audit.datasets, settings.audit.teacher, *settings.audit.judges]
+    return [name for name in dict.fromkeys(needed) if name != "bm25"]

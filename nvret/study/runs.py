@@ -6,47 +6,166 @@ a method could not fill is counted, never made up by leaving a query out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from nvret import assets, teachers
+from nvret import assets, ensembles, methods, mining, negatives, sampling, teachers
 from nvret.data import RetrievalDataset
 from nvret.models import batching
-from nvret.study import report
-from nvret.study.arms import Arm
+from nvret.study import mixtures, report
+from nvret.study.arms import Arm, arms
 from nvret.study.scores import Results
-from nvret.study.training_data import TrainingData
-from nvret.study.workspace import Workspace, model_fingerprint
-from nvret.utils import recipes, store
+from nvret.study.workspace import Workspace, inputs, model_fingerprint, stored
+from nvret.training_config import TrainingConfig
+from nvret.utils import store
 
 
-class Study(TrainingData):
+class Study:
     """What a notebook compares. Each part is computed when it is asked for, or found in the store.
 
     Args:
-        material: of the profile.
+        workspace: of the profile.
         name: of the notebook.
+
+    Attributes:
+        arms: all of them, each student's base model first.
+        reference: what each student's arms are compared with: a label after the student.
     """
 
-    def __init__(self, material: Workspace, name: str) -> None:
-        super().__init__(material, name)
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        self.workspace = workspace
+        self.settings = workspace.settings
+        self.name = name
+        self.arms = arms(self.settings, name)
         chosen = self.settings.studies[name]
-        self.tested_on = {"dev": chosen.dev, "out_of_domain": chosen.out_of_domain}
-
-    @property
-    def reference(self) -> str:
-        """What each student's arms are compared with: a label after the student."""
-        return self.settings.studies[self.name].reference
+        self.reference = chosen.reference
+        self._tested_on = {"dev": chosen.dev, "out_of_domain": chosen.out_of_domain}
 
     @property
     def tests(self) -> list[str]:
         """Names of the first student's test sets, the development split not among them."""
-        names = self.material.tests_of(self.arms[0].student, **self.tested_on)
-        return [name for name in names if name != self.material.dev.name]
+        names = self.workspace.tests_of(self.arms[0].student, **self._tested_on)
+        return [name for name in names if name != self.workspace.dev.name]
+
+    # What an arm trains on
+
+    def dataset(self, arm: Arm) -> RetrievalDataset:
+        """The questions that an arm trains on, with all passages of their sets."""
+        return self._merged(arm.train, arm.queries, arm.mixture_temperature)
+
+    def _parts(self, arm: Arm) -> dict[str, RetrievalDataset]:
+        """The same, set by set."""
+        return self._sampled(arm.train, arm.queries, arm.mixture_temperature)
+
+    @cache  # noqa: B019 (a study lives as long as the process)
+    def _merged(self, *choice: Any) -> RetrievalDataset:
+        """Kept, since its fingerprint takes longer than its choice."""
+        return mixtures.merge(self._sampled(*choice))
+
+    @cache  # noqa: B019
+    def _sampled(
+        self, names: tuple[str, ...], queries: int | None, temperature: float
+    ) -> dict[str, RetrievalDataset]:
+        sets = {name: self.workspace.train(name) for name in names}
+        if queries is None:
+            return sets
+        sizes = {name: self.workspace.whole(name).queries.num_rows for name in names}
+        shares = mixtures.shares(sizes, queries, temperature)
+        return {name: mixtures.sample(part, shares[name]) for name, part in sets.items()}
+
+    def encode(self, arm: Arm, seed: int) -> None:
+        """Leave the vectors of an arm's teachers for its training sets in the store."""
+        for teacher in arm.teachers:
+            for train in arm.train:
+                self.workspace.scorer(teacher, train)
+
+    def negatives(self, arm: Arm, seed: int) -> pa.Table:
+        """An arm's negatives, each training set mined within its own passages.
+
+        All methods that the study compares under one teacher are mined by one search. Only what
+        is drawn depends on the seed.
+        """
+        if arm.method is None:
+            return negatives.SCHEMA.empty_table()
+        tables = []
+        for name, part in self._parts(arm).items():
+            table = self._of_set(arm, name, seed)
+            table = table.filter(pc.is_in(table["query_id"], part.queries["id"].combine_chunks()))
+            if len(arm.train) > 1:
+                table = mixtures.prefixed(table.replace_schema_metadata(), name)
+            tables.append(table)
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+    def _of_set(self, arm: Arm, train: str, seed: int) -> pa.Table:
+        """Negatives of one whole training set: a single teacher's, or an ensemble's."""
+        tables = [self._mined(arm, teacher, train, seed) for teacher in arm.teachers]
+        if arm.ensemble is None:
+            return tables[0]
+        dataset = self.workspace.train(train)
+        if arm.ensemble == "cross-sample":
+            return ensembles.cross_sample(dataset, tables, arm.num_negatives, seed)
+        dedup = arm.ensemble == "intra-sample"
+        return ensembles.intra_sample(dataset, tables, arm.num_negatives, dedup=dedup)
+
+    def _mined(self, arm: Arm, teacher: str, train: str, seed: int) -> pa.Table:
+        """One teacher's negatives; those of the study's other methods come with the same search."""
+        drawn = isinstance(arm.method, methods.RandomNegatives) or arm.sampling != sampling.TopK()
+        seed = seed if drawn else 0
+        dataset, scorer = self.workspace.train(train), self.workspace.scorer(teacher, train)
+        options = self.settings.mining.model_dump()
+        keys = {
+            method: inputs(
+                "mining",
+                dataset=dataset.fingerprint,
+                teacher=scorer.fingerprint,
+                method=method.record,
+                sampling=[arm.sampling.name, vars(arm.sampling)],
+                num_negatives=arm.num_negatives,
+                mining=options,
+                seed=seed,
+            )
+            for method in self._mined_with(arm)
+        }
+        folders = {
+            method: store.cache_dir() / "mining" / store.fingerprint(key)
+            for method, key in keys.items()
+        }
+        missing = [method for method, folder in folders.items() if not store.find(folder)]
+        if arm.method in missing:
+            exclude = self.workspace.forbidden(train)
+            tables = mining.sweep(
+                dataset, scorer, missing, arm.num_negatives, arm.sampling, seed,
+                **options, exclude=exclude, progress=False,
+            )  # fmt: skip
+            for method, table in zip(missing, tables, strict=True):
+
+                def save(folder: Path, table: pa.Table = table) -> None:
+                    negatives.save(table, folder / "negatives.parquet")
+
+                store.stage("mining", keys[method], save)
+        return negatives.load(folders[arm.method] / "negatives.parquet")
+
+    def _mined_with(self, arm: Arm) -> list[methods.Method]:
+        """The methods of this study that differ from the arm in nothing but the method."""
+
+        def search(other: Arm) -> tuple:
+            random = isinstance(other.method, methods.RandomNegatives)
+            shared = other.teachers, other.sampling, other.train, other.num_negatives
+            return random, other.ensemble, *shared
+
+        mined = [other for other in self.arms if other.method is not None]
+        same = [other.method for other in mined if search(other) == search(arm)]
+        return list(dict.fromkeys([*same, arm.method]))
+
+    # The study itself
 
     def model(self, arm: Arm, seed: int) -> Path:
         """The folder of an arm's model, trained now or before."""
@@ -63,37 +182,28 @@ class Study(TrainingData):
         from nvret import training
 
         dataset, table = self.dataset(arm), self.negatives(arm, seed)
-        said = self.settings.students[arm.student].training.model_dump()
-        same = ("in_batch_negatives", "mask_margin", "memory_bank", "temperature", "pooling")
-        said |= {name: getattr(arm, name) for name in (*same, "bidirectional")}
-        config = training.TrainingConfig(**said)
+        own = self.settings.students[arm.student].training.model_dump()
+        # What the grid may change is a field of the arm, under the same name
+        config = TrainingConfig(**{key: getattr(arm, key, value) for key, value in own.items()})
         guide = None
         if arm.mask_margin is not None:
-            guide = teachers.prepare(
-                self.material.teacher(arm.teachers[0]), dataset, progress=self.material.progress
-            )
+            teacher = self.workspace.teacher(arm.teachers[0])
+            guide = teachers.prepare(teacher, dataset, progress=self.workspace.progress)
         key = store.fingerprint(
             model_fingerprint(base),
             dataset.fingerprint,
             table,
             config.model_dump(),
-            guide.fingerprint if guide else None,
+            inputs("guide", guide=guide.fingerprint) if guide else None,
             seed,
-            recipes.versions("vectors", "training"),
+            inputs("training")["recipe"],
         )
         output = store.cache_dir() / "training" / key
         if not store.find(output):
             training.finetune(
-                base,
-                dataset,
-                table,
-                output,
-                config,
-                seed=seed,
-                device=self.settings.device,
-                guide=guide,
-                progress=self.material.progress,
-            )
+                base, dataset, table, output, config, seed=seed, device=self.settings.device,
+                guide=guide, progress=self.workspace.progress,
+            )  # fmt: skip
             store.publish(output)
         return output
 
@@ -103,38 +213,38 @@ class Study(TrainingData):
         Seed by seed, so that early results are comparable. Each student has a bar of its own,
         since only its own models take about the same time.
         """
-        with batching.remember_tokens():
-            return self._run()
-
-    def _run(self) -> Results:
         scores, logs = [], []
-        for student in dict.fromkeys(arm.student for arm in self.arms):
-            mine = [arm for arm in self.arms if arm.student == student]
-            todo = [
-                (arm, seed)
-                for seed in self.settings.seeds
-                for arm in mine
-                if arm.trained or seed == self.settings.seeds[0]
-            ]
-            bar = tqdm(
-                todo, desc=f"{self.name} {student}", unit="model",
-                disable=not self.material.progress,
-            )  # fmt: skip
-            for arm, seed in bar:
-                bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
-                folder = self.model(arm, seed)
-                if arm.trained:
-                    log = pd.read_parquet(folder / "training_log.parquet")
-                    logs.append(log.assign(arm=arm.label, seed=seed))
-                scores.append(self._evaluated(arm, folder).assign(arm=arm.label, seed=seed))
+        with batching.remember_tokens():
+            for student in dict.fromkeys(arm.student for arm in self.arms):
+                for arm, seed in self._todo(student):
+                    folder = self.model(arm, seed)
+                    if arm.trained:
+                        log = pd.read_parquet(folder / "training_log.parquet")
+                        logs.append(log.assign(arm=arm.label, seed=seed))
+                    scores.append(self._evaluated(arm, folder).assign(arm=arm.label, seed=seed))
         results = Results.of(
             pd.DataFrame([{"arm": arm.label, **arm.row} for arm in self.arms]).set_index("arm"),
             pd.concat(scores, ignore_index=True),
             pd.concat(logs, ignore_index=True),
-            self.material.dev.name,
+            self.workspace.dev.name,
         )
         results.save(report.scores_path(self.settings, self.name))
         return results
+
+    def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
+        """A student's arms and seeds under a bar; what is not trained has one seed."""
+        seeds = self.settings.seeds
+        todo = [
+            (arm, seed)
+            for seed in seeds
+            for arm in self.arms
+            if arm.student == student and (arm.trained or seed == seeds[0])
+        ]
+        quiet = not self.workspace.progress
+        bar = tqdm(todo, desc=f"{self.name} {student}", unit="model", disable=quiet)
+        for arm, seed in bar:
+            bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
+            yield arm, seed
 
     def _evaluated(self, arm: Arm, folder: Path) -> pd.DataFrame:
         """Per-query scores of one model on the student's test sets.
@@ -144,40 +254,85 @@ class Study(TrainingData):
         """
         from nvret import encode, evaluation
 
-        lengths = self.settings.students[arm.student].training
-        found, encoder = [], None
-        for name, test in self.material.tests_of(arm.student, **self.tested_on).items():
-            inputs = {
-                "model": folder.name,
-                "pooling": None if arm.trained else [arm.pooling, arm.bidirectional],
-                "test": test.fingerprint,
-                "lengths": [lengths.query_max_length, lengths.passage_max_length],
-                "recipe": recipes.versions("vectors", "search", "evaluation"),
-            }
+        config = self.settings.students[arm.student].training
+        lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
+        changes = (
+            {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
+        )
+
+        @cache
+        def encoder() -> encode.Encoder:
+            return encode.Encoder.load(folder, device=self.settings.device, **changes)
+
+        tables = []
+        for name, test in self.workspace.tests_of(arm.student, **self._tested_on).items():
 
             def build(target: Path, test: RetrievalDataset = test) -> None:
-                nonlocal encoder
-                if encoder is None:
-                    changes = {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
-                    encoder = encode.Encoder.load(
-                        folder, device=self.settings.device, **({} if arm.trained else changes)
-                    )
                 scores = evaluation.evaluate(
-                    encoder,
-                    test,
-                    query_max_length=lengths.query_max_length,
-                    passage_max_length=lengths.passage_max_length,
-                    cache=False,
-                    progress=False,
+                    encoder(), test, **lengths, cache=False, progress=False
                 ).scores
-                kept = scores.select(["query_id", "ndcg_at_10", "recall_at_100"])
-                kept.to_pandas().to_parquet(target / "scores.parquet")
+                scores = scores.select(["query_id", "ndcg_at_10", "recall_at_100"])
+                scores.to_pandas().to_parquet(target / "scores.parquet")
 
-            path = store.stage("scores", inputs, build) / "scores.parquet"
-            found.append(pd.read_parquet(path).assign(dataset=name))
-        return pd.concat(found, ignore_index=True)
+            path = stored(
+                "scores",
+                build,
+                model=folder.name,
+                pooling=list(changes.values()) or None,
+                test=test.fingerprint,
+                lengths=list(lengths.values()),
+            )
+            tables.append(pd.read_parquet(path / "scores.parquet").assign(dataset=name))
+        return pd.concat(tables, ignore_index=True)
+
+    # What was mined, for the notebooks' tables
+
+    def of_method(self, method: methods.Method, seed: int) -> pa.Table:
+        """What a method mines with the profile's teacher and the first student's settings."""
+        first = next(arm for arm in self.arms if arm.method is not None)
+        teacher, train = self.settings.teacher, self.settings.data.train
+        plain = replace(first, teachers=(teacher,), ensemble=None, train=(train,))
+        return self.negatives(replace(plain, sampling=sampling.TopK(), method=method), seed)
+
+    def mined(self, seed: int) -> pd.DataFrame:
+        """``report.mined`` of every arm that mines and trains on one set."""
+        rows = []
+        for arm in self.arms:
+            if arm.method is not None and len(arm.train) == 1:
+                tables = {arm.label: self.negatives(arm, seed)}
+                rows.append(report.mined(self.dataset(arm), tables, arm.num_negatives))
+        return pd.concat(rows).rename_axis("arm")
+
+    def by_teacher(self) -> dict[str, dict[str, pa.Table]]:
+        """Training set -> teacher -> negatives, of the arms with a single teacher."""
+        sets: dict[str, dict[str, pa.Table]] = {}
+        for arm in self.arms:
+            if len(arm.teachers) == 1 and len(arm.train) == 1:
+                tables = sets.setdefault(arm.train[0], {})
+                tables.setdefault(arm.teachers[0], self.negatives(arm, self.settings.seeds[0]))
+        return sets
+
+    def repeats(self, seed: int) -> pd.DataFrame:
+        """How many different passages each ensemble gives a pair, and what repeats weigh."""
+        ensembled = [arm for arm in self.arms if arm.ensemble is not None]
+        return pd.DataFrame(
+            {"arm": arm.label, **ensembles.repeats(self.negatives(arm, seed))} for arm in ensembled
+        )
+
+    def composition(self) -> pd.DataFrame:
+        """Questions and passages of each training set in each mixture."""
+        rows = {}
+        for arm in self.arms:
+            for name, part in self._parts(arm).items() if len(arm.train) > 1 else ():
+                rows[arm.mixture_temperature, name] = {
+                    "mixture temperature": arm.mixture_temperature,
+                    "set": name,
+                    "questions": part.queries.num_rows,
+                    "passages": part.corpus.num_rows,
+                }
+        return pd.DataFrame(rows.values())
 
 
-def studies(material: Workspace, names: Sequence[str]) -> list[Study]:
+def studies(workspace: Workspace, names: Sequence[str]) -> list[Study]:
     """The studies of these notebooks; a notebook without one is left out."""
-    return [Study(material, name) for name in names if name in material.settings.studies]
+    return [Study(workspace, name) for name in names if name in workspace.settings.studies]

@@ -5,7 +5,6 @@ The file is what everything else is computed from: tables, figures, the ledger o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,28 +71,29 @@ class Results:
 
     def one(self, **wanted: Any) -> str:
         """The label of the only arm with these values."""
-        found = self.find(**wanted)
-        if len(found) != 1:
-            raise NvretError(f"{len(found)} arms have {wanted}, expected one: {found[:4]}")
-        return found[0]
+        labels = self.find(**wanted)
+        if len(labels) != 1:
+            raise NvretError(f"{len(labels)} arms have {wanted}, expected one: {labels[:4]}")
+        return labels[0]
 
     def values(
         self, label: str, metric: str = "ndcg_at_10", datasets: list[str] | None = None
     ) -> dict[str, np.ndarray]:
         """For each test set that the arm is tested on (or the named ones) its (S, Q) scores."""
-        key = label, metric
-        if key not in self._arrays:
-            found = {}
-            block = self.scores[metric][label]
-            for name, rows in block.groupby(level="dataset", sort=False):
+        sets = self._sets(label, metric)
+        return {name: sets[name] for name in (datasets or self.datasets) if name in sets}
+
+    def _sets(self, label: str, metric: str) -> dict[str, np.ndarray]:
+        if (label, metric) not in self._arrays:
+            sets = {}
+            for name, rows in self.scores[metric][label].groupby(level="dataset", sort=False):
                 values = rows.to_numpy(np.float64).T
                 there = ~np.isnan(values)
                 values = values[there.any(1)][:, there.any(0)]  # a base model has one seed
                 if values.size:
-                    found[name] = values
-            self._arrays[key] = found
-        found = self._arrays[key]
-        return {n: found[n] for n in (datasets or self.datasets) if n in found}
+                    sets[name] = values
+            self._arrays[label, metric] = sets
+        return self._arrays[label, metric]
 
     @cached_property
     def _arrays(self) -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -118,11 +118,10 @@ class Results:
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
         flat = pd.read_parquet(path)
-        said: Mapping[str, Any] = flat.attrs
         scores = flat.set_index(["dataset", "query_id"])
         keys = [name.split("|") for name in scores.columns]
         scores.columns = pd.MultiIndex.from_tuples(
             [(metric, arm, int(seed)) for metric, arm, seed in keys], names=[None, "arm", "seed"]
         )
-        arms = pd.DataFrame(said["arms"]).set_index("arm")
-        return cls(arms, scores, pd.DataFrame(), said["dev"])
+        arms = pd.DataFrame(flat.attrs["arms"]).set_index("arm")
+        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"])

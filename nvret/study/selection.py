@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nvret import methods
-from nvret.study import claims, findings
+from nvret.study import arms, claims, findings
 from nvret.study.config import Settings
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
@@ -26,13 +26,13 @@ def select(
 ) -> list[str]:
     """Labels of a student's arms that a filter of the pre-registration means."""
     rows = results.arms[results.arms["student"] == student]
-    said = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+    asked = {name: getattr(wanted, name) for name in wanted.model_fields_set}
     for column in claims.ArmFilter.model_fields:
-        value = said.get(column, "default")
+        value = asked.get(column, "default")
         if value not in ("any", "smallest", "largest"):
             keep = [_fits(row, column, value, settings, student) for row in rows.to_dict("records")]
             rows = rows[np.array(keep, bool)]
-    for column, value in said.items():
+    for column, value in asked.items():
         if value in ("smallest", "largest") and len(rows):
             cells = rows[column].astype(float)
             rows = rows[cells == (cells.min() if value == "smallest" else cells.max())]
@@ -59,25 +59,13 @@ def _same(cell: Any, value: Any) -> bool:
 
 def _default(row: Mapping[str, Any], column: str, settings: Settings, student: str) -> Any:
     """What an arm of this family has in a column when its grid says nothing."""
-    own, family = settings.students[student], row["family"]
+    family = row["family"]
     mined = family in methods.BY_NAME
     if column == "parameter":
         return next(iter(vars(methods.build_method(family)).values()), None) if mined else None
-    guided = mined or not _same(row.get("mask_margin"), None)
-    return {
-        "teacher": settings.teacher if guided else None,
-        "sampling": "top-k",
-        "num_negatives": own.num_negatives if mined else 0,
-        "in_batch_negatives": (own.training.in_batch_negatives or family == "none")
-        and family != "base",
-        "memory_bank": 0,
-        "temperature": own.training.temperature,
-        "queries": own.queries,
-        "pooling": own.training.pooling,
-        "bidirectional": own.training.bidirectional,
-        "train": settings.data.train,
-        "mixture_temperature": 1.0,
-    }.get(column)
+    if column == "teacher" and not mined and _same(row.get("mask_margin"), None):
+        return None
+    return arms.defaults(settings, settings.students[student], family).get(column)
 
 
 def best(results: Results, labels: Sequence[str], what: str) -> str:
@@ -96,8 +84,8 @@ def side(
 ) -> tuple[str, bool]:
     """The label of the arm that stands for a filter, and whether it was chosen."""
     labels = select(results, wanted, student, settings)
-    said = ", ".join(f"{name} {getattr(wanted, name)}" for name in _in_order(wanted))
-    return best(results, labels, said), len(labels) > 1
+    words = ", ".join(f"{name} {getattr(wanted, name)}" for name in _in_order(wanted))
+    return best(results, labels, words), len(labels) > 1
 
 
 def parts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -10,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from nvret.data import RetrievalDataset
+from nvret.study.mixtures import hashed
 from nvret.utils.errors import NvretError
-from nvret.utils.near_duplicates import clusters, components, near_duplicate_pairs, normalise
+from nvret.utils.near_duplicates import components, near_duplicate_pairs, normalise
 
 
 class Split(NamedTuple):
@@ -46,7 +46,8 @@ def split(
         raise NvretError(f"dev={dev} and test={test}: expected shares that leave some for training")
     if "cluster" not in dataset.corpus.column_names:
         raise NvretError(
-            f"{dataset.name}: the corpus has no column 'cluster'; add one with with_clusters"
+            f"{dataset.name}: the corpus has no column 'cluster', expected the labels of "
+            "nvret.utils.near_duplicates.clusters"
         )
     group = _groups(dataset)
     ids = np.array(dataset.corpus["id"].to_pylist(), dtype=object)
@@ -61,9 +62,8 @@ def split(
     query_ids = np.array(dataset.queries["id"].to_pylist(), dtype=object)
     parts = []
     for index, name in enumerate(Split._fields):
-        if index == 0:
-            inside: Sequence[str] | None = ids[~held_out]
-        else:
+        inside: Sequence[str] | None = ids[~held_out]
+        if index > 0:
             inside = None if corpus == "full" else ids[held_out & (part == index)]
         chosen = query_ids[query_part == index]
         if not len(chosen):
@@ -74,7 +74,7 @@ def split(
 
 def _unit(key: str) -> float:
     """A number in [0, 1) that looks random and depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / 2**56
+    return int.from_bytes(hashed(key)[:7], "big") / 2**56
 
 
 def _groups(dataset: RetrievalDataset) -> np.ndarray:
@@ -87,54 +87,53 @@ def _groups(dataset: RetrievalDataset) -> np.ndarray:
     return components(int(j.max()) + 1, i, j)[:count]
 
 
-def with_clusters(dataset: RetrievalDataset, *, threshold: float = 0.5) -> RetrievalDataset:
-    """The set with a new corpus column ``cluster``, as :func:`split` needs it.
+class Leaks(NamedTuple):
+    """(test id, train id) of each near-duplicate pair of passages and equal pair of questions."""
 
-    Args:
-        threshold: share of the shorter text's word trigrams that the other text must have.
-    """
-    labels = clusters(dataset.corpus["text"].to_pylist(), threshold=threshold, measure="overlap")
-    corpus = dataset.corpus.select(["id", "title", "text"])
-    corpus = corpus.append_column("cluster", pa.array(labels, pa.int32()))
-    return RetrievalDataset(dataset.name, corpus, dataset.queries, dataset.qrels)
+    passages: list[tuple[str, str]]
+    queries: list[tuple[str, str]]
 
 
-def check_leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float = 0.5) -> None:
-    """Stop if something that is tested can be learnt in training.
+def leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float = 0.5) -> Leaks:
+    """What is tested and can be learnt in training.
+
+    That is a relevant passage of ``test``, or a near-duplicate of it, in the corpus of ``train``,
+    and a question of ``test`` that is a question of ``train``.
 
     Args:
         threshold: share of the shorter text's word trigrams that make two passages near-duplicates.
+    """
+    relevant = np.unique(test.pairs[1])
+    tested = test.corpus.take(pa.array(relevant))
+    i, j, _ = near_duplicate_pairs(
+        tested["text"].to_pylist(),
+        train.corpus["text"].to_pylist(),
+        threshold=threshold,
+        measure="overlap",
+    )
+    test_ids, train_ids = tested["id"].to_pylist(), train.corpus["id"].to_pylist()
+    passages = [(test_ids[a], train_ids[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+    train_queries = train.queries["id"].to_pylist()
+    asked = dict(zip(map(normalise, train.query_texts), train_queries, strict=True))
+    words = zip(test.queries["id"].to_pylist(), map(normalise, test.query_texts), strict=True)
+    queries = [(test_id, asked[text]) for test_id, text in words if text in asked]
+    return Leaks(passages, queries)
+
+
+def check_leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float = 0.5) -> None:
+    """Stop if `leaks` finds something that is tested and can be learnt in training.
+
     Raises:
-        NvretError: a relevant passage of ``test`` or a near-duplicate of it stands in the corpus of
-            ``train``, or a question of ``test`` is a question of ``train``. Ids are named.
+        NvretError: the message counts the leaks and names the first ids.
     """
-    found = leaks(train, test, threshold=threshold)
-    if found.passages or found.queries:
-        lines = [
-            f"{len(pairs)} {what} ({', '.join(f'{a} ~ {b}' for a, b in pairs[:5])}"
-            f"{', …' if len(pairs) > 5 else ''})"
-            for what, pairs in (
-                ("test passages stand in the train corpus", found.passages),
-                ("test questions are train questions", found.queries),
-            )
-            if pairs
-        ]
+    lines = []
+    words = "test passages stand in the train corpus", "test questions are train questions"
+    for what, pairs in zip(words, leaks(train, test, threshold=threshold), strict=True):
+        if pairs:
+            ids = ", ".join(f"{test_id} ~ {train_id}" for test_id, train_id in pairs[:5])
+            lines.append(f"{len(pairs)} {what} ({ids}{', …' if len(pairs) > 5 else ''})")
+    if lines:
         raise NvretError(f"{train.name} leaks into {test.name}: " + "; ".join(lines))
-
-
-def without_leaks(
-    train: RetrievalDataset, *tests: RetrievalDataset, threshold: float = 0.5
-) -> RetrievalDataset:
-    """``train`` less whatever :func:`check_leaks` would find in it.
-
-    Leaking passages go, and with them every query that they answer; leaking questions go.
-    """
-    passages, queries = set(), set()
-    for test in tests:
-        found = leaks(train, test, threshold=threshold)
-        passages |= {train_id for _, train_id in found.passages}
-        queries |= {train_id for _, train_id in found.queries}
-    return without(train, passages, queries)
 
 
 def without(train: RetrievalDataset, passages: set[str], queries: set[str]) -> RetrievalDataset:
@@ -149,30 +148,3 @@ def without(train: RetrievalDataset, passages: set[str], queries: set[str]) -> R
         [q for q in query_ids if q not in lost | queries],
         corpus_ids=[p for p in ids if p not in passages],
     )
-
-
-class Leaks(NamedTuple):
-    """(test id, train id) of each near-duplicate pair of passages and equal pair of questions."""
-
-    passages: list[tuple[str, str]]
-    queries: list[tuple[str, str]]
-
-
-def leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float = 0.5) -> Leaks:
-    """What :func:`check_leaks` looks for, as a list."""
-    relevant = np.unique(test.pairs[1])
-    test_ids = test.corpus["id"].take(pa.array(relevant)).to_pylist()
-    test_texts = test.corpus["text"].take(pa.array(relevant)).to_pylist()
-    i, j, _ = near_duplicate_pairs(
-        test_texts, train.corpus["text"].to_pylist(), threshold=threshold, measure="overlap"
-    )
-    train_ids = train.corpus["id"].to_pylist()
-    passages = [(test_ids[a], train_ids[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
-    asked = {normalise(text): row for row, text in enumerate(train.query_texts)}
-    train_queries, test_queries = train.queries["id"].to_pylist(), test.queries["id"].to_pylist()
-    queries = [
-        (test_queries[row], train_queries[asked[normalise(text)]])
-        for row, text in enumerate(test.query_texts)
-        if normalise(text) in asked
-    ]
-    return Leaks(passages, queries)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,29 @@ from nvret.data import RetrievalDataset
 from nvret.scale import faiss_index
 from nvret.study import config, mixtures, splits
 from nvret.utils import recipes, store
+
+# What each stage rests on beside its inputs: the recipes whose versions are a part of its key.
+# An ensemble is drawn from mined tables when it is asked for; training's key has the table itself.
+RECIPES = {
+    "leaks": ("near-duplicates", "splits"),
+    "mining": ("vectors", "search", "bm25", "near-duplicates", "mining"),
+    "training": ("vectors", "training"),
+    "guide": ("vectors", "bm25"),
+    "scores": ("vectors", "search", "evaluation"),
+    "teacher-scores": ("vectors", "search", "bm25", "evaluation"),
+    "audit": ("vectors", "search", "bm25", "near-duplicates", "mining", "hidden-labels"),
+    "judged": ("judges", "hidden-labels"),
+}
+
+
+def inputs(stage: str, **parts: Any) -> dict[str, Any]:
+    """What the key of a stage's result is made of: these parts, and the versions of its recipes."""
+    return parts | {"recipe": recipes.versions(*RECIPES[stage])}
+
+
+def stored(stage: str, build: Callable[[Path], None], **parts: Any) -> Path:
+    """The folder of a stage's result, from the store or built now; see `store.stage`."""
+    return store.stage(stage, inputs(stage, **parts), build)
 
 
 class Workspace:
@@ -60,46 +84,44 @@ class Workspace:
         """The sets that a student is tested on, cut to what the profile asks of it."""
         chosen = self.settings.students[student]
         names = [self.parts.test.name, *(chosen.out_of_domain if out_of_domain else [])]
-        found = {name: self.tests[name] for name in names}
-        found |= {self.dev.name: self.dev} if dev else {}
-        return {
-            name: mixtures.sample_passages(
-                mixtures.sample(test, chosen.test_queries), chosen.test_passages
-            )
-            for name, test in found.items()
-        }
+        tests = {name: self.tests[name] for name in names}
+        tests |= {self.dev.name: self.dev} if dev else {}
+        cut = {name: mixtures.sample(test, chosen.test_queries) for name, test in tests.items()}
+        number = chosen.test_passages
+        return {name: mixtures.sample_passages(test, number) for name, test in cut.items()}
+
+    def _asked(self, key: str) -> list[Any]:
+        """The values that the grids of all studies give a key."""
+        grids = [grid for study in self.settings.studies.values() for grid in study.runs]
+        values = [getattr(grid, key) for grid in grids]
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        return [value for each in lists for value in each if value is not None]
 
     @property
     def training_sets(self) -> list[str]:
         """Names of all sets that a study trains on, the profile's own first."""
-        names = [self.settings.data.train]
-        for study in self.settings.studies.values():
-            for grid in study.runs:
-                listed = grid.train if isinstance(grid.train, list) else [grid.train]
-                names += [part for name in listed if name for part in name.split("+")]
-        return list(dict.fromkeys(names))
+        names = [name for mixture in self._asked("train") for name in mixture.split("+")]
+        return list(dict.fromkeys([self.settings.data.train, *names]))
 
     @cached_property
     def most_queries(self) -> int | None:
-        """As many questions of a set as the most demanding run of the profile takes."""
+        """As many questions of a set as the most demanding run of the profile takes; None: all."""
         asked = [student.queries for student in self.settings.students.values()]
-        for study in self.settings.studies.values():
-            for grid in study.runs:
-                listed = grid.queries if isinstance(grid.queries, list) else [grid.queries]
-                asked += [number for number in listed if number is not None]
-        return None if None in asked else max(asked)
+        return None if None in asked else max(asked + self._asked("queries"))
 
     @cache  # noqa: B019
     def train(self, name: str | None = None) -> RetrievalDataset:
         """A set's questions to mine and train on: as many as any run takes, all passages."""
         return mixtures.sample(self.whole(name or self.settings.data.train), self.most_queries)
 
+    def _published(self, name: str) -> RetrievalDataset:
+        """A training set with its leaks: the training part of the set that is split."""
+        return self.parts.train if name == self.settings.data.train else data.load(name)
+
     @cache  # noqa: B019
     def whole(self, name: str) -> RetrievalDataset:
         """A training set, less whatever leaks into a test set."""
-        first = name == self.settings.data.train
-        whole = self.parts.train if first else data.load(name)
-        lost = self.leaks(name)
+        whole, lost = self._published(name), self.leaks(name)
         if lost["queries"] or lost["passages"]:
             whole = splits.without(whole, set(lost["passages"]), set(lost["queries"]))
         return whole
@@ -110,27 +132,22 @@ class Workspace:
         threshold = self.settings.data.leak_threshold
         if threshold is None:
             return {"passages": [], "queries": []}
-        first = name == self.settings.data.train
-        train = self.parts.train if first else data.load(name)
-        found: dict[str, set[str]] = {"passages": set(), "queries": set()}
-        tests = [self.parts.test, self.parts.dev, *list(self.tests.values())[1:]]
-        for test in tests[2:] if first else tests:  # a split does not leak into itself
-            inputs = {
-                "train": train.fingerprint,
-                "test": test.fingerprint,
-                "threshold": threshold,
-                "code": recipes.versions("near-duplicates", "splits"),
-            }
+        train, tests = self._published(name), list(self.tests.values())[1:]
+        if name != self.settings.data.train:  # a split does not leak into itself
+            tests = [self.parts.test, self.parts.dev, *tests]
+        lost: dict[str, set[str]] = {"passages": set(), "queries": set()}
+        for test in tests:
 
             def build(folder: Path, test: RetrievalDataset = test) -> None:
                 leaks = splits.leaks(train, test, threshold=threshold)
                 store.write_json(folder / "leaks.json", leaks._asdict())
 
-            folder = store.stage("leaks", inputs, build)
+            hashes = {"train": train.fingerprint, "test": test.fingerprint}
+            folder = stored("leaks", build, **hashes, threshold=threshold)
             pairs = json.loads((folder / "leaks.json").read_text(encoding="utf-8"))
-            for kind, ids in found.items():
-                ids.update(mine for _, mine in pairs[kind])
-        return {kind: sorted(ids) for kind, ids in found.items()}
+            for kind, ids in lost.items():
+                ids.update(train_id for _, train_id in pairs[kind])
+        return {kind: sorted(ids) for kind, ids in lost.items()}
 
     @cache  # noqa: B019
     def teacher(self, name: str | None = None) -> teachers.Teacher:
@@ -155,29 +172,21 @@ class Workspace:
 
     def teacher_scores(self, name: str) -> dict[str, np.ndarray]:
         """A teacher's own NDCG@10 of every query, (1, Q) for each test set and the dev split."""
+        tests = {**self.tests, self.dev.name: self.dev}
+        return {test: self._teacher_scores(name, dataset)[None] for test, dataset in tests.items()}
+
+    def _teacher_scores(self, name: str, test: RetrievalDataset) -> np.ndarray:
         from nvret import evaluation
 
-        found = {}
-        for test_name, test in {**self.tests, self.dev.name: self.dev}.items():
-            scorer = teachers.prepare(self.teacher(name), test, progress=self.progress)
-            inputs = {
-                "teacher": scorer.fingerprint,
-                "test": test.fingerprint,
-                "code": recipes.versions("vectors", "search", "bm25", "evaluation"),
-            }
+        scorer = teachers.prepare(self.teacher(name), test, progress=self.progress)
 
-            def build(
-                folder: Path, test: RetrievalDataset = test, scorer: teachers.Scorer = scorer
-            ) -> None:
-                ranked = scorer.top_k(np.arange(test.queries.num_rows), 100)
-                scores = evaluation.evaluate_ranking(
-                    ranked.ids.numpy(), ranked.scores.numpy(), test
-                )
-                np.save(folder / "ndcg_at_10.npy", scores.values("ndcg_at_10"))
+        def build(folder: Path) -> None:
+            ranked = scorer.top_k(np.arange(test.queries.num_rows), 100)
+            scores = evaluation.evaluate_ranking(ranked.ids.numpy(), ranked.scores.numpy(), test)
+            np.save(folder / "ndcg_at_10.npy", scores.values("ndcg_at_10"))
 
-            folder = store.stage("teacher-scores", inputs, build)
-            found[test_name] = np.load(folder / "ndcg_at_10.npy", allow_pickle=False)[None]
-        return found
+        folder = stored("teacher-scores", build, teacher=scorer.fingerprint, test=test.fingerprint)
+        return np.load(folder / "ndcg_at_10.npy", allow_pickle=False)
 
     def fingerprints(self, names: Sequence[str]) -> dict[str, str]:
         """Content hashes of the profile's questions and of these data sets and models.
@@ -185,14 +194,12 @@ class Workspace:
         Args:
             names: of data sets and models, as ``nvret.assets`` knows them.
         """
-        found = {f"train: {self.train().name}": self.train().fingerprint}
-        found |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
-        known = assets.models()
-        for name in names:
-            model = name in known
-            hashed = model_fingerprint(name) if model else data.load(name).fingerprint
-            found[f"{'model' if model else 'data'}: {name}"] = hashed
-        return found
+        hashes = {f"train: {self.train().name}": self.train().fingerprint}
+        hashes |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
+        models = assets.models()
+        hashes |= {f"model: {name}": model_fingerprint(name) for name in names if name in models}
+        others = [name for name in names if name not in models]
+        return hashes | {f"data: {name}": data.load(name).fingerprint for name in others}
 
 
 @cache

@@ -19,6 +19,11 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """What may be set; named where a key is unknown."""
+        return list(cls.model_fields)
+
 
 def explain(error: ValidationError, root: type[Section]) -> list[str]:
     """A line for each problem: the key, what it holds, what was expected.
@@ -52,7 +57,7 @@ def line(problem: Any, where: str, section: type[Section]) -> str:
         section: what describes that place; its keys are named where one is unknown.
     """
     if problem["type"] == "extra_forbidden":
-        known = list(section.model_fields)
+        known = section.known_keys()
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
         return f"{where}: unknown key, {hint}"
