@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from nvret.analysis import ceilings
 from nvret.analysis.inspection import Inspection
-from nvret.study.curves import AXES, COLOURS
+from nvret.analysis.looks import AXES, COLOURS
 
 SIZE = (4.2, 3.0)  # inches; small, so that the letters stay large on a phone
 NEGATIVE, SUSPECT, POSITIVE, RANDOM = COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[4]

@@ -16,7 +16,7 @@ from nvret import assets, data, methods, mining, negatives, teachers
 from nvret.analysis import audit, judge_quality, judges, rates
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
-from nvret.study import report
+from nvret.study import paper
 from nvret.study.config import Settings
 from nvret.study.workspace import Workspace
 from nvret.utils import recipes, store
@@ -143,7 +143,7 @@ class Audit:
 
         ``share`` of naive negatives that are positives; ``reduction`` by a positive-aware method.
         """
-        theirs = report.paper_table("false_negatives")
+        theirs = paper.table("false_negatives")
         aware = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)
         wanted = [str(method) for method in self.methods if isinstance(method, aware)]
         keys = ["dataset", "method"]

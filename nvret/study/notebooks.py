@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nvret import assets
-from nvret.study import report
+from nvret.study import paths
 from nvret.study.arms import arms
 from nvret.study.config import Settings, project_root
 from nvret.study.runs import studies
@@ -44,14 +44,12 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     for study in studies(material, names):
         study.run()
     for name in names:
-        execute(name, root, report.results_folder(settings), values)
-    folder = report.results_folder(settings)
+        execute(name, root, paths.results_folder(settings), values)
+    folder = paths.results_folder(settings)
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
-        facts = report.provenance(
-            settings, material.fingerprints(needed), seconds=time.monotonic() - started
-        )
-        report.save_provenance(settings, facts)
+        seconds = time.monotonic() - started
+        paths.save_provenance(settings, material.fingerprints(needed), seconds)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("notebooks", "figures", "tables"):
         print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")

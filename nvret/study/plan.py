@@ -18,7 +18,7 @@ import pandas as pd
 
 from nvret.assets import local, registry
 from nvret.cost import measure
-from nvret.study import notebooks, report
+from nvret.study import notebooks, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings
 from nvret.training_config import TrainingConfig
@@ -125,7 +125,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
     tests = {student: [settings.data.train, *chosen.out_of_domain]
              for student, chosen in settings.students.items()}  # fmt: skip
     for name, study in settings.studies.items():
-        done = report.scores_path(settings, name).exists()
+        done = paths.scores_path(settings, name).exists()
         found = [arm for arm in arms(settings, name) if arm.trained]
         pairs = {(t, s) for arm in found for t in arm.teachers for s in arm.train}
         for teacher, train in sorted(pairs - encoded):

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from nvret import assets, teachers
 from nvret.data import RetrievalDataset
 from nvret.models import batching
-from nvret.study import report
+from nvret.study import paths
 from nvret.study.arms import Arm
 from nvret.study.scores import Results
 from nvret.study.training_data import TrainingData
@@ -133,7 +133,7 @@ class Study(TrainingData):
             pd.concat(logs, ignore_index=True),
             self.material.dev.name,
         )
-        results.save(report.scores_path(self.settings, self.name))
+        results.save(paths.scores_path(self.settings, self.name))
         return results
 
     def _evaluated(self, arm: Arm, folder: Path) -> pd.DataFrame:

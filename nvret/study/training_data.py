@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from nvret import ensembles, methods, mining, negatives, sampling
 from nvret.data import RetrievalDataset
-from nvret.study import mixtures, report
+from nvret.study import mixtures, tables
 from nvret.study.arms import Arm, arms
 from nvret.study.workspace import Workspace
 from nvret.utils import recipes, store
@@ -143,12 +143,12 @@ class TrainingData:
         return self.negatives(replace(plain, method=method), seed)
 
     def mined(self, seed: int) -> pd.DataFrame:
-        """``report.mined`` of every arm that mines and trains on one set."""
+        """``tables.mined`` of every arm that mines and trains on one set."""
         rows = []
         for arm in self.arms:
             if arm.method is not None and len(arm.train) == 1:
-                tables = {arm.label: self.negatives(arm, seed)}
-                rows.append(report.mined(self.dataset(arm), tables, arm.num_negatives))
+                own = {arm.label: self.negatives(arm, seed)}
+                rows.append(tables.mined(self.dataset(arm), own, arm.num_negatives))
         return pd.concat(rows).rename_axis("arm")
 
     def by_teacher(self) -> dict[str, dict[str, pa.Table]]:
