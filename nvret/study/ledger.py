@@ -174,15 +174,10 @@ def write(settings: Settings) -> pd.DataFrame:
 
 def shown(ledger: pd.DataFrame) -> pd.DataFrame:
     """The columns that a reader needs, as text: points of NDCG@10, or percent."""
-    return pd.DataFrame(
-        {
-            "claim": ledger["claim"],
-            "student": ledger["student"],
-            "paper": [_number(row.paper, row.unit) for row in ledger.itertuples()],
-            "here": [_interval(row) for row in ledger.itertuples()],
-            "verdict": ledger["verdict"],
-        }
-    )
+    texts = ledger[["claim", "student", "verdict"]].copy()
+    texts.insert(2, "paper", [_number(row.paper, row.unit) for row in ledger.itertuples()])
+    texts.insert(3, "here", [_interval(row) for row in ledger.itertuples()])
+    return texts
 
 
 def styled(ledger: pd.DataFrame) -> Styler:
@@ -198,91 +193,25 @@ def _number(value: float, unit: str) -> str:
 
 def _interval(row: Any) -> str:
     text = _number(row.difference, row.unit)
-    if math.isnan(row.low):
+    if math.isnan(row.low) and math.isnan(row.high):
         return text
     return f"{text} [{_number(row.low, row.unit)}, {_number(row.high, row.unit)}]"
 
 
-def read(folder: Path) -> pd.DataFrame:
-    """The ledger that ``save`` wrote.
+def read(folder: Path) -> tuple[pd.DataFrame, float]:
+    """The ledger that ``save`` wrote, and the smallest difference that matters.
 
     Args:
         folder: ``results/<profile>``.
     Raises:
         NvretError: the profile has not been run.
     """
-    path = folder / "tables" / f"{TABLE}.csv"
+    path = folder / "claims.json"
     if not path.is_file():
         raise NvretError(f"{path}: no such file; run the profile first")
-    return pd.read_csv(path, dtype={"student": object}).fillna({"student": "", "note": ""})
-
-
-def markdown(folder: Path) -> str:
-    """The whole ledger of a profile as Markdown: what made it, how it came out, every row.
-
-    Args:
-        folder: ``results/<profile>``.
-    Raises:
-        NvretError: the profile has not been run.
-    """
-    ledger = read(folder)
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    settings, hardware = facts["parameters"], facts["hardware"]
-    students = ", ".join(f"`{key}` {value['model']}" for key, value in settings["students"].items())
-    margin = json.loads((folder / "claims.json").read_text(encoding="utf-8"))["margin"]
-    rows = pd.concat([ledger["section"], shown(ledger), ledger["note"]], axis=1)
-    return "\n".join(
-        [
-            f"Profile `{settings['profile']}`: students {students}; default teacher "
-            f"{settings['teacher']}; {len(settings['seeds'])} seeds; executed on "
-            f"{hardware['threads']} threads of {hardware['processor']} in "
-            f"{facts['seconds'] / 60:.0f} minutes, not counting what earlier runs had left in the "
-            "store.",
-            "",
-            f"Verdicts: {counted(ledger)}.",
-            "",
-            f"{reading(margin)} A claim of several parts holds if all parts do; its smallest "
-            "difference is shown.",
-            "",
-            *markdown_table(
-                {"question": "", "claim": "", "student or set": "", "paper": ":", "here": ":",
-                 "verdict": "", "note": ""},
-                rows.to_numpy().tolist(),
-            ),
-        ]
-    )  # fmt: skip
-
-
-def reading(margin: float) -> str:
-    """How to read a row of the ledger, in Markdown."""
-    return (
-        "Points of NDCG@10, mean of the test sets, 95 % interval over seeds and questions. "
-        "*Reproduced*: the whole interval has the claim's sign. *Not reproduced*: the whole "
-        f"interval lies below {100 * margin:g} points, the smallest difference that matters; so "
-        "much is allowed where a claim says *not worse* or *no better*."
-    )
-
-
-def counted(ledger: pd.DataFrame) -> str:
-    """How many verdicts of each kind, and what is left when all are taken together."""
-    counts = ledger["verdict"].value_counts()
-    tests = ledger["p_holm"].notna()
-    firm = (tests & (ledger["p_holm"] <= 0.05) & (ledger["verdict"] == "reproduced")).sum()
-    each = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{each}; adjusted for all {tests.sum()} tests together (Holm), {firm} stay reproduced"
-
-
-def markdown_table(columns: Mapping[str, str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table.
-
-    Args:
-        columns: name -> ":" where the column is aligned to the right, or "".
-        rows: texts, one a column; "reproduced" is written bold.
-    """
-    lines = [list(columns), [f"---{side}" for side in columns.values()]]
-    bold = {"reproduced": "**reproduced**"}
-    lines += [[bold.get(cell, cell).replace("|", "\\|") for cell in row] for row in rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    numbers = dict.fromkeys(("paper", "difference", "low", "high", "p", "p_holm"), float)
+    return pd.DataFrame(content["claims"], columns=COLUMNS).astype(numbers), content["margin"]
 
 
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+import pandas as pd
 
 from nvret.study import ledger
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 PROFILES = ("quick", "cpu")  # that the README shows, where they have been run
-HEADLINE = (
+HEADLINE = [
     "perc-beats-naive", "margin-beats-naive", "shifted-beats-naive", "mined-beats-random",
     "perc-halves-false-negatives",
-)  # fmt: skip
+]  # fmt: skip
 
 
 def section(results: Path) -> str:
@@ -27,28 +28,41 @@ def section(results: Path) -> str:
     names = [name for name in PROFILES if (results / name / "claims.json").is_file()]
     if not names:
         raise NvretError(f"{results} has no ledger of {' or '.join(PROFILES)}; run a profile first")
-    ledgers = {name: ledger.read(results / name) for name in names}
-    margin = json.loads((results / names[0] / "claims.json").read_text(encoding="utf-8"))["margin"]
-    columns = {"claim": "", "student or set": "", "paper": ":"}
-    rows: dict[tuple[str, str], list[str]] = {}
-    for place, (name, table) in enumerate(ledgers.items()):
-        columns |= {f"`{name}`": ":", f"verdict, `{name}`": ""}
-        table = table[table["id"].isin(HEADLINE)]
-        for key, row in zip(table["id"], ledger.shown(table).itertuples(), strict=True):
-            cells = rows.setdefault((key, row.student), [row.claim, row.student, row.paper])
-            cells += ["–", "not run"] * (place - (len(cells) - 3) // 2) + [row.here, row.verdict]
-    for cells in rows.values():
-        cells += ["–", "not run"] * ((len(columns) - len(cells)) // 2)
-    order = sorted(rows, key=lambda key: HEADLINE.index(key[0]))
-    return "\n".join(
-        [
-            ledger.reading(margin),
-            "",
-            *(f"- `{name}`: {ledger.counted(table)}." for name, table in ledgers.items()),
-            "",
-            *ledger.markdown_table(columns, [rows[key] for key in order]),
-        ]
-    )
+    ledgers, margins = zip(*(ledger.read(results / name) for name in names), strict=True)
+    lines = [
+        "Points of NDCG@10, mean of the test sets, 95 % interval over seeds and questions. "
+        "*Reproduced*: the whole interval has the claim's sign. *Not reproduced*: the whole "
+        f"interval lies below {100 * margins[0]:g} points, the smallest difference that matters.",
+        "",
+        *(f"- `{name}`: {_counts(table)}." for name, table in zip(names, ledgers, strict=True)),
+        "",
+        "| claim | student or set | paper | "
+        + " | ".join(f"`{name}` | verdict" for name in names)
+        + " |",
+        "|---|---|---:|" + "---:|---|" * len(names),
+    ]
+    rows = pd.concat(map(_headline, ledgers), axis=1).fillna({"here": "–", "verdict": "not run"})
+    rows = rows.sort_index(level="id", key=lambda ids: ids.map(HEADLINE.index), kind="stable",
+                           sort_remaining=False)  # fmt: skip
+    lines += ["| " + " | ".join([*key[1:], *cells]) + " |" for key, *cells in rows.itertuples()]
+    return "\n".join(lines)
+
+
+def _headline(table: pd.DataFrame) -> pd.DataFrame:
+    """Texts "here" and "verdict" by id, claim, student and the paper's text."""
+    rows = table[table["id"].isin(HEADLINE)]
+    texts = ledger.shown(rows).assign(id=rows["id"])
+    texts["verdict"] = texts["verdict"].replace("reproduced", "**reproduced**")
+    return texts.set_index(["id", "claim", "student", "paper"])
+
+
+def _counts(table: pd.DataFrame) -> str:
+    """How many verdicts of each kind, and what is left when all are taken together."""
+    counts = table["verdict"].value_counts()
+    tests = table["p_holm"].notna()
+    firm = (tests & (table["p_holm"] <= 0.05) & (table["verdict"] == "reproduced")).sum()
+    each = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{each}; adjusted for all {tests.sum()} tests together (Holm), {firm} stay reproduced"
 
 
 def update(readme: Path, results: Path) -> None:
