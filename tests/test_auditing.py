@@ -7,7 +7,7 @@ import pytest
 
 from nvret import data
 from nvret.data import from_texts
-from nvret.study import audit_figures, config, false_negatives
+from nvret.study import config, false_negatives, mining_figures
 from nvret.utils import store
 
 NAMES = ["one", "two"]
@@ -85,9 +85,9 @@ def test_figures(audited, tmp_path):
     frontier.loc[0, ["rate", "hardness"]] = np.nan  # a method that found nothing
     curves = audit.curves() | {"empty": {"nobody": nothing}}
     for name, figure in {
-        "frontier": audit_figures.frontier(frontier),
-        "ranks": audit_figures.by_rank(audit.by_rank()),
-        "judges": audit_figures.judges(curves),
+        "frontier": mining_figures.frontier(frontier),
+        "ranks": mining_figures.by_rank(audit.by_rank()),
+        "judges": mining_figures.judges(curves),
     }.items():
         figure.savefig(tmp_path / f"{name}.png")
         plt.close(figure)

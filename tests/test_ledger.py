@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from nvret import cli
-from nvret.study import arms, claims, config, forest, ledger, report, selection, verdicts
+from nvret.study import arms, claims, config, figures, ledger, paths, selection, verdicts
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
@@ -106,10 +106,10 @@ def test_order_shows_every_link_and_decides_by_the_weakest():
     found = decide(one, synthetic(METHODS, steps))
     assert found.verdict == "reproduced"
     assert found.note.count(" less ") == 4
-    assert found.value == pytest.approx(0.03, abs=0.01)
+    assert found.difference == pytest.approx(0.03, abs=0.01)
     swapped = steps | {ABS: 0.03, SHIFTED: 0.06}
     found = decide(one, synthetic(METHODS, swapped))
-    assert (found.verdict, found.value) == ("not reproduced", pytest.approx(-0.03, abs=0.01))
+    assert (found.verdict, found.difference) == ("not reproduced", pytest.approx(-0.03, abs=0.01))
     with pytest.raises(selection.NotRun, match="no arm of margin-pos, abs"):
         decide(claim(**{**GROUP, "kind": "order", "study": "08_rq3b_scale", "order": chain,
                         "arms": {"family": ["naive", "perc-pos"], "train": "*+*"}}),
@@ -123,7 +123,7 @@ def test_an_inner_optimum_is_chosen_on_dev_and_beats_both_ends():
     assert decide(one, synthetic(study, {middle: 0.03})).verdict == "reproduced"
     found = decide(one, synthetic(study, {middle: 0.03, high: 0.06}))
     assert found.verdict == "not reproduced"
-    assert found.value == pytest.approx(-0.03, abs=0.01)
+    assert found.difference == pytest.approx(-0.03, abs=0.01)
     assert decide(one, synthetic(study, {middle: 0.03, low: 0.028})).verdict == "undecided"
     two = claim(kind="inner-optimum", study=study, arms={"family": "shifted", "parameter": "any"})
     with pytest.raises(selection.NotRun, match="2 values"):
@@ -165,7 +165,7 @@ def test_slope_is_the_gain_for_ten_points_of_the_teacher():
     results = Results(table, scores, pd.DataFrame(), "nq-dev")
     found = decide(one, results, teachers=own)
     assert found.verdict == "reproduced"
-    assert found.value == pytest.approx(0.03, abs=0.005)
+    assert found.difference == pytest.approx(0.03, abs=0.005)
     falling = own.assign(mean=[0.7, 0.5, 0.4])
     assert decide(one, results, teachers=falling).verdict == "not reproduced"
     for teachers in (None, own.iloc[:2]):
@@ -180,7 +180,7 @@ def test_shares_and_overlaps():
          "low": [0.55, 0.2, -np.inf, np.nan], "high": [0.7, 0.4, 0.8, np.nan]}
     )  # fmt: skip
     found = verdicts.from_reductions(one, table)
-    assert [d.verdict for d in found.values()] == [
+    assert [d.verdict for d in found.differences()] == [
         "reproduced", "not reproduced", "undecided", "undecided"]  # fmt: skip
     with pytest.raises(selection.NotRun):
         verdicts.from_reductions(one, table.assign(method="other"))
@@ -188,7 +188,7 @@ def test_shares_and_overlaps():
     table = pd.DataFrame({"teacher_a": list("aab"), "teacher_b": list("bcc"),
                           "dataset": "nq", "jaccard": [0.1, 0.2, 0.6]})  # fmt: skip
     (found,) = verdicts.from_overlaps(overlap, table).values()
-    assert (found.verdict, found.value) == ("reproduced", pytest.approx(0.3))
+    assert (found.verdict, found.difference) == ("reproduced", pytest.approx(0.3))
     assert "from 0.10 to 0.60 over 3 pairs" in found.note
 
 
@@ -276,7 +276,7 @@ def test_the_ledger_names_what_is_missing_and_never_fails():
     assert (table.loc[tested, "p_holm"] >= table.loc[tested, "p"]).all()
     assert not ledger.shown(table).isna().any().any()
     assert (ledger.more(table, 0.002)["times"] > 1).all()
-    figure = forest.draw(table)
+    figure = figures.ledger(table)
     assert figure.get_size_inches()[0] == pytest.approx(6.4)
     plt.close(figure)
 
@@ -295,7 +295,7 @@ def test_report_writes_everything_from_the_scores(tmp_path, monkeypatch, capsys)
     assert cli.main(["report", path]) == 2
     assert "holds no scores; run the profile first" in capsys.readouterr().err
     for study in (METHODS, "05_rq3_sampling"):
-        synthetic(study, queries=20).save(report.scores_path(SETTINGS, study))
+        synthetic(study, queries=20).save(paths.scores_path(SETTINGS, study))
     before = (ROOT / "README.md").read_text()
     assert cli.main(["report", path]) == 0
     assert "not run: " in capsys.readouterr().out
@@ -307,9 +307,9 @@ def test_report_writes_everything_from_the_scores(tmp_path, monkeypatch, capsys)
     kept = json.loads((made / "claims.json").read_text())
     table = pd.read_csv(made / "tables" / "10_claims.csv")
     assert [row["verdict"] for row in kept["claims"]] == table["verdict"].tolist()
-    one = ledger.of_study(SETTINGS, METHODS)
+    one = ledger.load(SETTINGS, METHODS)
     assert set(one["id"]) < set(table["id"])
-    assert ledger.of_study(SETTINGS, "00_the_method").empty  # decides no claim
+    assert ledger.load(SETTINGS, "00_the_method").empty  # decides no claim
 
 
 @pytest.mark.parametrize("profile", SMOKE_RUN)

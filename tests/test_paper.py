@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nvret.study import claims, config, paper, report
+from nvret.study import claims, config, paper, tables
 from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
@@ -15,20 +15,20 @@ TABLES = ["rq1_teachers", "rq2_ensembles", "rq3_methods", "rq3b_beir"]
 
 @pytest.mark.parametrize("name", TABLES)
 def test_averages_are_those_of_the_sets(name):
-    table = report.paper_table(name)
+    table = paper.table(name)
     keys = [c for c in ("student", "teacher", "method") if c in table]
     assert not table.duplicated([*keys, "dataset"]).any()
     assert table["mean"].between(0, 1).all()
     for key, rows in table.groupby(keys):
-        average = rows[rows["dataset"] == report.AVERAGE].iloc[0]
-        sets = rows.loc[rows["dataset"] != report.AVERAGE, "mean"]
+        average = rows[rows["dataset"] == tables.AVERAGE].iloc[0]
+        sets = rows.loc[rows["dataset"] != tables.AVERAGE, "mean"]
         agrees = abs(average["mean"] - sets.mean()) < 1.01e-4
         assert agrees == pd.isna(average.get("note", np.nan)), key
 
 
 def test_sets_of_the_papers_tables():
-    assert report.paper_table("rq3b_beir").groupby("method")["dataset"].nunique().eq(16).all()
-    jaccard = report.paper_table("rq2_jaccard")
+    assert paper.table("rq3b_beir").groupby("method")["dataset"].nunique().eq(16).all()
+    jaccard = paper.table("rq2_jaccard")
     assert jaccard.groupby(["teacher_a", "teacher_b"])["dataset"].nunique().eq(3).all()
     assert len(jaccard) == 18
 

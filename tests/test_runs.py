@@ -10,7 +10,7 @@ import pytest
 
 from nvret import mining, negatives, sampling
 from nvret.methods import RandomNegatives
-from nvret.study import config, findings, report, runs, splits, workspace
+from nvret.study import config, runs, splits, tables, workspace
 from nvret.study.arms import BASE
 from nvret.study.scores import Results
 from nvret.utils import recipes
@@ -130,23 +130,23 @@ def test_a_mixture_is_mined_set_by_set(study):
 
 def test_tables_of_a_study(results, study):
     assert list(results.arms.index) == [a.label for a in study.arms]
-    means = report.means(results)
-    tests = [*study.tests, report.AVERAGE]
+    means = tables.means(results)
+    tests = [*study.tests, tables.AVERAGE]
     assert set(means["dataset"]) == set(tests)
-    for row in means[means["dataset"] != report.AVERAGE].itertuples():
+    for row in means[means["dataset"] != tables.AVERAGE].itertuples():
         values = results.values(row.arm)[row.dataset]
         assert values.shape[0] == (1 if row.arm.endswith(BASE) else len(study.settings.seeds))
         assert row.mean == pytest.approx(values.mean())
         assert row.low <= row.mean <= row.high
-    average = means[means["dataset"] == report.AVERAGE].set_index("arm")["mean"]
-    differences = report.differences(results, "Naive Top-K")
-    for row in differences[differences["dataset"] == report.AVERAGE].itertuples():
+    average = means[means["dataset"] == tables.AVERAGE].set_index("arm")["mean"]
+    differences = tables.differences(results, "Naive Top-K")
+    for row in differences[differences["dataset"] == tables.AVERAGE].itertuples():
         reference = average["static: Naive Top-K"]
         assert row.difference == pytest.approx(average[row.arm] - reference)
-    orders = findings.orders(results, [("perc-pos", "naive"), ("naive", "random")])
+    orders = tables.orders(results, [("perc-pos", "naive"), ("naive", "random")])
     assert len(orders) == 2
-    assert findings.wins(means).sum() == len(study.tests)
-    twins = findings.by_twins(results, study.workspace.tests[study.tests[0]], [("naive", "random")])
+    assert tables.wins(means).sum() == len(study.tests)
+    twins = tables.by_twins(results, study.workspace.tests[study.tests[0]], [("naive", "random")])
     assert twins["number"].sum() == len(results.scores.loc[study.tests[0]])
 
 
@@ -165,15 +165,15 @@ def test_arms_that_differ_are_different_models(study):
 def test_scores_survive_the_file(results, tmp_path):
     results.save(tmp_path / "scores.parquet")
     back = Results.load(tmp_path / "scores.parquet")
-    pd.testing.assert_frame_equal(report.means(back), report.means(results))
+    pd.testing.assert_frame_equal(tables.means(back), tables.means(results))
     pd.testing.assert_frame_equal(
-        report.differences(back, "Naive Top-K"), report.differences(results, "Naive Top-K")
+        tables.differences(back, "Naive Top-K"), tables.differences(results, "Naive Top-K")
     )
     assert back.find(family="perc-pos", teacher="potion-base-8m") == ["static: TopK-PercPos 95%"]
 
 
 def test_a_teacher_is_scored_as_a_retriever(shared):
-    table = findings.teacher_table(
+    table = tables.teacher_table(
         {name: shared.teacher_scores(name) for name in ("bm25", "potion-base-8m")},
         list(shared.tests),
         shared.dev.name,

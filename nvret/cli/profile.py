@@ -53,13 +53,13 @@ def stage(chosen: argparse.Namespace) -> None:
 
 
 def _report(chosen: argparse.Namespace) -> None:
-    from nvret.study import config, ledger, readme, report
+    from nvret.study import config, ledger, paths, readme
 
     settings = config.load(chosen.params)
     table = ledger.write(settings)
     for verdict, count in table["verdict"].value_counts().items():
         print(f"{verdict}: {count}")
-    folder, root = report.results_folder(settings), config.project_root()
+    folder, root = paths.results_folder(settings), config.project_root()
     # The README shows the checkout's own results, and those of the large profiles only
     if settings.profile in readme.PROFILES and folder.parent == root / "results":
         readme.update(root / "README.md", folder.parent)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from nvret import methods
-from nvret.study import config, report
+from nvret.study import config, tables
 from nvret.study.config import Ensemble
 from nvret.study.paper import PaperDifference, PaperMean
 from nvret.utils import settings
@@ -24,6 +24,7 @@ Wild = Literal["any", "other"]  # every value, or all but the default
 End = Literal["smallest", "largest"]
 Number = float | list[float] | Wild | End | None
 Sampling = Literal["top-k", "sampled", "top-1+sampled"]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ArmFilter(Section):
@@ -90,7 +91,7 @@ class Trained(Claim):
 
     study: str
     students: list[str] = Field(default=["static", "transformer"], min_length=1)
-    on: str = report.AVERAGE
+    on: str = tables.AVERAGE
 
 
 class Pair(Trained):
@@ -152,7 +153,7 @@ class ShareHalved(Claim):
     kind: Literal["share-halved"]
     study: str
     method: str
-    at_least: float = Field(gt=0, lt=1)
+    at_least: Share
 
 
 class LowJaccard(Claim):
@@ -160,7 +161,7 @@ class LowJaccard(Claim):
 
     kind: Literal["low-jaccard"]
     study: str
-    below: float = Field(gt=0, lt=1)
+    below: Share
 
 
 class NotTestable(Claim):
@@ -170,13 +171,10 @@ class NotTestable(Claim):
     reason: str
 
 
-AnyClaim = Annotated[
-    Pair | Worst | Order | InnerOptimum | Slope | ShareHalved | LowJaccard | NotTestable,
-    Field(discriminator="kind"),
-]
+AnyClaim = Pair | Worst | Order | InnerOptimum | Slope | ShareHalved | LowJaccard | NotTestable
 KINDS = {
     kind: model
-    for model in (Pair, Worst, Order, InnerOptimum, Slope, ShareHalved, LowJaccard, NotTestable)
+    for model in AnyClaim.__args__
     for kind in model.model_fields["kind"].annotation.__args__
 }
 
@@ -189,7 +187,7 @@ class Claims(Section):
     """
 
     margin: float = Field(gt=0)
-    claims: list[AnyClaim] = Field(min_length=1)
+    claims: list[Annotated[AnyClaim, Field(discriminator="kind")]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Claims:
@@ -215,10 +213,10 @@ def load(path: Path | str | None = None) -> Claims:
 
 def _explain(problem: Any) -> str:
     """One problem of the file in a line; pydantic puts the kind of a claim into the place."""
-    kinds = [part for part in problem["loc"] if part in KINDS]
-    where = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
+    place = [part for part in problem["loc"] if part not in KINDS]
+    where = ".".join(map(str, place))
     if problem["type"].startswith("union_tag"):
         return f"{where}: kind must be one of {', '.join(KINDS)}"
-    inside = [part for part in problem["loc"][:-1] if part in ("better", "worse", "arms")]
-    section = ArmFilter if inside else KINDS[kinds[0]] if kinds else Claims
-    return settings.line(problem, where, section)
+    kind = next((KINDS[part] for part in problem["loc"] if part in KINDS), Claims)
+    inside = {"better", "worse", "arms"} & set(place[:-1])
+    return settings.line(problem, where, ArmFilter if inside else kind)

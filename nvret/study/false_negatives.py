@@ -16,7 +16,7 @@ from nvret import assets, data, methods, mining, negatives, teachers
 from nvret.analysis import audit, judge_quality, judges, statistics
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
-from nvret.study import report
+from nvret.study import paper
 from nvret.study.config import Settings
 from nvret.study.workspace import Workspace, stored
 from nvret.utils import store
@@ -166,7 +166,7 @@ class Audit:
 
         ``share`` of naive negatives that are positives; ``reduction`` by a positive-aware method.
         """
-        theirs = report.paper_table("false_negatives")
+        theirs = paper.table("false_negatives")
         aware = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)
         first = self.sets[self.datasets[0]]
         wanted = [str(method) for method in first.methods if isinstance(method, aware)]

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nvret import assets
-from nvret.study import report
+from nvret.study import paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, project_root
 from nvret.study.runs import Study, studies
@@ -66,7 +66,7 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     Raises:
         NvretError: no such notebook; a notebook that failed, with the last line of its error.
     """
-    root, folder = project_root(), report.results_folder(settings)
+    root, folder = project_root(), paths.results_folder(settings)
     for name in names:
         if not (root / "notebooks" / f"{name}.ipynb").is_file():
             known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
@@ -81,8 +81,7 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
         hashes = workspace.fingerprints(needed)
-        facts = report.provenance(settings, hashes, seconds=time.monotonic() - started)
-        report.save_provenance(settings, facts)
+        paths.save_provenance(settings, hashes, time.monotonic() - started)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("notebooks", "figures", "tables"):
         print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")

@@ -14,7 +14,7 @@ import pandas as pd
 from nvret import data
 from nvret.assets import registry, resolve
 from nvret.cost import work
-from nvret.study import notebooks, report
+from nvret.study import notebooks, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Lengths, Settings
 from nvret.training_config import TrainingConfig
@@ -128,7 +128,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
             own = [arm for arm in trained if arm.student == student]
             steps += [step | {"what": f"{name}, {student}"}
                       for step in _train(settings, assumed, own, tests, sizes)]  # fmt: skip
-        done = report.scores_path(settings, name).exists()
+        done = paths.scores_path(settings, name).exists()
         rows += [step | {"done": done} for step in steps]
     return pd.DataFrame(rows, columns=COLUMNS)
 

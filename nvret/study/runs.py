@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from nvret import assets, ensembles, methods, mining, negatives, sampling, teachers
 from nvret.data import RetrievalDataset
 from nvret.models import batching
-from nvret.study import mixtures, report
+from nvret.study import mixtures, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.scores import Results
+from nvret.study.tables import mined as mined_table
 from nvret.study.workspace import Workspace, inputs, model_fingerprint, stored
 from nvret.training_config import TrainingConfig
 from nvret.utils import store
@@ -228,7 +229,7 @@ class Study:
             pd.concat(logs, ignore_index=True),
             self.workspace.dev.name,
         )
-        results.save(report.scores_path(self.settings, self.name))
+        results.save(paths.scores_path(self.settings, self.name))
         return results
 
     def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
@@ -295,12 +296,12 @@ class Study:
         return self.negatives(replace(plain, sampling=sampling.TopK(), method=method), seed)
 
     def mined(self, seed: int) -> pd.DataFrame:
-        """``report.mined`` of every arm that mines and trains on one set."""
+        """`tables.mined` of every arm that mines and trains on one set."""
         rows = []
         for arm in self.arms:
             if arm.method is not None and len(arm.train) == 1:
-                tables = {arm.label: self.negatives(arm, seed)}
-                rows.append(report.mined(self.dataset(arm), tables, arm.num_negatives))
+                own = {arm.label: self.negatives(arm, seed)}
+                rows.append(mined_table(self.dataset(arm), own, arm.num_negatives))
         return pd.concat(rows).rename_axis("arm")
 
     def by_teacher(self) -> dict[str, dict[str, pa.Table]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nvret import methods
-from nvret.study import arms, claims, findings
+from nvret.study import arms, claims, tables
 from nvret.study.config import Settings
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
@@ -76,7 +76,7 @@ def best(results: Results, labels: Sequence[str], what: str) -> str:
         return labels[0]
     if results.dev not in results.scores.index.get_level_values("dataset"):
         raise NotRun(f"{len(labels)} arms with {what}, and no development split to choose on")
-    return findings.chosen_on_dev(results, list(labels))
+    return tables.chosen_on_dev(results, list(labels))
 
 
 def side(

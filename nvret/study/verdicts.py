@@ -12,19 +12,19 @@ to pass); Holm 1979.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from nvret.analysis import statistics
 from nvret.analysis.statistics import Interval
-from nvret.study import claims, report, selection
+from nvret.study import claims, selection, tables
 from nvret.study.config import Settings
 from nvret.study.scores import Results
 from nvret.study.selection import NotRun
@@ -37,17 +37,17 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict and what it rests on.
+    """A verdict and what it rests on; the columns of the ledger.
 
     Attributes:
-        value, low, high: of the contrast that decides, in NDCG@10, or a share; NaN without one.
+        difference, low, high: of the contrast that decides, in NDCG@10, or a share; NaN without.
         p: two-sided, of "no difference" (of "the margin" where the claim is about the margin).
         seeds, queries: that it rests on; queries are summed over the test sets.
         note: how it came about.
     """
 
     verdict: Verdict
-    value: float = math.nan
+    difference: float = math.nan
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
@@ -56,40 +56,46 @@ class Decision:
     note: str = ""
 
 
-class Contrast(NamedTuple):
-    """A weighted sum of arms: a list of (S, Q), one a test set."""
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of arms, on the test sets that all of them are tested on, or on one.
 
-    sets: list[np.ndarray]
+    Args:
+        weights: label -> weight.
+        on: "average", or a test set.
+    Raises:
+        NotRun: there is no such test set.
+    """
 
-    @property
+    results: Results
+    weights: Mapping[str, float]
+    on: str = tables.AVERAGE
+
+    @cached_property
+    def sets(self) -> list[np.ndarray]:
+        """(S, Q) of each test set."""
+        scores = {label: self.results.values(label) for label in self.weights}
+        names = [
+            name
+            for name in self.results.datasets
+            if self.on in (tables.AVERAGE, name) and all(name in sets for sets in scores.values())
+        ]
+        if not names:
+            raise NotRun(f"no scores on {self.on} for {', '.join(self.weights)}")
+        return [sum(w * scores[label][name] for label, w in self.weights.items()) for name in names]
+
+    @cached_property
     def interval(self) -> Interval:
         return statistics.mean_interval(self.sets)
 
     def p(self, shift: float = 0.0) -> float:
         """Of "the mean is -shift"."""
-        return statistics.p_value(
-            [values + shift for values in self.sets], [0 * values for values in self.sets]
-        )
+        zeros = [0 * values for values in self.sets]
+        return statistics.p_value([values + shift for values in self.sets], zeros)
 
     def decision(self, verdict: Verdict, p: float, note: str = "") -> Decision:
         seeds, queries = len(self.sets[0]), sum(values.shape[1] for values in self.sets)
         return Decision(verdict, *self.interval, p, seeds, queries, note)
-
-
-def contrast(results: Results, weights: Mapping[str, float], on: str = report.AVERAGE) -> Contrast:
-    """The weighted sum of arms, on the test sets that all of them are tested on, or on one.
-
-    Args:
-        weights: label -> weight.
-    """
-    scores = {label: results.values(label) for label in weights}
-    shared = [name for name in results.datasets if all(name in sets for sets in scores.values())]
-    wanted = shared if on == report.AVERAGE else [name for name in shared if name == on]
-    if not wanted:
-        raise NotRun(f"no scores on {on} for {', '.join(weights)}")
-    return Contrast(
-        [sum(weight * scores[label][name] for label, weight in weights.items()) for name in wanted]
-    )
 
 
 def decide(
@@ -128,41 +134,40 @@ def decide(
 def _pair(
     claim: claims.Pair, student: str, results: Results, settings: Settings, margin: float
 ) -> Decision:
-    (better, a), (worse, b) = (
-        selection.side(results, wanted, student, settings) for wanted in (claim.better, claim.worse)
-    )
+    sides = [selection.side(results, x, student, settings) for x in (claim.better, claim.worse)]
+    (better, _), (worse, _) = sides
     if better == worse:
         raise NotRun(f"one arm on both sides: {short(better)}")
-    found = contrast(results, {better: 1.0, worse: -1.0}, claim.on)
-    value, low, high = found.interval
-    note = "chosen on dev: " + ", ".join(short(x) for x, c in ((better, a), (worse, b)) if c)
-    note = note if a or b else ""
+    contrast = Contrast(results, {better: 1.0, worse: -1.0}, claim.on)
+    chosen = ", ".join(short(label) for label, was_chosen in sides if was_chosen)
+    note = f"chosen on dev: {chosen}" if chosen else ""
     if claim.kind == "difference":
-        verdict = statistics.verdict(Interval(value, low, high), margin=margin)
-        return found.decision(verdict, found.p(), note)
+        verdict = statistics.verdict(contrast.interval, margin=margin)
+        return contrast.decision(verdict, contrast.p(), note)
     sign = 1 if claim.kind == "not-worse" else -1
-    moved = Interval(*(x + sign * margin for x in (value, low, high)))
-    return found.decision(statistics.verdict(moved, sign), found.p(sign * margin), note)
+    moved = Interval(*(x + sign * margin for x in contrast.interval))
+    return contrast.decision(statistics.verdict(moved, sign), contrast.p(sign * margin), note)
 
 
 def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin: float) -> Decision:
-    """Whether the first of each two arms is better. The link that decides against the claim is
-    shown, or else the smallest difference.
+    """Whether the first of each two arms is better.
+
+    Shown is the link that decides against the claim, or else the smallest difference.
     """
-    found = [contrast(results, {better: 1.0, worse: -1.0}, on) for better, worse in links]
-    intervals = [one.interval for one in found]
-    short_of = statistics.holm([one.p(-margin) for one in found])
-    fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, short_of, strict=True)]
+    contrasts = [Contrast(results, {better: 1.0, worse: -1.0}, on) for better, worse in links]
+    intervals = [contrast.interval for contrast in contrasts]
+    adjusted = statistics.holm([contrast.p(-margin) for contrast in contrasts])
+    fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, adjusted, strict=True)]
     holds = all(interval.low > 0 for interval in intervals)
     verdict = "reproduced" if holds else "not reproduced" if any(fails) else "undecided"
-    deciding = [i for i, failed in enumerate(fails) if failed and not holds] or range(len(found))
-    weakest = min(deciding, key=lambda i: intervals[i].value)
-    said = "; ".join(
+    deciding = [i for i, failed in enumerate(fails) if failed and not holds] or range(len(links))
+    weakest = contrasts[min(deciding, key=lambda i: intervals[i].value)]
+    note = "; ".join(
         f"{short(better)} less {short(worse)} {100 * i.value:+.2f} "
         f"[{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
         for (better, worse), i in zip(links, intervals, strict=True)
     )
-    return found[weakest].decision(verdict, found[weakest].p(), said)
+    return weakest.decision(verdict, weakest.p(), note)
 
 
 def _inner(arms: Mapping[float, str], results: Results) -> list[tuple[str, str]]:
@@ -170,9 +175,7 @@ def _inner(arms: Mapping[float, str], results: Results) -> list[tuple[str, str]]
     labels = [arms[value] for value in sorted(arms)]
     if len(labels) < 3:
         raise NotRun(f"{len(labels)} values, expected three or more")
-    inner = (
-        selection.best(results, labels[1:-1], "an inner value") if len(labels) > 3 else labels[1]
-    )
+    inner = selection.best(results, labels[1:-1], "an inner value")
     return [(inner, labels[0]), (inner, labels[-1])]
 
 
@@ -186,18 +189,18 @@ def _slope(
     """Least squares through the students' scores; the teachers' own are taken as given."""
     if teachers is None:
         raise NotRun("no table of the teachers' own scores")
-    tables = dict(list(teachers.groupby("dataset")))
-    place = next((name for name in (claim.on, *results.datasets) if name in tables), None)
-    own = {} if place is None else tables[place].set_index("teacher")["mean"].to_dict()
-    known = {name: label for name, label in arms.items() if name in own}
-    x = np.array([own[name] for name in known])
-    if len(known) < 3 or np.ptp(x) == 0:
-        raise NotRun(f"{len(known)} teachers whose own score is known, expected three or more")
+    by_set = {name: rows.set_index("teacher")["mean"] for name, rows in teachers.groupby("dataset")}
+    dataset = next((name for name in (claim.on, *results.datasets) if name in by_set), None)
+    own = {name: by_set[dataset][name] for name in arms if dataset and name in by_set[dataset]}
+    x = np.array(list(own.values()))
+    if len(own) < 3 or np.ptp(x) == 0:
+        raise NotRun(f"{len(own)} teachers whose own score is known, expected three or more")
     weights = SLOPE * (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    found = contrast(results, dict(zip(known.values(), weights, strict=True)), claim.on)
-    said = ", ".join(f"{name} {score:.3f}" for name, score in zip(known, x, strict=True))
-    note = f"teachers' own NDCG@10: {said}"
-    return found.decision(statistics.verdict(found.interval, margin=margin), found.p(), note)
+    labels = [arms[name] for name in own]
+    contrast = Contrast(results, dict(zip(labels, weights, strict=True)), claim.on)
+    note = "teachers' own NDCG@10: " + ", ".join(f"{name} {own[name]:.3f}" for name in own)
+    verdict = statistics.verdict(contrast.interval, margin=margin)
+    return contrast.decision(verdict, contrast.p(), note)
 
 
 def short(label: str) -> str:
@@ -214,14 +217,14 @@ def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str,
     rows = table[table["method"] == claim.method]
     if rows.empty:
         raise NotRun(f"no audit of {claim.method}")
-    found = {}
+    decisions = {}
     for row in rows.itertuples():
-        shown = Interval(float(row.reduction), float(row.low), float(row.high))
+        interval = Interval(float(row.reduction), float(row.low), float(row.high))
         verdict: Verdict = "undecided"
-        if not any(map(math.isnan, shown)):
-            verdict = statistics.verdict(Interval(*(x - claim.at_least for x in shown)))
-        found[row.dataset] = Decision(verdict, *shown)
-    return found
+        if not any(map(math.isnan, interval)):
+            verdict = statistics.verdict(Interval(*(x - claim.at_least for x in interval)))
+        decisions[row.dataset] = Decision(verdict, *interval)
+    return decisions
 
 
 def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, Decision]:
@@ -233,17 +236,9 @@ def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, De
     rows = table[table["teacher_a"] != table["teacher_b"]]
     if rows.empty:
         raise NotRun("no two teachers to compare")
-    found = {}
-    for name, group in rows.groupby("dataset", sort=False):
-        values = group["jaccard"]
+    decisions = {}
+    for name, values in rows.groupby("dataset", sort=False)["jaccard"]:
         verdict: Verdict = "reproduced" if values.mean() < claim.below else "not reproduced"
         note = f"from {values.min():.2f} to {values.max():.2f} over {len(values)} pairs of teachers"
-        found[name] = Decision(verdict, float(values.mean()), note=note)
-    return found
-
-
-def as_row(decision: Decision) -> dict[str, Any]:
-    """Columns of the ledger; ``value`` is called difference there."""
-    row = dataclasses.asdict(decision)
-    row["difference"] = row.pop("value")
-    return row
+        decisions[name] = Decision(verdict, float(values.mean()), note=note)
+    return decisions

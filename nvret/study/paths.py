@@ -1,0 +1,73 @@
+"""Where a profile's results lie: tables, figures, scores, and what produced them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nvret.study.config import Settings, project_root
+from nvret.utils import machine, store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PACKAGES = [
+    "datasets", "mteb", "numpy", "nvret", "pyarrow", "sentence-transformers", "torch",
+    "transformers",
+]  # fmt: skip
+
+
+def results_folder(settings: Settings) -> Path:
+    """``results/<profile>``, the home of a profile's tables, figures and executed notebooks.
+
+    ``$NVRET_RESULTS`` names another folder than the checkout's ``results``.
+    """
+    return Path(os.environ.get("NVRET_RESULTS") or project_root() / "results") / settings.profile
+
+
+def scores_path(settings: Settings, study: str) -> Path:
+    """A study's scores, from which its tables, figures and claims are computed."""
+    return results_folder(settings) / "scores" / f"{study}.parquet"
+
+
+def table_path(settings: Settings, name: str) -> Path:
+    """``tables/<name>.csv``."""
+    return results_folder(settings) / "tables" / f"{name}.csv"
+
+
+def save_table(settings: Settings, name: str, table: pd.DataFrame) -> None:
+    """Write ``tables/<name>.csv`` with six digits, which other machines reproduce."""
+    with store.atomic_file(table_path(settings, name)) as partial:
+        table.to_csv(partial, index=not isinstance(table.index, pd.RangeIndex), float_format="%.6f")
+
+
+def save_figure(settings: Settings, name: str, figure: Figure) -> None:
+    """Write ``figures/<name>.png``."""
+    with store.atomic_file(results_folder(settings) / "figures" / f"{name}.png") as partial:
+        figure.savefig(
+            partial, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
+        )
+
+
+def save_provenance(settings: Settings, fingerprints: dict[str, str], seconds: float) -> None:
+    """Write ``provenance.json``: what produced a profile's results.
+
+    Args:
+        fingerprints: of the data sets and models, by name.
+        seconds: that the run took.
+    """
+    root = project_root()
+    changes = machine.git(root, "status", "--porcelain", "--", "nvret", "notebooks", "params")
+    facts = {
+        "parameters": settings.model_dump(),
+        "fingerprints": fingerprints,
+        "versions": machine.versions(PACKAGES),
+        "commit": machine.git(root, "rev-parse", "HEAD"),
+        "uncommitted_changes": bool(changes),
+        "hardware": machine.hardware(),
+        "seconds": round(seconds),
+    }
+    store.write_json(results_folder(settings) / "provenance.json", facts)

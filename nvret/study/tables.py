@@ -1,0 +1,440 @@
+"""Tables of a study, from its scores: means, paired differences, and one table a question."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nvret import ensembles, methods
+from nvret.analysis import statistics
+from nvret.analysis.statistics import Interval
+from nvret.data import RetrievalDataset
+from nvret.sampling import draw_rows, pair_keys
+from nvret.study.scores import Results
+from nvret.teachers import Scorer
+from nvret.utils.errors import NvretError
+
+AVERAGE = "average"  # the mean over the test sets, each with the same weight
+METRIC = "ndcg_at_10"
+PLAIN = {family: str(kind()) for family, kind in methods.BY_NAME.items()}  # the paper's settings
+OWN_SETTING = "as the profile says"
+Sets = Mapping[str, np.ndarray]  # test set -> (seeds, queries)
+
+
+# Every arm of a study
+
+
+def means(results: Results, metric: str = METRIC) -> pd.DataFrame:
+    """Mean and 95 % interval over seeds and queries, for each arm and test set.
+
+    The average over the test sets gives each the same weight; the development split is not in it.
+    """
+    rows = []
+    for label in results.arms.index:
+        sets = results.values(label, metric)
+        dev = results.values(label, metric, [results.dev])
+        seeds = len(next(iter(sets.values())))
+        rows += [(label, *row, seeds) for row in _mean_rows(sets, dev, metric)]
+    columns = ["arm", "dataset", "metric", "mean", "low", "high", "seeds"]
+    return _with_arms(results, pd.DataFrame(rows, columns=columns))
+
+
+def teacher_table(own: Mapping[str, Sets], tests: Sequence[str], dev: str) -> pd.DataFrame:
+    """NDCG@10 of each teacher as a retriever, with its interval over the queries.
+
+    Args:
+        own: teacher -> test set -> (1, Q); of ``Workspace.teacher_scores``.
+        tests: the sets that count in the average.
+    """
+    rows = [
+        (teacher, *row)
+        for teacher, scores in own.items()
+        for row in _mean_rows({name: scores[name] for name in tests}, {dev: scores[dev]}, METRIC)
+    ]
+    return pd.DataFrame(rows, columns=["teacher", "dataset", "metric", "mean", "low", "high"])
+
+
+def _mean_rows(sets: Sets, dev: Sets, metric: str) -> Iterator[tuple]:
+    """(data set, metric, mean, low, high) of each test set, their average, and the dev split."""
+    for dataset, values in {**sets, AVERAGE: list(sets.values()), **dev}.items():
+        yield dataset, metric, *statistics.mean_interval(values)
+
+
+def differences(results: Results, reference: str, metric: str = METRIC) -> pd.DataFrame:
+    """Each arm less its student's ``reference``, paired by seed and query.
+
+    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set.
+
+    Args:
+        reference: a label without the student, such as "Naive Top-K".
+    """
+    rows = []
+    for label, student in results.arms["student"].items():
+        other = f"{student}: {reference}"
+        if label == other or other not in results.arms.index:
+            continue
+        a, b = results.values(label, metric), results.values(other, metric)
+        pairs = {name: (a[name], b[name]) for name in a}
+        for dataset, pair in {**pairs, AVERAGE: (list(a.values()), list(b.values()))}.items():
+            interval, p = statistics.paired_difference(*pair), statistics.p_value(*pair)
+            rows.append((label, dataset, metric, reference, *interval, p))
+    columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
+    table = _with_arms(results, pd.DataFrame(rows, columns=columns))
+    table["p"] = table.groupby(["student", "dataset"])["p"].transform(
+        lambda p: statistics.holm(p.tolist())
+    )
+    return table
+
+
+def _with_arms(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what its arms are; columns that are the same for all arms are left out."""
+    arms = results.arms
+    varied = [c for c in arms if c in ("student", "method") or arms[c].nunique(dropna=False) > 1]
+    return table.merge(arms[varied], left_on="arm", right_index=True, how="left")
+
+
+def cells(table: pd.DataFrame, value: str, form: str = ".3f") -> pd.Series:
+    """``value [low, high]`` of each row, for reading."""
+    return table.apply(
+        lambda row: f"{row[value]:{form}} [{row['low']:{form}}, {row['high']:{form}}]", axis=1
+    )
+
+
+def wins(means: pd.DataFrame) -> pd.Series:
+    """On how many test sets each arm has the highest mean."""
+    rows = means[means["dataset"] != AVERAGE]
+    best = rows.loc[rows.groupby("dataset")["mean"].idxmax(), "arm"]
+    return best.value_counts().reindex(dict.fromkeys(means["arm"]), fill_value=0).rename("wins")
+
+
+# Some arms of a study
+
+
+def difference(results: Results, a: str, b: str) -> Interval:
+    """Mean over the shared test sets of arm ``a`` less arm ``b``, paired by seed and query."""
+    left, right = results.values(a), results.values(b)
+    shared = [name for name in left if name in right]
+    return statistics.paired_difference(*([one[name] for name in shared] for one in (left, right)))
+
+
+def points(interval: Interval) -> dict[str, float]:
+    """Value, low and high in points of NDCG@10."""
+    return {key: 100 * number for key, number in interval._asdict().items()}
+
+
+def chosen_on_dev(results: Results, labels: Sequence[str]) -> str:
+    """The best of these arms on the development split."""
+    scores = {label: results.values(label, METRIC, [results.dev]) for label in labels}
+    if not scores or not all(scores.values()):
+        raise NvretError(f"no scores on the development split {results.dev} for {labels[:2]}")
+    return max(labels, key=lambda label: next(iter(scores[label].values())).mean())
+
+
+def against(results: Results, reference: str, labels: Sequence[str]) -> pd.DataFrame:
+    """Each arm less the reference."""
+    rows = [
+        {"arm": label, "less": reference, **difference(results, label, reference)._asdict()}
+        for label in labels
+        if label != reference
+    ]
+    return pd.DataFrame(rows)
+
+
+def between(results: Results, labels: Sequence[str]) -> pd.DataFrame:
+    """Every two arms; ``p`` is Holm-adjusted over all of them."""
+    rows = []
+    for a, b in itertools.combinations(labels, 2):
+        p = statistics.p_value(*(list(results.values(label).values()) for label in (a, b)))
+        rows.append({"arm": a, "less": b, **difference(results, a, b)._asdict(), "p": p})
+    table = pd.DataFrame(rows)
+    table["p"] = statistics.holm(table["p"].tolist())
+    return table
+
+
+def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A row a teacher and rule: its own NDCG@10, and its student's less the reference's.
+
+    The rules are the paper's percentage, and the one that is best for this teacher on the
+    development split.
+
+    Args:
+        teachers: of ``teacher_table``.
+        reference: label of an arm.
+    """
+    own = teachers[teachers["dataset"] == AVERAGE].set_index("teacher")
+    rows = []
+    for name in own.index:
+        labels = results.find(teacher=name, family="perc-pos", ensemble=None)
+        chosen = [("paper's 95 %", a) for a in results.find(label=labels, method=PLAIN["perc-pos"])]
+        if labels:
+            chosen.append(("chosen on dev", chosen_on_dev(results, labels)))
+        for rule, label in chosen:
+            value, low, high = difference(results, label, reference)
+            average = np.mean([values.mean() for values in results.values(label).values()])
+            rows.append(
+                {"rule": rule, "teacher": name, "method": results.arms.at[label, "method"]}
+                | {f"teacher_{key}": own.at[name, key] for key in ("mean", "low", "high")}
+                | {"student": float(average), "difference": value, "low": low, "high": high}
+            )
+    return pd.DataFrame(rows)
+
+
+def sweep(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A row a swept arm: points over the reference, negatives found, and known positives.
+
+    Args:
+        mined: of ``Study.mined``.
+        reference: a label without the student.
+    """
+    rows = differences(results, reference)
+    rows = rows[(rows["dataset"] == AVERAGE) & rows["parameter"].notna()].set_index("arm")
+    rows = rows[["student", "method", "family", "parameter", "difference", "low", "high"]]
+    rows[["difference", "low", "high"]] *= 100
+    rows["filled"] = mined["share found"]
+    rows["false"] = mined["in the positive's cluster"]
+    return rows.reset_index()
+
+
+def best_of_families(results: Results) -> pd.DataFrame:
+    """For each family of methods the value that is best on the development split."""
+    rows = []
+    arms = results.arms[results.arms["parameter"].notna()]
+    for (student, family), group in arms.groupby(["student", "family"], sort=False):
+        if len(group) < 2:
+            continue
+        label = chosen_on_dev(results, list(group.index))
+        value, sweep = group.at[label, "parameter"], group["parameter"]
+        optimum = "an end" if value in (sweep.min(), sweep.max()) else "inner"
+        interval = statistics.mean_interval(list(results.values(label).values()))
+        rows.append((student, family, label, value, optimum, *interval))
+    columns = ["student", "family", "arm", "value", "optimum", "mean", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+# One method less another
+
+
+def plain(results: Results, student: str, setting: str = OWN_SETTING) -> dict[str, str]:
+    """Family -> label of a student's arms with the paper's parameters, in one setting.
+
+    Args:
+        setting: what the label says beside student and method; default: nothing. A family that
+            the profile sweeps without the paper's value is there with its first one.
+    """
+    labels: dict[str, str] = {}
+    for label in results.find(student=student, family=list(methods.BY_NAME)):
+        family, method = results.arms.loc[label, ["family", "method"]]
+        if _setting(results, label) == setting and (
+            family not in labels or method == PLAIN[family]
+        ):
+            labels[family] = label
+    return labels
+
+
+def _setting(results: Results, label: str) -> str:
+    row = results.arms.loc[label]
+    rest = label.removeprefix(f"{row['student']}: {row['method']}").removeprefix(", ")
+    return rest or OWN_SETTING
+
+
+def orders(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired differences of families, in points, for each student and setting that has both.
+
+    Args:
+        pairs: (family, family that is taken off).
+    """
+    rows = []
+    for student in dict.fromkeys(results.arms["student"]):
+        labels = results.find(student=student, family=list(methods.BY_NAME))
+        for setting in dict.fromkeys(_setting(results, label) for label in labels):
+            arms = plain(results, student, setting)
+            rows += [
+                {"student": student, "setting": setting, "difference": f"{a} − {b}"}
+                | points(difference(results, arms[a], arms[b]))
+                for a, b in pairs
+                if a in arms and b in arms
+            ]
+    return pd.DataFrame(rows)
+
+
+def by_twins(
+    results: Results, test: RetrievalDataset, pairs: Sequence[tuple[str, str]]
+) -> pd.DataFrame:
+    """Differences in points on questions whose positive has a near-duplicate among the test
+    passages, and on the others; each student's own setting.
+
+    Args:
+        test: the in-domain test set; its corpus has the column ``cluster``.
+        pairs: (family, family that is taken off).
+    """
+    cluster = np.asarray(test.corpus["cluster"])
+    labels, counts = np.unique(cluster, return_counts=True)
+    many = set(labels[counts > 1].tolist())
+    names = test.queries["id"].to_pylist()
+    twins = {names[q] for q, p in zip(*test.pairs, strict=True) if cluster[p] in many}
+    inside = np.array([name in twins for name in results.scores.loc[test.name].index])
+    rows = []
+    for student in dict.fromkeys(results.arms["student"]):
+        arms = plain(results, student)
+        for a, b in [pair for pair in pairs if set(pair) <= set(arms)]:
+            x, y = (results.values(arms[f], METRIC, [test.name])[test.name] for f in (a, b))
+            if x.shape[1] != len(inside):
+                continue  # a student that is tested on fewer questions
+            for kind, mask in {"with a twin": inside, "without": ~inside}.items():
+                if mask.sum() < 2:
+                    continue
+                interval = statistics.paired_difference(x[:, mask], y[:, mask])
+                rows.append(
+                    {"student": student, "difference": f"{a} − {b}", "questions": kind}
+                    | {"number": int(mask.sum()), **points(interval)}
+                )
+    return pd.DataFrame(rows)
+
+
+# Data, negatives, and the teachers' scales of scores
+
+
+def sizes(dataset: RetrievalDataset) -> dict[str, float]:
+    """Questions, passages, positives a question, and words of the texts."""
+    words = [len(text.split()) for text in dataset.passages]
+    return {
+        "questions": dataset.queries.num_rows,
+        "passages": dataset.corpus.num_rows,
+        "positives a question": len(dataset.pairs[0]) / dataset.queries.num_rows,
+        "words a question": float(np.mean([len(text.split()) for text in dataset.query_texts])),
+        "words a passage": float(np.mean(words)),
+        "words a passage, 95th percentile": float(np.percentile(words, 95)),
+    }
+
+
+def mined(
+    dataset: RetrievalDataset, negatives: Mapping[str, pa.Table], num_negatives: int
+) -> pd.DataFrame:
+    """What was mined: how much of what was asked for, how near to the positive, how often above it.
+
+    Args:
+        dataset: what was mined from. Where its corpus has the column ``cluster``, negatives in the
+            near-duplicate cluster of their positive are counted: derived false negatives.
+        negatives: by method or arm.
+        num_negatives: that were asked for, for each pair.
+    """
+    pairs = len(dataset.pairs[0])
+    corpus, clusters = dataset.corpus, None
+    if "cluster" in corpus.column_names:
+        columns = (corpus[name].to_pylist() for name in ("id", "cluster"))
+        clusters = dict(zip(*columns, strict=True))
+    rows = []
+    for method, table in negatives.items():
+        frame = table.select([c for c in table.column_names if c != "teacher"]).to_pandas()
+        full = (frame.groupby(["query_id", "positive_id"]).size() >= num_negatives).sum()
+        row = {
+            "method": method,
+            "pairs": pairs,
+            "pairs short": pairs - int(full),
+            "negatives": len(frame),
+            "share found": len(frame) / (pairs * num_negatives),
+            "mean score": frame["score"].mean(),
+            "mean positive score": frame["positive_score"].mean(),
+            "above the positive": (frame["score"] > frame["positive_score"]).mean(),
+        }
+        if clusters is not None:
+            twin = frame["negative_id"].map(clusters) == frame["positive_id"].map(clusters)
+            row["in the positive's cluster"] = twin.mean()
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("method")
+
+
+def dropped(negatives: Mapping[str, pa.Table], reference: str) -> pd.Series:
+    """For each method, the share of the reference's negatives that it does not take."""
+
+    def keys(table: pa.Table) -> set[tuple[str, str, str]]:
+        columns = (table[c].to_pylist() for c in ("query_id", "positive_id", "negative_id"))
+        return set(zip(*columns, strict=True))
+
+    naive = keys(negatives[reference])
+    return pd.Series(
+        {
+            name: 1 - len(naive & keys(table)) / max(1, len(naive))
+            for name, table in negatives.items()
+        }
+    )
+
+
+def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]], depth: int = 4) -> pd.DataFrame:
+    """Training set by training set, the Jaccard similarity of every two teachers' negatives.
+
+    Args:
+        negatives: training set -> teacher -> table.
+    """
+    rows = []
+    for dataset, by_teacher in negatives.items():
+        names = list(by_teacher)
+        matrix = ensembles.jaccard(list(by_teacher.values()), depth)
+        for a, b in itertools.combinations(range(len(names)), 2):
+            rows.append((names[a], names[b], dataset, matrix[a, b]))
+    return pd.DataFrame(rows, columns=["teacher_a", "teacher_b", "dataset", "jaccard"])
+
+
+def score_scale(
+    dataset: RetrievalDataset, scorer: Scorer, exclude: Sequence[np.ndarray], depth: int = 4
+) -> dict[str, np.ndarray]:
+    """A teacher's scores of each pair's positive, of its best candidates and of a random passage.
+
+    A threshold or a margin is a number on this scale, so that one that fits a teacher says nothing
+    about another; a percentage at least follows a stretched scale, though not a shifted one.
+
+    Args:
+        exclude: for each query the passages that are no negatives; of ``Workspace.forbidden``.
+        depth: candidates of a pair.
+    Returns:
+        "positive" (P,), "candidates" (P, depth) by falling score, "random passage" (P,).
+    """
+    query_rows, positive_rows = dataset.pairs
+    ids = dataset.queries["id"].take(query_rows), dataset.corpus["id"].take(positive_rows)
+    excluded = [exclude[row] for row in query_rows]
+    random_rows = draw_rows(pair_keys(*ids, 0), dataset.corpus.num_rows, 1, excluded)[:, 0]
+    candidates = scorer.top_k(query_rows, depth, exclude=excluded)
+    return {
+        "positive": scorer.pair_scores(query_rows, positive_rows),
+        "candidates": candidates.scores.numpy(),
+        "random passage": scorer.pair_scores(query_rows, random_rows),
+    }
+
+
+def rules_on_scale(
+    scores: Mapping[str, np.ndarray], rules: Sequence[methods.Method]
+) -> pd.DataFrame:
+    """What each rule does on a teacher's scale.
+
+    Args:
+        scores: of ``score_scale``.
+        rules: methods with a ceiling.
+    Returns:
+        a row a rule: the share of the best candidates that it lets pass, the share of pairs whose
+        first candidate it drops, and the margin and percentage that its ceiling amounts to at the
+        median positive.
+
+    >>> toy = {"positive": np.array([0.8]), "candidates": np.array([[0.9, 0.5]])}
+    >>> float(rules_on_scale(toy, [methods.TopKAbs(0.7)])["candidates below"].iloc[0])
+    0.5
+    """
+    positive, candidates = scores["positive"], scores["candidates"]
+    middle = np.median(positive)
+    rows = []
+    for rule in rules:
+        ceiling = rule.ceiling(positive)[:, None]
+        at_middle = float(rule.ceiling(np.array([middle]))[0])
+        rows.append(
+            {
+                "rule": str(rule),
+                "candidates below": (candidates < ceiling).mean(),
+                "pairs whose first is dropped": (candidates[:, 0] >= ceiling[:, 0]).mean(),
+                "as a margin": middle - at_middle,
+                "as a percentage": at_middle / middle,
+            }
+        )
+    return pd.DataFrame(rows).set_index("rule")
