@@ -176,7 +176,7 @@ def only_judged(queries: pa.Table, table: pa.Table, where: str) -> pa.Table:
     return judged
 
 
-def check_positives(tables: Tables, where: str) -> None:
+def check_positives(qrels: pa.Table, where: str) -> None:
     """`NvretError` for a query that is judged and has no positive, which cannot be mined for."""
     table = tables["qrels"]
     relevant = table["query_id"].filter(pc.greater(table["score"], 0)).combine_chunks()
