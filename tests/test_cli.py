@@ -275,7 +275,7 @@ BAD = {
     "negatives": (("--num-negatives", "4"), "--num-negatives is 4, the corpus has only 4 passages"),
     "no negatives": (
         ("--num-negatives", "0"),
-        'Invalid value "0" for --num-negatives. Must be >= 1',
+        '"0" for --num-negatives. Must be >= 1',
     ),
     "threshold": (("--second-threshold", "0.5"), "--second-threshold is of --second-opinion"),
     "judge": (("--second-opinion", "no-such"), "no model is named 'no-such'"),

@@ -7,7 +7,6 @@ import json
 import tempfile
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +34,6 @@ Share = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
 
 
 @options.group("teacher")
-@dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
     """What scores the passages of each query.
 
@@ -45,8 +43,8 @@ class TeacherOptions:
         query_vectors: of --teacher vectors: a .npy, a row for each query in its file's order
         corpus_vectors: likewise, of the passages
         normalise: bring given vectors to length 1
-        max_query_length: tokens that a model reads (64)
-        max_passage_length: tokens that a model reads (128)
+        max_query_length: tokens of a query that a model reads
+        max_passage_length: tokens of a passage, likewise
         index: search approximately: faiss's name of an index (HNSW32)
         probes: lists or candidates that the index looks at
     """
@@ -56,8 +54,8 @@ class TeacherOptions:
     query_vectors: Path | None = None
     corpus_vectors: Path | None = None
     normalise: bool = True
-    max_query_length: Count | None = None
-    max_passage_length: Count | None = None
+    max_query_length: Count = 64
+    max_passage_length: Count = 128
     device: Device = "cpu"
     index: str | None = None
     probes: Count = 64
@@ -98,16 +96,11 @@ class TeacherOptions:
         if not Path(name).is_dir() and name not in assets.models():
             known = ", ".join(("bm25", "vectors", *sorted(assets.models())))
             raise NvretError(f"no teacher {name!r}, expected a model's folder or one of {known}")
-        lengths = {
-            "query_max_length": self.max_query_length,
-            "passage_max_length": self.max_passage_length,
-        }
-        lengths = {key: value for key, value in lengths.items() if value is not None}
-        return teachers.DenseTeacher(name, **lengths, **where)
+        lengths = self.max_query_length, self.max_passage_length
+        return teachers.DenseTeacher(name, *lengths, **where)
 
 
 @options.group("filters")
-@dataclass(frozen=True, kw_only=True)
 class FilterOptions:
     """What else may not be a negative.
 
@@ -147,7 +140,6 @@ class FilterOptions:
 
 
 @options.group("sampling")
-@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """Which of the candidates are taken.
 
@@ -179,7 +171,6 @@ class SamplingOptions:
 
 
 @options.group("output")
-@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """The file.
 
@@ -209,18 +200,16 @@ class OutputOptions:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise NvretError(
-                f"--output {path}: cannot write to {folder}: {error.strerror}"
-            ) from error
+            reason = f"cannot write to {folder}: {error.strerror}"
+            raise NvretError(f"--output {path}: {reason}") from error
 
 
 def method_options() -> type:
     """``--method``, and the parameters of all methods that are registered now."""
     found = {"method": (Literal[tuple(BY_NAME)], "below which score, and after which rank")}
     for name, method in BY_NAME.items():
-        texts = {
-            one.arg_name: one.description for one in docstring_parser.parse(method.__doc__).params
-        }
+        described = docstring_parser.parse(method.__doc__).params
+        texts = {one.arg_name: one.description for one in described}
         kinds = typing.get_type_hints(method)
         for field in dataclasses.fields(method):
             kind, text = kinds[field.name], f"of `{name}`: {texts.get(field.name, '')}"
@@ -266,14 +255,14 @@ def mine(
     data.check("mine needs a profile, or")
     teacher.check()
     output.check()
-    method = build_method(**{"name" if key == "method" else key: value
-                             for key, value in vars(rule).items()})  # fmt: skip
+    parameters = vars(rule).copy()
+    method = build_method(parameters.pop("method"), **parameters)
     draws = sampling.build()
     teachers = [teacher.build(name) for name in teacher.teacher]
     judge = filters.judge(teacher.device)
     # Rows of given vectors are those of the file of queries
     dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
-    tables = _mined(dataset, teachers, method, draws, sampling, filters)
+    tables = _mined(dataset, teachers, filters, sampling, method=method, sampling=draws)
     table = tables[0] if len(tables) == 1 else _joined(dataset, tables, teacher.ensemble, sampling)
     if judge is not None and table.num_rows:
         table = second_opinion(dataset, table, judge)
@@ -283,39 +272,37 @@ def mine(
 def _mined(
     dataset: RetrievalDataset,
     teachers: list[Any],
-    method: Any,
-    draws: Any,
-    sampling: SamplingOptions,
     filters: FilterOptions,
+    chosen: SamplingOptions,
+    **rules: Any,
 ) -> list[pa.Table]:
-    """The negatives of each teacher."""
+    """The negatives of each teacher; ``rules`` are the method and the sampling."""
     from nvret import mining
 
-    if sampling.num_negatives >= dataset.corpus.num_rows:
+    if chosen.num_negatives >= (size := dataset.corpus.num_rows):
         raise NvretError(
-            f"--num-negatives is {sampling.num_negatives}, the corpus has only "
-            f"{dataset.corpus.num_rows} passages, positives among them"
+            f"--num-negatives is {chosen.num_negatives}, the corpus has only {size} passages, "
+            "positives among them"
         )
-    exclude = mining.exclusions(dataset, filters.near_duplicates)
-    return [
-        mining.mine(
-            dataset, teacher, method, sampling.num_negatives, draws, sampling.seed,
-            ceiling_positive=filters.ceiling_positive,
-            near_duplicates=filters.near_duplicates, exclude=exclude,
-        )
-        for teacher in teachers
-    ]  # fmt: skip
+    shared = rules | {
+        "num_negatives": chosen.num_negatives,
+        "seed": chosen.seed,
+        "ceiling_positive": filters.ceiling_positive,
+        "near_duplicates": filters.near_duplicates,
+        "exclude": mining.exclusions(dataset, filters.near_duplicates),
+    }
+    return [mining.mine(dataset, teacher, **shared) for teacher in teachers]
 
 
 def _joined(
-    dataset: RetrievalDataset, tables: list[pa.Table], ensemble: str, sampling: SamplingOptions
+    dataset: RetrievalDataset, tables: list[pa.Table], ensemble: str, chosen: SamplingOptions
 ) -> pa.Table:
     """One table of the teachers' tables; its provenance names all of them."""
     from nvret import ensembles, negatives
 
-    number = sampling.num_negatives
+    number = chosen.num_negatives
     if ensemble == "cross-sample":
-        table = ensembles.cross_sample(dataset, tables, number, sampling.seed)
+        table = ensembles.cross_sample(dataset, tables, number, chosen.seed)
     else:
         dedup = ensemble == "intra-sample"
         table = ensembles.intra_sample(dataset, tables, number, dedup=dedup)

@@ -1,14 +1,13 @@
 """Groups of options that several commands share: own data, and a profile's notebooks.
 
-A group is a dataclass: its fields are the options, their types are checked, and its docstring is the
+A group is a class whose fields are the options; their types are checked, and its docstring is the
 help. ``group_of`` makes such a class of parameters that are declared elsewhere in the package.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,12 +28,17 @@ SETS = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"}
 
 
 def group(title: str) -> Callable[[type], type]:
-    """A dataclass as a group of options; its docstring's first line stands below the title."""
+    """A class becomes a dataclass and a group of options.
+
+    Args:
+        title: of the group; the first line of the class's docstring stands below it.
+    """
 
     def decorate(kind: type) -> type:
         text = docstring_parser.parse(kind.__doc__).short_description
         place = TITLES.index(title) + 2  # after the arguments, and the options without a group
-        return Parameter(name="*", group=Group(title, help=text, sort_key=place))(kind)
+        shown = Group(title, help=text, sort_key=place)
+        return Parameter(name="*", group=shown)(dataclass(frozen=True, kw_only=True)(kind))
 
     return decorate
 
@@ -46,18 +50,17 @@ def group_of(title: str, text: str, options: Mapping[str, tuple[Any, str]]) -> t
         title: of the group; ``text`` stands below it.
         options: name -> type and help.
     """
-    fields = [
-        (name, Annotated[kind | None, Parameter(help=text)], None)
-        for name, (kind, text) in options.items()
-    ]
-    # cyclopts takes what is in the module "types" for a builtin
-    names = {"__doc__": text, "__module__": __name__}
-    made = dataclasses.make_dataclass("Options", fields, namespace=names, frozen=True, kw_only=True)
-    return group(title)(made)
+    kinds = {name: Annotated[kind | None, Parameter(help=help)]
+             for name, (kind, help) in options.items()}  # fmt: skip
+    names = dict.fromkeys(options) | {
+        "__doc__": text,
+        "__module__": __name__,
+        "__annotations__": kinds,
+    }
+    return group(title)(type("Options", (), names))
 
 
 @group("your data")
-@dataclass(frozen=True, kw_only=True)
 class OwnData:
     """--data; or --corpus, --queries and --qrels; or --pairs, and --corpus or not.
 
@@ -143,7 +146,7 @@ def given(*groups: Any) -> dict[str, Any]:
     return {
         field.name: getattr(one, field.name)
         for one in groups
-        for field in dataclasses.fields(one)
+        for field in fields(one)
         if getattr(one, field.name) != field.default
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,7 +25,6 @@ TrainingOptions = options.group_of(
 
 
 @options.group("model")
-@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """What is trained.
 
