@@ -41,16 +41,12 @@ def files(tmp_path):
 
 
 def command(folder, *more, teacher="bm25"):
-    return cli.main(
-        [
-            "mine",
-            *("--corpus", str(folder / "corpus.jsonl")),
-            *("--queries", str(folder / "queries.jsonl")),
-            *("--qrels", str(folder / "qrels.tsv")),
-            *("--teacher", teacher, "--output", str(folder / "negatives.parquet")),
-            *more,
-        ]
-    )
+    """nvret mine on ``files``; writes negatives.parquet unless ``more`` says otherwise."""
+    given = ["--corpus", folder / "corpus.jsonl", "--queries", folder / "queries.jsonl"]
+    given += ["--qrels", folder / "qrels.tsv", "--teacher", teacher]
+    if "--output" not in more:
+        given += ["--output", folder / "negatives.parquet"]
+    return cli.main(["mine", *map(str, given), *more])
 
 
 @pytest.mark.parametrize("teacher", ["bm25", "potion-base-8m"])
@@ -290,7 +286,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_options_end_in_one_line(files, capsys, case):
     more, message = BAD[case]
-    options = ("--method", "naive", "--num-negatives", "2")
+    options = ("--method", "naive")
+    if "--num-negatives" not in more:
+        options += ("--num-negatives", "2")
     teacher = more[1] if case == "teacher" else "bm25"
     assert command(files, *options, *(() if case == "teacher" else more), teacher=teacher) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -107,7 +107,7 @@ def names(path: Path) -> list[str]:
         for name in found:
             check_unicode(name, f"{path}:{number}", name)
     else:
-        found = next(_cells(path, False), [])
+        found = next(_cells(path), [])
         if not found:
             raise NvretError(f"{path}: empty; expected a header and rows")
     if twice := [name for name in found if found.count(name) > 1]:
@@ -135,7 +135,7 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
             for name in columns:
                 values[name].append(value.get(name))
         return Rows(path, values, lines)
-    rows = _cells(path, progress)
+    rows = _cells(path)
     header = next(rows, [])
     chosen = [(values[name], header.index(name)) for name in columns]
     row = -1
@@ -199,7 +199,8 @@ def _parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
 
 def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSON Lines file."""
-    for number, line in _lines(path, progress):
+    bar = tqdm(_lines(path), desc=path.name, unit=" lines", disable=not progress)
+    for number, line in bar:
         if not line.strip():
             continue
         try:
@@ -211,23 +212,22 @@ def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]
         yield number, value
 
 
-def _cells(path: Path, progress: bool) -> Iterator[list[str]]:
+def _cells(path: Path) -> Iterator[list[str]]:
     """The header and the rows of a CSV or TSV; empty lines are none."""
     tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     csv.field_size_limit(LONGEST)
-    reader = csv.reader((line for _, line in _lines(path, progress)), strict=True, **tabs)
+    reader = csv.reader((line for _, line in _lines(path)), strict=True, **tabs)
     try:
         yield from filter(None, reader)
     except csv.Error as error:
         raise NvretError(f"{path}:{reader.line_num}: cannot be read: {error}") from error
 
 
-def _lines(path: Path, progress: bool) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, text) of the lines of a file, without a byte order mark."""
     try:
         with path.open("rb") as stream:
-            bar = tqdm(stream, desc=path.name, unit=" lines", disable=not progress)
-            for number, line in enumerate(bar, start=1):
+            for number, line in enumerate(stream, start=1):
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
