@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks import harness, page
+from benchmarks.table import BENCHMARKS
 from nvret.study.config import project_root
-
-NAMES = ["imports", "search", "bm25", "encoding", "mining", "training"]
 
 
 def main() -> None:
     """Each benchmark has a process of its own, so that none finds another's memory or threads."""
+    known = ", ".join(BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {known}")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--output", type=Path, default=project_root() / "results" / "benchmarks")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if unknown := set(chosen.names) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; expected {', '.join(NAMES)}")
-    names = chosen.names or NAMES
+    if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {', '.join(unknown)}; expected {known}")
     if chosen.alone:
-        run(names[0], chosen.output, chosen.smoke)
+        harness.run(BENCHMARKS[chosen.names[0]], chosen.output, chosen.smoke)
         return
-    for name in names:
+    for name in chosen.names or BENCHMARKS:
         print(f"{name} …", flush=True)
         command = [sys.executable, "-m", "benchmarks", name, "--alone", "--output", chosen.output]
         subprocess.run([*map(str, command), *["--smoke"] * chosen.smoke], check=True)
-    page.write(chosen.output, None if chosen.smoke else project_root() / "README.md")
-
-
-def run(name: str, output: Path, smoke: bool) -> None:
-    """One benchmark in this process."""
-    benchmark = importlib.import_module(f"benchmarks.{name}")
-    load = harness.load()
-    cases = benchmark.cases(smoke)
-    harness.save(output / f"{name}.json", benchmark.TITLE, cases, benchmark.PACKAGES, load)
+    page.write(chosen.output, None if chosen.smoke else project_root())
 
 
 if __name__ == "__main__":

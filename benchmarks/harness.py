@@ -7,6 +7,7 @@ other meet the same day, so that what is kept and compared are the ratios of one
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import time
 from collections.abc import Sequence
@@ -16,31 +17,17 @@ from typing import Any
 
 import torch
 
-from nvret.cost.measure import Run, clock
+from benchmarks.table import Benchmark
+from nvret.cost.calibration import Run, clock
 from nvret.utils import machine, store
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a ratio of two sides should be.
-
-    Attributes:
-        side, other: the ratio is ``side`` over ``other``, of times or of memory.
-        most: the ratio that is allowed; a target "n times faster" is ``1 / n``.
-        quantity: "seconds" or "mebibytes".
-    """
-
-    side: str
-    other: str
-    most: float
-    quantity: str = "seconds"
 
 
 @dataclass
 class Case:
-    """One comparison: what is compared, what each side took, what was aimed at.
+    """One comparison: what is compared, and what each side took.
 
     Attributes:
+        key: of its targets in `benchmarks.table`.
         name: for people, with its sizes.
         seconds: side -> seconds of each round.
         mebibytes: side -> memory above what was held before, if it was measured.
@@ -48,9 +35,9 @@ class Case:
         facts: anything else that a reader of the figures needs, such as a share or a recall.
     """
 
+    key: str
     name: str
     seconds: dict[str, list[float]]
-    targets: list[Target] = field(default_factory=list)
     mebibytes: dict[str, float] = field(default_factory=dict)
     work: tuple[float, str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -77,36 +64,34 @@ def interleaved(sides: dict[str, Run], rounds: int, *, warm_up: int = 1) -> dict
     return seconds
 
 
+def run(benchmark: Benchmark, folder: Path, smoke: bool) -> None:
+    """One benchmark in this process."""
+    module = importlib.import_module(f"benchmarks.{benchmark.name}")
+    before = load()
+    save(benchmark, module.cases(smoke), folder, before)
+
+
 def load() -> list[float]:
     """Processes that wanted to run in the last 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]
 
 
 def save(
-    path: Path,
-    title: str,
-    cases: Sequence[Case],
-    packages: Sequence[str],
-    load_before: list[float],
+    benchmark: Benchmark, cases: Sequence[Case], folder: Path, load_before: list[float]
 ) -> None:
     """Write the figures of one benchmark, and what they were taken on."""
+    written = []
+    for case in cases:
+        values = vars(case).copy()
+        targets = benchmark.targets[values.pop("key")]
+        written.append(values | {"targets": [vars(target) for target in targets]})
     store.write_json(
-        path,
+        folder / f"{benchmark.name}.json",
         {
-            "title": title,
-            "cases": [
-                {
-                    "name": case.name,
-                    "seconds": case.seconds,
-                    "mebibytes": case.mebibytes,
-                    "work": case.work,
-                    "facts": case.facts,
-                    "targets": [vars(target) for target in case.targets],
-                }
-                for case in cases
-            ],
+            "title": benchmark.title,
+            "cases": written,
             "hardware": machine.hardware(),
-            "versions": machine.versions(packages),
+            "versions": machine.versions(benchmark.packages),
             "load before": load_before,
             "load after": load(),
             "taken": time.strftime("%Y-%m-%d", time.gmtime()),

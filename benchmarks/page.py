@@ -1,4 +1,4 @@
-"""What the benchmarks found: a table, a figure, and the README's section."""
+"""What the benchmarks found: a table, a figure, ``docs/benchmarks.md`` and two lines of README."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.__main__ import NAMES
+from benchmarks.table import BENCHMARKS
 from nvret.study import readme
 from nvret.study.figures import COLUMN_WIDTH
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 MET, MISSED = "#0072B2", "#D55E00"  # Okabe and Ito
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """Name -> the JSON file of each benchmark that was run.
+
+    Raises:
+        NvretError: none was.
+    """
+    paths = {name: folder / f"{name}.json" for name in BENCHMARKS}
+    read = {name: json.loads(path.read_text(encoding="utf-8"))
+            for name, path in paths.items() if path.exists()}  # fmt: skip
+    if not read:
+        raise NvretError(f"{folder}: no results; run python -m benchmarks first")
+    return read
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -29,11 +43,8 @@ def table(folder: Path) -> pd.DataFrame:
         folder: with a JSON file for each benchmark that was run.
     """
     rows = []
-    for name in NAMES:
-        if not (folder / f"{name}.json").exists():
-            continue
-        found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for case in found["cases"]:
+    for result in results(folder).values():
+        for case in result["cases"]:
             for target in case["targets"]:
                 side, other, quantity = target["side"], target["other"], target["quantity"]
                 ours, theirs = np.array(case[quantity][side]), np.array(case[quantity][other])
@@ -41,7 +52,7 @@ def table(folder: Path) -> pd.DataFrame:
                 low, median, high = np.quantile(np.atleast_1d(values), [0.25, 0.5, 0.75])
                 rows.append(
                     {
-                        "benchmark": found["title"],
+                        "benchmark": result["title"],
                         "case": case["name"],
                         "side": side,
                         "other": other,
@@ -55,8 +66,6 @@ def table(folder: Path) -> pd.DataFrame:
                         "met": bool(median <= target["most"]),
                     }
                 )
-    if not rows:
-        raise NvretError(f"{folder}: no results; run python -m benchmarks first")
     return pd.DataFrame(rows)
 
 
@@ -64,23 +73,15 @@ def figure(rows: pd.DataFrame) -> Figure:
     """Each ratio with its quartiles, and the target that it should stay left of."""
     height = 0.9 + 0.3 * len(rows)
     drawn, axis = plt.subplots(figsize=(COLUMN_WIDTH * 1.2, height), layout="constrained")
+    labels = []
     for place, row in enumerate(rows.iloc[::-1].itertuples()):
         colour, marker = (MET, "o") if row.met else (MISSED, "s")
-        axis.errorbar(
-            row.ratio,
-            place,
-            xerr=[[row.ratio - row.low], [row.high - row.ratio]],
-            color=colour,
-            marker=marker,
-            markersize=5,
-            capsize=2,
-        )
+        spread = [[row.ratio - row.low], [row.high - row.ratio]]
+        axis.errorbar(row.ratio, place, xerr=spread, color=colour, marker=marker, markersize=5,
+                      capsize=2)  # fmt: skip
         axis.plot([row.target] * 2, [place - 0.35, place + 0.35], color="black", linewidth=1.5)
+        labels.append(f"{row.case}\n{row.quantity}, {row.side} / {row.other}")
     axis.margins(y=0.02)
-    labels = [
-        f"{row.case}\n{row.quantity}, {row.side} / {row.other}"
-        for row in rows.iloc[::-1].itertuples()
-    ]
     axis.set_yticks(range(len(rows)), labels, fontsize=6)
     axis.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
     axis.set_xscale("log")
@@ -95,15 +96,16 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 
 def section(folder: Path, rows: pd.DataFrame) -> str:
-    """Markdown of the table."""
-    facts = json.loads(next(folder.glob("*.json")).read_text(encoding="utf-8"))
-    hardware = facts["hardware"]
+    """Markdown of what was compared, and of the table."""
     lines = [
-        f"Taken on {facts['taken']} on {hardware['threads']} threads of {hardware['processor']}, "
-        "float32. Every line is a ratio of two sides that took turns in one run: median and "
-        "quartiles over the rounds, and the ratio of the fastest rounds, which a busy machine "
-        "disturbs least; below 1, `nvret` needs less. The median decides. Product: the bare matrix "
-        "product of the same vectors, which no exact search can do without.",
+        f"Taken {_taken(folder)}, float32. Every line is a ratio of two sides that took turns in "
+        "one run: median and quartiles over the rounds, and the ratio of the fastest rounds, which "
+        "a busy machine disturbs least; below 1, `nvret` needs less. The median decides.",
+        "",
+    ]
+    lines += [f"- **{BENCHMARKS[name].title}.** {BENCHMARKS[name].compares}"
+              for name in results(folder)]  # fmt: skip
+    lines += [
         "",
         "| what | against | ratio | fastest | target | |",
         "|---|---|---:|---:|---:|---|",
@@ -117,12 +119,40 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, readme_file: Path | None) -> None:
-    """Write ``table.csv`` and ``ratios.png`` beside the results, and the README's section."""
+def summary(folder: Path, rows: pd.DataFrame) -> str:
+    """Two lines of Markdown for the README."""
+    compared = []
+    times = rows[rows["quantity"] == "time"]
+    for (title, other), group in times.groupby(["benchmark", "other"], sort=False):
+        least, most = (f"{value:.2g}" for value in (group["ratio"].min(), group["ratio"].max()))
+        ratios = least if least == most else f"{least} to {most}"
+        compared.append(f"{title} / {other} {ratios}")
+    return (
+        f"{rows['met'].sum()} of {len(rows)} targets met, {_taken(folder)}: "
+        "[all ratios, and why some are missed](docs/benchmarks.md).\n"
+        f"Time of `nvret` over that of the other side: {'; '.join(compared)}."
+    )
+
+
+def write(folder: Path, root: Path | None) -> None:
+    """Write ``table.csv`` and ``ratios.png`` beside the results.
+
+    Args:
+        root: of the checkout, whose README and ``docs/benchmarks.md`` are brought up to date
+            between their markers; None: neither.
+    """
     rows = table(folder)
     with store.atomic_file(folder / "table.csv") as partial:
         rows.to_csv(partial, index=False, float_format="%.4g")
     with store.atomic_file(folder / "ratios.png") as partial:
         figure(rows).savefig(partial, format="png", dpi=150, metadata={"Software": None})
-    if readme_file is not None:
-        readme.replace(readme_file, "benchmarks", section(folder, rows))
+    if root is not None:
+        readme.replace(root / "docs" / "benchmarks.md", "benchmarks", section(folder, rows))
+        readme.replace(root / "README.md", "benchmarks", summary(folder, rows))
+
+
+def _taken(folder: Path) -> str:
+    """When and on what."""
+    facts = next(iter(results(folder).values()))
+    hardware = facts["hardware"]
+    return f"on {facts['taken']} on {hardware['threads']} threads of {hardware['processor']}"

@@ -6,10 +6,9 @@ sentence-transformers in every batch. Models are loaded and trainers built befor
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,16 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
-from benchmarks.harness import Case, Target, interleaved
-from nvret import assets, data, mining, negatives, trainer
-from nvret.cost.measure import MEBIBYTE
+from benchmarks.harness import Case, interleaved
+from benchmarks.table import PEER
+from nvret import assets, data, mining, trainer
+from nvret.cost.calibration import MEBIBYTE, Run
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK
+from nvret.negatives import Examples
 from nvret.training_config import TrainingConfig
 
-TITLE = "Training steps"
-PACKAGES = ["torch", "transformers", "accelerate", "sentence-transformers"]
 PAIRS = 2_200  # questions that are mined
 NEGATIVES = 4
 
@@ -58,7 +57,7 @@ def cases(smoke: bool) -> list[Case]:
         checkpoint_steps=0,
         logging_steps=10_000,
     )
-    static = dataclasses.replace(bert, batch_size=8 if smoke else 128, learning_rate=0.04)
+    static = bert.model_copy(update={"batch_size": 8 if smoke else 128, "learning_rate": 0.04})
     steps = 1 if smoke else 2
     return [
         _against("paraphrase-minilm-l3", bert, steps, rounds),
@@ -69,15 +68,15 @@ def cases(smoke: bool) -> list[Case]:
 
 def _against(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case:
     """Whole runs of both trainers."""
-    pairs = some(steps * config.batch_size)
+    pairs = take(steps * config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (side(name, pairs, config, Path(folder)) for side in (Ours, Theirs))
         check_loss(ours, theirs)
-        seconds = interleaved({"nvret": ours.run, "sentence-transformers": theirs.run}, rounds)
+        seconds = interleaved({"nvret": ours.run, PEER: theirs.run}, rounds)
     return Case(
+        name,
         f"{name}: {steps} steps of {_sizes(config)}",
         seconds,
-        [Target("nvret", "sentence-transformers", 1 / 1.3)],
         work=(steps, "step"),
         facts={"share of distinct passages in a batch": distinct(pairs, config.batch_size)},
     )
@@ -85,24 +84,24 @@ def _against(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case
 
 def _chunks(name: str, config: TrainingConfig, tokens: int, rounds: int) -> Case:
     """Loss and gradients of one batch: as a whole, and with few activations held."""
-    pairs = some(config.batch_size)
-    chunked = dataclasses.replace(config, chunk_tokens=tokens)
+    pairs = take(config.batch_size)
+    chunked = config.model_copy(update={"chunk_tokens": tokens})
     texts = tokens // config.passage_max_length
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
         sides = {
-            "nvret": Ours(name, pairs, config, Path(folder)),
-            "nvret, in chunks": Ours(name, pairs, chunked, Path(folder)),
-            "sentence-transformers": Theirs(name, pairs, config, Path(folder)),
-            "sentence-transformers, in chunks": Theirs(
-                name, pairs, config, Path(folder), mini_batch_size=texts
-            ),
+            "nvret": Ours(name, pairs, config, folder),
+            "nvret, in chunks": Ours(name, pairs, chunked, folder),
+            PEER: Theirs(name, pairs, config, folder),
+            f"{PEER}, in chunks": Theirs(name, pairs, config, folder, mini_batch_size=texts),
         }
         for side in list(sides)[1:]:
             check_loss(sides["nvret"], sides[side])
-        runs = {side: partial(_gradients, made) for side, made in sides.items()}
+        runs = {side: partial(_gradients, trained) for side, trained in sides.items()}
         held = {side: held_for_backward(run, sides[side].model) for side, run in runs.items()}
         seconds = interleaved(runs, rounds, warm_up=0)  # counting the bytes was the warm-up
     return Case(
+        "chunks",
         f"{name}: loss and gradients of {_sizes(config)}; {tokens} tokens a chunk",
         seconds,
         mebibytes=held,
@@ -122,35 +121,35 @@ def _sizes(config: TrainingConfig) -> str:
 
 
 @cache
-def mined() -> tuple[RetrievalDataset, negatives.Examples]:
+def mined() -> tuple[RetrievalDataset, Examples]:
     """Some questions of NQ in random order, each with the passages that BM25 ranks highest."""
     dataset = data.load("nq", progress=False)
     ids = np.random.default_rng(0).permutation(dataset.queries["id"].to_pylist())
     dataset = dataset.select(ids[:PAIRS].tolist())
     table = mining.mine(dataset, "bm25", NaiveTopK(), NEGATIVES, progress=False)
-    return dataset, negatives.build(dataset, table)
+    return dataset, Examples.of(dataset, table)
 
 
-def some(number: int) -> negatives.Examples:
+def take(number: int) -> Examples:
     """Pairs of `mined`, one a question, with all negatives: theirs may not be fewer."""
     pairs = mined()[1]
     rows = np.unique(pairs.queries, return_index=True)[1]
     rows = rows[(pairs.negatives[rows] >= 0).all(1)][:number]
-    return negatives.Examples(pairs.queries[rows], pairs.positives[rows], pairs.negatives[rows])
+    return Examples(pairs.queries[rows], pairs.positives[rows], pairs.negatives[rows])
 
 
 class Ours:
     """A trainer of `nvret`. A run tokenizes all texts and makes the steps of one epoch."""
 
-    def __init__(
-        self, name: str, pairs: negatives.Examples, config: TrainingConfig, folder: Path
-    ) -> None:
+    def __init__(self, name: str, pairs: Examples, config: TrainingConfig, folder: Path) -> None:
         self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
         self.pairs, self.config = pairs, config
-        self.trainer = trainer.trainer(self.encoder, self.tokenized(), config, 0, folder, False)
+        self.trainer = trainer.make_trainer(
+            self.encoder, self.tokenized(), config, 0, folder, False
+        )
 
     def tokenized(self) -> trainer.Collator:
-        return trainer.collator(self.encoder, mined()[0], self.pairs, self.config, False)
+        return trainer.Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
         self.trainer.data_collator = self.tokenized()
@@ -168,12 +167,7 @@ class Theirs:
     """sentence-transformers' trainer, with the same settings and the same batches."""
 
     def __init__(
-        self,
-        name: str,
-        pairs: negatives.Examples,
-        config: TrainingConfig,
-        folder: Path,
-        **chunks: int,
+        self, name: str, pairs: Examples, config: TrainingConfig, folder: Path, **chunks: int
     ) -> None:
         dataset = mined()[0]
         self.model = SentenceTransformer(str(assets.model_path(name)), device="cpu")
@@ -182,7 +176,6 @@ class Theirs:
             self.model.tokenizer.enable_truncation(most)
         else:
             self.model.max_seq_length = most
-        order = list(trainer.Shuffle(len(pairs), 0))
         columns = {"query": pairs.queries, "positive": pairs.positives}
         columns |= {f"negative {i}": column for i, column in enumerate(pairs.negatives.T)}
         texts = {
@@ -206,14 +199,12 @@ class Theirs:
             disable_tqdm=True,
             report_to="none",
         )
-        kind = losses.MultipleNegativesRankingLoss
-        if chunks:
-            kind = losses.CachedMultipleNegativesRankingLoss
+        kind = "CachedMultipleNegativesRankingLoss" if chunks else "MultipleNegativesRankingLoss"
         self.trainer = SentenceTransformerTrainer(
             model=self.model,
             args=arguments,
-            train_dataset=self.rows.select(order),
-            loss=kind(self.model, scale=1 / config.temperature, **chunks),
+            train_dataset=self.rows.select(list(trainer.Shuffle(len(pairs), 0))),
+            loss=getattr(losses, kind)(self.model, scale=1 / config.temperature, **chunks),
         )
         self.trainer.remove_callback(PrinterCallback)
 
@@ -244,14 +235,12 @@ def check_loss(ours: Ours, theirs: Theirs) -> None:
     rows = rows[: ours.config.batch_size]
     ours.model.eval(), theirs.model.eval()  # without dropout
     with torch.no_grad():
-        found, expected = ours.loss(rows).item(), theirs.loss(rows).item()
-    if len(rows) < 2 or not np.isclose(found, expected, rtol=1e-4):
-        raise AssertionError(
-            f"loss of {len(rows)} pairs: {found}, sentence-transformers {expected}"
-        )
+        loss, expected = ours.loss(rows).item(), theirs.loss(rows).item()
+    if len(rows) < 2 or not np.isclose(loss, expected, rtol=1e-4):
+        raise AssertionError(f"loss of {len(rows)} pairs: {loss}, {PEER} {expected}")
 
 
-def distinct(pairs: negatives.Examples, size: int) -> float:
+def distinct(pairs: Examples, size: int) -> float:
     """Share of the passages of a batch that are left when each is kept once; mean."""
     order = np.array(list(trainer.Shuffle(len(pairs), 0)))
     listed = np.column_stack([pairs.positives, pairs.negatives])[order]
@@ -259,7 +248,7 @@ def distinct(pairs: negatives.Examples, size: int) -> float:
     return float(np.mean([len(np.unique(batch)) / batch.size for batch in batches]))
 
 
-def held_for_backward(run: Callable[[], object], model: nn.Module) -> float:
+def held_for_backward(run: Run, model: nn.Module) -> float:
     """Most mebibytes that autograd holds at once; every storage once, the weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     count: Counter[int] = Counter()

@@ -41,11 +41,11 @@ def test_fewer_probes_find_less_and_the_recall_says_so():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 100), st.floats(-0.5, 0.9), st.integers(0, 60))
-def test_ceiling_and_exclusions_hold_and_a_deeper_search_fills(seed, limit, banned):
+def test_ceiling_and_exclusions_hold_and_a_deeper_search_fills(seed, limit, excluded):
     queries, corpus = vectors(400, 7, 8, seed)
     rng = np.random.default_rng(seed)
     ceiling = np.full(7, limit, np.float32)
-    exclude = [rng.choice(400, banned, replace=False) for _ in range(7)]
+    exclude = [rng.choice(400, excluded, replace=False) for _ in range(7)]
     searcher = Searcher(corpus, Index("IVF4,Flat", 4))  # all lists: nothing can be missed
     found = searcher.top_k(queries, 5, ceiling=ceiling, exclude=exclude)
     exact = search.top_k(queries, corpus, 5, ceiling=ceiling, exclude=exclude)

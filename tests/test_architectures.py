@@ -4,101 +4,22 @@ BERT with CLS and mean pooling (Arctic-embed, E5), Mistral with the last token (
 the mean of what follows the instruction (NV-Retriever), and NV-Embed's latent attention.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from helpers.architectures import ARCHITECTURES, write_nv_embed
 
-from nvret import assets, evaluation, mining, teachers
+from nvret import evaluation, mining, teachers
 from nvret.data import load
 from nvret.encode import Encoder
-from nvret.models import nv_embed
-from nvret.models.layout import Layout, write
 from nvret.study import mixtures
 from nvret.training import finetune
 from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 TEXTS = ["The moon moves the sea.", "salt", "A river carries stones to the sea, and salt too."]
-INSTRUCTION = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-}  # fmt: skip
-
-
-def llama_tokenizer(folder, template):
-    """Byte-pair encoding as Mistral's: words begin with ▁, and what is unknown falls to bytes."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    plain = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    plain.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    plain.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=special, show_progress=False)
-    plain.train_from_iterator(load("squadshifts-nyt").passages[:300], trainer)
-    plain.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-        pad_token="</s>",
-    )  # fmt: skip
-    wrapped.save_pretrained(folder)
-    return wrapped
-
-
-def bert(folder, pooling):
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("paraphrase-minilm-l3"))
-    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **SIZES)
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    prompts = {"query": "query: ", "passage": "passage: "}
-    write(folder, Layout(pooling=pooling, prompts=prompts, max_length=64), 32)
-
-
-def mistral_config(tokenizer):
-    from transformers import MistralConfig
-
-    return MistralConfig(
-        vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.3,
-        sliding_window=None, **SIZES,
-    )  # fmt: skip
-
-
-def mistral(folder, pooling):
-    from transformers import MistralModel
-
-    last = pooling == "last"
-    tokenizer = llama_tokenizer(folder, "<s> $A </s>" if last else "<s> $A")
-    MistralModel(mistral_config(tokenizer)).save_pretrained(folder)
-    said = Layout(pooling=pooling, prompts={"query": INSTRUCTION}, include_prompt=last)
-    write(folder, dataclasses.replace(said, max_length=64), 32)
-
-
-def nv_embed_folder(folder, pooling):
-    from transformers import MistralModel
-
-    tokenizer = llama_tokenizer(folder, "<s> $A")  # the end token is added by the loader
-    sizes = nv_embed.LatentConfig(32, 24, num_latents_value=5, num_cross_heads=2, cross_dim_head=8)
-    pooler = nv_embed.LatentAttention(sizes)
-    nv_embed.save(folder, MistralModel(mistral_config(tokenizer)), pooler, tokenizer)
-    write(folder, Layout(latent=True, prompts={"query": INSTRUCTION}), 32)
-
-
-ARCHITECTURES = {
-    "bert-cls": (bert, "cls"),
-    "bert-mean": (bert, "mean"),
-    "mistral-last": (mistral, "last"),
-    "mistral-mean": (mistral, "mean"),
-    "nv-embed": (nv_embed, "latent"),
-}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -220,7 +141,7 @@ def test_every_stage_runs(model, tmp_path):
 def test_a_weight_without_a_place_is_named(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    nv_embed(tmp_path, "latent")
+    write_nv_embed(tmp_path, "latent")
     weights = load_file(tmp_path / "model.safetensors")
     weights["latent_attention_model.odd"] = weights.pop("latent_attention_model.latents")
     save_file(weights, tmp_path / "model.safetensors")

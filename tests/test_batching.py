@@ -1,6 +1,10 @@
-"""Ragged token ids and the batches that are cut out of them."""
+"""Ragged token ids, the batches that are cut out of them, and a thread for each batch."""
+
+import threading
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +40,53 @@ def test_tokens_do_not_depend_on_the_chunk(monkeypatch):
     cut = encoder.tokenize(texts, progress=False)
     np.testing.assert_array_equal(whole.ids, cut.ids)
     np.testing.assert_array_equal(whole.offsets, cut.offsets)
+
+
+@pytest.fixture(params=[1, 2, 5])
+def count(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_and_the_setting_is_restored(count):
+    names, inside = set(), set()
+
+    def work(n):
+        names.add(threading.get_ident())
+        inside.add(torch.get_num_threads())
+        return n, torch.ones(300, 300).mm(torch.ones(300, 300)).sum().item()
+
+    found = list(batching.in_threads(work, iter(range(100))))
+    assert [task for task, _ in found] == list(range(100))
+    assert [result for _, result in found] == [(n, 27e6) for n in range(100)]
+    assert torch.get_num_threads() == count
+    assert inside == {1}
+    assert len(names) <= count
+
+
+def test_tasks_are_taken_as_they_are_needed(count):
+    taken = []
+
+    def tasks():
+        for n in range(1000):
+            taken.append(n)
+            yield n
+
+    results = batching.in_threads(lambda n: n, tasks())
+    next(results)
+    assert len(taken) <= 2 * count + 1
+    results.close()
+    assert torch.get_num_threads() == count
+
+
+def test_an_error_reaches_the_caller(count):
+    def work(n):
+        if n == 3:
+            raise ValueError("three")
+        return n
+
+    with pytest.raises(ValueError, match="three"):
+        list(batching.in_threads(work, range(50)))
+    assert torch.get_num_threads() == count

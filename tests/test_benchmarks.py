@@ -1,6 +1,7 @@
-"""The benchmarks run, agree with their peers, and end in a table, a figure and a README section."""
+"""The benchmarks run, agree with their peers, and end in a table, a figure and a page."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,12 @@ import pytest
 import torch
 
 from benchmarks import harness, page
-from nvret.cost.measure import extra_memory
+from benchmarks.table import BENCHMARKS, Benchmark, Target
+from nvret.cost.calibration import extra_memory
 from nvret.study.config import project_root
+from nvret.utils.errors import NvretError
+
+RESULTS = project_root() / "results" / "benchmarks"
 
 
 def test_sides_take_turns_and_the_warm_up_is_not_kept():
@@ -30,12 +35,10 @@ def test_memory_is_what_a_run_adds():
 
 
 def test_ratios_are_taken_round_by_round(tmp_path):
-    case = harness.Case(
-        "work",
-        {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 2.0, 2.0]},
-        [harness.Target("ours", "theirs", 0.9), harness.Target("ours", "theirs", 1.5)],
-    )
-    harness.save(tmp_path / "search.json", "Search", [case], ["numpy"], harness.load())
+    targets = [Target("ours", "theirs", 0.9), Target("ours", "theirs", 1.5)]
+    benchmark = Benchmark("search", "Search", "", ["numpy"], {"key": targets})
+    case = harness.Case("key", "work", {"ours": [1.0, 2.0, 4.0], "theirs": [2.0, 2.0, 2.0]})
+    harness.save(benchmark, [case], tmp_path, harness.load())
     rows = page.table(tmp_path)
     assert rows["ratio"].tolist() == [1.0, 1.0]
     assert rows["low"].tolist() == [0.75, 0.75]
@@ -47,9 +50,26 @@ def test_ratios_are_taken_round_by_round(tmp_path):
     assert "| work | theirs | 1 [0.75, 1.5] | 0.5 | ≤ 1.5 | met |" in text
 
 
+def test_the_page_is_that_of_the_committed_results(tmp_path):
+    """Results as they lie in the repository are read, and what is written from them is there."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/benchmarks.md"):
+        shutil.copy(project_root() / name, tmp_path / name)
+    shutil.copytree(RESULTS, tmp_path / "results")
+    page.write(tmp_path / "results", tmp_path)
+    for name in ("README.md", "docs/benchmarks.md"):
+        assert (tmp_path / name).read_text() == (project_root() / name).read_text()
+    assert (tmp_path / "results" / "table.csv").read_text() == (RESULTS / "table.csv").read_text()
+    written = {benchmark["title"] for benchmark in page.results(RESULTS).values()}
+    assert written == {benchmark.title for benchmark in BENCHMARKS.values()}
+    with pytest.raises(NvretError, match="no results"):
+        page.write(tmp_path / "docs", None)
+
+
 @pytest.mark.notebook
 def test_tiny_benchmarks_end_to_end(tmp_path):
-    before = (project_root() / "README.md").read_bytes()
+    pages = [project_root() / "README.md", project_root() / "docs" / "benchmarks.md"]
+    before = [path.read_bytes() for path in pages]
     command = [sys.executable, "-m", "benchmarks", "imports", "bm25", "search", "--smoke"]
     subprocess.run(
         [*command, "--output", tmp_path], cwd=project_root(), check=True, capture_output=True
@@ -60,4 +80,4 @@ def test_tiny_benchmarks_end_to_end(tmp_path):
     assert found["versions"]["bm25s"]
     assert {"bm25s, numba", "bm25s, numpy", "nvret"} == set(found["cases"][0]["seconds"])
     assert len(pd.read_csv(tmp_path / "table.csv")) == 12
-    assert (project_root() / "README.md").read_bytes() == before
+    assert [path.read_bytes() for path in pages] == before

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvret import assets
 from nvret.cost import calibration, estimate
-from nvret.cost.calibration import Size
-from nvret.cost.estimate import Calibration, Lengths, Prices, Workload
+from nvret.cost.estimate import Calibration, Texts, Workload
+from nvret.cost.work import Lengths, Search
 from nvret.encode import Encoder
 from nvret.study import config, notebooks
 from nvret.utils.errors import NvretError
@@ -28,11 +28,10 @@ def made_up(search=TRUE, encoding=(1e-4, 1e-4, 1e-7), **changes):
     """A calibration whose prices are known; only its tables are left small."""
     table = pd.DataFrame({"queries": [10], "passages": [100], "dimension": [8], "tokens": [1000]})
     known = Calibration(
-        searches=table, encodings=table, search=Prices(np.array(search)),
-        encoding=Prices(np.array(encoding)), k=64, buffer_mb=256, device="cpu", dimension=384,
-        passage_lengths=Lengths(80, 7000), query_lengths=Lengths(10, 110),
-        text_bytes={"passage": 2000.0, "query": 300.0},
-        token_bytes={"passage": 25.0, "query": 30.0}, weight_bytes=10**8,
+        searches=table, encodings=table, search_prices=np.array(search),
+        encoding_prices=np.array(encoding), k=64, device="cpu", dimension=384,
+        weight_bytes=10**8, passage=Texts(Lengths(80, 7000), 2000.0, 25.0),
+        query=Texts(Lengths(10, 110), 300.0, 30.0),
     )  # fmt: skip
     return dataclasses.replace(known, **changes)
 
@@ -44,24 +43,24 @@ def texts(number, words, seed=0):
 
 def test_known_prices_come_back_from_the_times_that_they_make():
     fitted, held_out = calibration.sizes(384)
-    terms = np.array([estimate.search_terms(*size) for size in fitted])
-    prices = Prices.fit(terms, terms @ TRUE)
-    np.testing.assert_allclose(prices.seconds, TRUE, rtol=1e-6)
-    beyond = estimate.search_terms(*held_out)
-    np.testing.assert_allclose(prices.of(beyond), beyond @ TRUE, rtol=1e-9)
+    terms = np.array([size.terms() for size in fitted])
+    prices = estimate.fit(terms, terms @ TRUE)
+    np.testing.assert_allclose(prices, TRUE, rtol=1e-6)
+    beyond = held_out.terms()
+    np.testing.assert_allclose(beyond @ prices, beyond @ TRUE, rtol=1e-9)
 
 
 def test_no_price_is_negative_and_relative_errors_count():
     rng = np.random.default_rng(0)
-    terms = np.array([estimate.search_terms(*size) for size in calibration.sizes(384)[0]])
+    terms = np.array([size.terms() for size in calibration.sizes(384)[0]])
     seconds = terms @ TRUE * rng.uniform(0.7, 1.4, len(terms))
-    prices = Prices.fit(terms, seconds)
-    assert (prices.seconds >= 0).all()
+    prices = estimate.fit(terms, seconds)
+    assert (prices >= 0).all()
     # Times in other units give the same prices in those units: nothing depends on the scale
-    np.testing.assert_allclose(Prices.fit(terms, 1e6 * seconds).seconds, 1e6 * prices.seconds)
-    error = prices.of(terms) / seconds - 1
-    doubled = Prices(prices.seconds * 1.01).of(terms) / seconds - 1
-    assert (error**2).sum() <= (doubled**2).sum()
+    np.testing.assert_allclose(estimate.fit(terms, 1e6 * seconds), 1e6 * prices)
+    error = terms @ prices / seconds - 1
+    dearer = terms @ prices * 1.01 / seconds - 1
+    assert (error**2).sum() <= (dearer**2).sum()
 
 
 @given(
@@ -69,16 +68,17 @@ def test_no_price_is_negative_and_relative_errors_count():
     st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 2000),
 )  # fmt: skip
 def test_a_larger_search_never_costs_less(passages, queries, dimension, more_n, more_q, more_d):
-    base = estimate.search_terms(queries, passages, dimension)
+    base = Search(queries, passages, dimension).terms()
     for grown in [
         (queries + more_q, passages, dimension),
         (queries, passages + more_n, dimension),
         (queries, passages, dimension + more_d),
     ]:
-        assert (estimate.search_terms(*grown) >= base).all()
-    assert estimate.search_bytes(queries + more_q, passages, 64) > 0
+        assert (Search(*grown).terms() >= base).all()
+    assert Search(queries + more_q, passages, dimension).memory(64) > 0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**8), st.integers(1, 10**6), st.integers(1, 300), st.integers(2, 64))
 def test_prediction_grows_with_the_work_and_shrinks_with_devices(passages, queries, tokens, many):
     known = made_up()
@@ -109,14 +109,14 @@ def test_disk_and_mapped_bytes_are_those_of_the_arrays():
     assert table["disk_gib"]["encode passages"] == corpus.nbytes / 2**30
     assert table["disk_gib"]["total"] == (corpus.nbytes + queries.nbytes) / 2**30
     assert table["mapped_gib"]["search"] == corpus.nbytes / 2**30
-    expected = estimate.search_bytes(200, 3000, 64) + queries.nbytes
+    expected = Search(200, 3000, 384).memory(64) + queries.nbytes
     assert table["memory_gib"]["search"] == expected / 2**30
 
 
 def test_memory_of_a_search_is_what_it_takes():
-    size = Size(512, 131_072, 16)
+    size = Search(512, 131_072, 16)
     measured = calibration.measure_search([size], rounds=1, progress=False)["mebibytes"][0]
-    predicted = estimate.search_bytes(size.queries, size.passages, 64) / 2**20
+    predicted = size.memory(64) / 2**20
     assert measured == pytest.approx(predicted, rel=0.15)
 
 
@@ -186,7 +186,7 @@ def test_the_notebook_runs_and_leaves_the_profile_s_provenance_alone(tmp_path, m
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_search_is_measured_on_a_gpu():
     table = calibration.measure_search(
-        [Size(512, 131_072, 64)], device="cuda", rounds=1, progress=False
+        [Search(512, 131_072, 64)], device="cuda", rounds=1, progress=False
     )
     assert table["mebibytes"][0] > 100
 
@@ -198,12 +198,12 @@ def test_a_search_is_measured_on_a_gpu():
         (lambda: Workload(10, 10, passage_tokens=float("nan")), "passage_tokens is nan"),
         (lambda: Workload(10, 10, devices=0), "devices is 0"),
         (lambda: calibration.measure_search([]), "expected sizes"),
-        (lambda: calibration.measure_search([Size(0, 1, 1)]), "expected sizes"),
-        (lambda: calibration.measure_search([Size(1, 1, 1)], rounds=0), "0 rounds"),
+        (lambda: calibration.measure_search([Search(0, 1, 1)]), "expected sizes"),
+        (lambda: calibration.measure_search([Search(1, 1, 1)], rounds=0), "0 rounds"),
         (lambda: calibration.check_device("no-such-device"), "no-such-device"),
-        (lambda: Prices.fit(np.ones((2, 1)), np.array([1.0, 0.0])), "not above 0"),
-        (lambda: Prices.fit(np.ones((2, 1)), np.ones(3)), "expected"),
-        (lambda: Prices.fit(np.array([[np.inf]]), np.ones(1)), "not finite"),
+        (lambda: estimate.fit(np.ones((2, 1)), np.array([1.0, 0.0])), "not above 0"),
+        (lambda: estimate.fit(np.ones((2, 1)), np.ones(3)), "expected"),
+        (lambda: estimate.fit(np.array([[np.inf]]), np.ones(1)), "not finite"),
         (lambda: calibration.measure_encoding(None, ["a", "a", "b"]), "2 different texts"),
     ],
 )

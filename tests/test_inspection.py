@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvret import cli, data, methods, mining, negatives
-from nvret.analysis import audit, ceilings, inspection, inspection_report, suspects
+from nvret.analysis import audit, ceilings, inspection, inspection_report, statistics, suspects
 from nvret.data import from_texts
 from nvret.utils.errors import NvretError
 from nvret.utils.near_duplicates import normalise
@@ -121,7 +123,7 @@ def test_a_ceiling_is_recovered_from_the_table(real, method):
     assert found.counts["empty"] == negatives.provenance(table)["pairs_empty"]
 
 
-def test_the_lowest_anchor_bounds_all_pairs_of_a_query():
+def test_the_lowest_positive_bounds_all_pairs_of_a_query():
     dataset = data.from_texts(
         "two", ["old Paris", "Paris", "old bananas", "big old Rome"], ["old Paris"], [[0, 1]]
     )
@@ -134,12 +136,54 @@ def test_the_lowest_anchor_bounds_all_pairs_of_a_query():
     np.testing.assert_allclose(found.rows["ceiling"], 0.9 * lowest, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", [
-    methods.NaiveTopK(), methods.RandomNegatives(), methods.TopKShifted(7), methods.TopKAbs(0.62),
-    methods.TopKMarginPos(-0.05), methods.TopKPercPos(0.95), methods.TopKPercPos(1.05),
-])  # fmt: skip
-def test_labels_name_their_methods(method):
-    assert ceilings.method_of(str(method)) == method
+def test_a_newly_registered_method_is_known_from_provenance_alone(tmp_path, registered):
+    """A ceiling of a method that the package does not have; the file says which, and with what."""
+    dataset, _ = toy()
+    table = mining.mine(dataset, "bm25", registered(share=0.25, plus=0.125), 3, progress=False)
+    negatives.save(table, tmp_path / "negatives.parquet")
+    table = negatives.load(tmp_path / "negatives.parquet")
+    inspected = inspection.inspect(table, dataset)
+    expected = 0.25 * table["positive_score"].to_numpy() + 0.125
+    assert table.num_rows
+    np.testing.assert_allclose(inspected.rows["ceiling"], expected, rtol=1e-6)
+    assert inspected.counts["at_ceiling"] == 0
+    assert inspected.method == "a share plus a bit"
+    assert "a share plus a bit · teacher bm25" in inspection_report.page(inspected)
+    del methods.BY_NAME["share-plus"]  # another process, which never saw the class
+    unknown = inspection.inspect(table, dataset)
+    assert np.isinf(unknown.rows["ceiling"]).all()
+    assert "No mining method 'share-plus' is known here" in unknown.warnings[0]
+    given = inspection.inspect(table, dataset, method=registered(share=0.25, plus=0.125))
+    pd.testing.assert_frame_equal(given.rows, inspected.rows)
+
+
+@pytest.fixture
+def registered():
+    before = dict(methods.BY_NAME)
+
+    @dataclass(frozen=True)
+    class SharePlus(methods.Method):
+        name: ClassVar[str] = "share-plus"
+        share: float = 0.5
+        plus: float = 0.0
+
+        def ceiling(self, pos_scores, *, safe=False):
+            return (pos_scores * self.share + self.plus).astype(np.float32)
+
+        def __str__(self):
+            return "a share plus a bit"
+
+    yield SharePlus
+    methods.BY_NAME.clear()
+    methods.BY_NAME.update(before)
+
+
+def test_a_fine_percentage_is_not_rounded(real):
+    table = mining.mine(real, TEACHER, mining.TopKPercPos(0.975), 2, progress=False)
+    inspected = inspection.inspect(table, real, progress=False)
+    exact = mining.TopKPercPos(0.975).ceiling(table["positive_score"].to_numpy())
+    np.testing.assert_array_equal(inspected.rows["ceiling"], exact)
+    assert inspected.method == "TopK-PercPos 97.5%"
 
 
 SCORES = st.floats(-1, 1, width=32)
@@ -223,7 +267,7 @@ def test_hidden_labels_give_the_audits_rate():
     false = [(r["query_id"], r["negative_id"]) in lost for r in table.to_pylist()]
     assert found.rows["labelled"].tolist() == false
     assert found.hidden.false == sum(false) > 0
-    assert found.hidden.rate == audit.rate(audit.false_negatives(table, hidden))
+    assert found.hidden.rate == statistics.rate(audit.false_negatives(table, hidden))
     assert f"Hidden labels know {sum(false)} of" in inspection_report.page(found)
     assert found.suspicious(5)["labelled"].all()
 
@@ -283,21 +327,21 @@ def test_texts_are_escaped_and_nothing_is_fetched():
     assert all(link.startswith(("#", "data:")) for link in outline.links)
     assert outline.tags.count("h1") == 1
     assert page == inspection_report.page(found)  # the same input, the same bytes
-    frame = found._repr_html_()
-    assert frame.startswith("<iframe")
-    assert frame.count("<") == 2
+    frame = inspection_report.show(found).data
+    assert frame.startswith("<div><iframe")
+    assert frame.count("<") == 4
 
 
 def test_save_does_not_replace_a_file(tmp_path):
     dataset, table = toy()
     found = inspection.inspect(table, dataset)
-    path = found.save_html(tmp_path / "new" / "report.html")
+    path = inspection_report.save_html(found, tmp_path / "new" / "report.html")
     size = path.stat().st_size
     path.write_text("mine")
     with pytest.raises(NvretError, match="exists"):
-        found.save_html(path)
+        inspection_report.save_html(found, path)
     assert path.read_text() == "mine"
-    found.save_html(path, overwrite=True)
+    inspection_report.save_html(found, path, overwrite=True)
     assert path.stat().st_size == size
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
@@ -389,7 +433,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(found, tmp_path_factory):
-    return found.save_html(tmp_path_factory.mktemp("report") / "report.html").as_uri()
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return inspection_report.save_html(found, path).as_uri()
 
 
 def resize(browser, width):

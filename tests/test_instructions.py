@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nvret import data
-from nvret.assets.converters import instructions, qasc, quoref
+from nvret.assets.converters import bigbench
 from nvret.utils.errors import NvretError
 
 
@@ -31,7 +31,7 @@ def test_quoref(tmp_path):
         ("Passage: Bo left, and Cy wept.", ["who left"]),
     ]
     file = write(tmp_path, "task.json", examples)
-    converted = quoref.convert(tmp_path, "quoref", file=file)
+    converted = bigbench.quoref(tmp_path, "quoref", file=file)
     assert pairs(converted) == {
         "Who met Bo?": ["Ann met Bo."],
         "Who left?": ["Ann met Bo.", "Bo left, and Cy wept."],  # one query, asked twice
@@ -70,7 +70,7 @@ def qasc_folder(tmp_path):
 
 
 def test_qasc_follows_a_question_back_to_its_facts(tmp_path):
-    converted = qasc.convert(tmp_path, "qasc", **qasc_folder(tmp_path))
+    converted = bigbench.qasc(tmp_path, "qasc", **qasc_folder(tmp_path))
     assert pairs(converted) == {
         "What melts ice?": ["Fire is hot.", "Heat melts ice."],
         "What does ice do?": ["Fire is hot.", "Heat melts ice.", "The sun is hot."],
@@ -86,8 +86,8 @@ def test_an_example_of_another_form_is_named(tmp_path):
     files = qasc_folder(tmp_path)
     write(tmp_path, "combined.json", [("Fact 1: a\nFact 2: b", ["c"]), ("Fact: a", ["c"])])
     with pytest.raises(NvretError, match=r"combined.json: example 1 is 'Fact: a'…; expected"):
-        qasc.convert(tmp_path, "qasc", **files)
-    assert instructions.read(tmp_path / "asked.json", qasc._ASKED)[1] == (
+        bigbench.qasc(tmp_path, "qasc", **files)
+    assert bigbench.instructions(tmp_path / "asked.json", bigbench._ASKED)[1] == (
         ("Cows moo.",),
         ["What moos?"],
     )

@@ -104,13 +104,19 @@ def test_language_model_uses_the_chat_template(language_model):
 def test_cross_encoder_is_that_of_one_pair_each(tmp_path, labels):
     judge = CrossEncoderJudge(cross_encoder(tmp_path, labels), max_length=9)
     found = judge.scores(QUERIES, PASSAGES, progress=False)
+    tokens = 0
     for row, pair in enumerate(zip(QUERIES, PASSAGES, strict=True)):
-        read = judge.tokenizer(*pair, truncation="only_second", max_length=9, return_tensors="pt")
+        read = judge.model.tokenizer(
+            *pair, truncation="only_second", max_length=9, return_tensors="pt"
+        )
         assert read["token_type_ids"].max() == 1
         with torch.no_grad():
-            logits = judge.model(**read).logits[0]
+            logits = judge.model.model(**read).logits[0]
         expected = logits.sigmoid()[0] if labels == 1 else logits.softmax(-1)[1]
         assert found.values[row] == pytest.approx(expected.item(), abs=1e-5)
+        tokens += read["input_ids"].numel()
+    assert found.tokens == tokens
+    assert found.values.std() > 0.01
 
 
 def test_a_folder_without_its_head_is_refused(tmp_path, language_model):

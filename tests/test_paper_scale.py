@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from test_architectures import bert
+from helpers.architectures import write_bert
 
 from nvret import assets, data, evaluation, search
-from nvret.assets import local, registry
+from nvret.assets import registry, resolve
+from nvret.cost import calibration
 from nvret.encode import Encoder
 from nvret.study import config, notebooks, plan
 from nvret.utils.errors import NvretError
@@ -72,7 +73,9 @@ def test_what_cannot_be_had_is_said_in_one_message_within_seconds(tmp_path):
 def test_local_copies_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("NVRET_LOCAL", str(tmp_path))
     (tmp_path / "models" / "snowflake-arctic-embed-l").mkdir(parents=True)
-    bert(tmp_path / "models" / "snowflake-arctic-embed-l", "mean")  # says mean, the card says CLS
+    write_bert(
+        tmp_path / "models" / "snowflake-arctic-embed-l", "mean"
+    )  # says mean, the card says CLS
     beir_folder(tmp_path / "datasets" / "nq-train", data.load("squadshifts-nyt"), "train")
     found = assets.fetch(["snowflake-arctic-embed-l", "nq-train"], progress=False)
     encoder = Encoder.load(found["snowflake-arctic-embed-l"])
@@ -88,7 +91,7 @@ def test_local_copies_are_used(tmp_path, monkeypatch):
 def test_a_set_on_no_hub_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("NVRET_LOCAL", str(tmp_path))
     with pytest.raises(NvretError, match=r"squad-train: on no hub; a copy belongs in"):
-        local.check(["squad-train"])
+        resolve.check(["squad-train"])
 
 
 def test_a_beir_folder_gives_mtebs_own_figures(tmp_path):
@@ -150,7 +153,9 @@ def test_the_plan_of_a_profile_that_is_here(capsys):
 
 def test_the_measured_rate_is_that_of_this_machine():
     encoder = Encoder.load(assets.model_path("paraphrase-minilm-l3"))
-    assert 1e-4 < plan.rate(encoder, data.load("squadshifts-nyt").passages[:64]) < 1e4
+    assert (
+        1e-4 < calibration.measure_rate(encoder, data.load("squadshifts-nyt").passages[:64]) < 1e4
+    )
 
 
 def test_downloads_say_what_is_here(tmp_path, monkeypatch):

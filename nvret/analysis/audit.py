@@ -8,7 +8,9 @@ compare.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,33 +18,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nvret.analysis.rates import rate, reduction
+from nvret.analysis.statistics import Interval, rate
 from nvret.data import RetrievalDataset
 from nvret.sampling import pair_keys
-from nvret.study import mixtures
 from nvret.utils.errors import NvretError
 
-__all__ = [
-    "Hidden",
-    "by_rank",
-    "cluster_labels",
-    "false_negatives",
-    "frontier",
-    "hide",
-    "known",
-    "labels",
-    "rate",
-    "reduction",
-]
 KEYS = ["query_id", "positive_id", "negative_id"]
 SEVERAL = 0.1  # share of queries with several positives from which a set can be audited by them
+_ORDER = [("query_id", "ascending"), ("corpus_id", "ascending")]
 
 
 class Hidden(NamedTuple):
-    """A data set that has lost labels on purpose.
+    """Labels that mining does not see, and the data set that it sees.
 
     Attributes:
-        dataset: what mining sees.
+        dataset: what mining sees; its queries have a hidden positive each.
         pairs: query_id, corpus_id of the positives that it does not see.
         source: "labelled" (by people) or "derived" (from shared wording).
     """
@@ -80,14 +70,9 @@ def hide(dataset: RetrievalDataset, seed: int = 0) -> Hidden:
         pairs.append_column("hidden", pa.array(np.ones(len(pairs), bool))),
         ["query_id", "corpus_id"],
     )
-    qrels = qrels.filter(pc.is_null(qrels["hidden"])).sort_by(
-        [("query_id", "ascending"), ("corpus_id", "ascending")]
-    )
-    return Hidden(
-        RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, qrels),
-        pairs.sort_by([("query_id", "ascending"), ("corpus_id", "ascending")]),
-        "labelled",
-    )
+    qrels = qrels.filter(pc.is_null(qrels["hidden"])).sort_by(_ORDER)
+    seen = RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, qrels)
+    return Hidden(seen, pairs.sort_by(_ORDER), "labelled")
 
 
 def cluster_labels(dataset: RetrievalDataset) -> Hidden:
@@ -119,8 +104,34 @@ def cluster_labels(dataset: RetrievalDataset) -> Hidden:
         }
     )
     part = dataset.select(pc.unique(pairs["query_id"]).to_pylist(), name=f"{dataset.name}-clusters")
-    order = [("query_id", "ascending"), ("corpus_id", "ascending")]
-    return Hidden(part, pairs.sort_by(order), "derived")
+    return Hidden(part, pairs.sort_by(_ORDER), "derived")
+
+
+def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
+    """The positives that a second set of judgements holds and the data set does not.
+
+    Args:
+        judgements: columns query_id, corpus_id, score.
+    Raises:
+        NvretError: they name an unknown id, or hold no relevant pair that is new.
+
+    >>> from nvret.data import from_texts
+    >>> toy = from_texts("toy", ["Paris is old", "Rome is old"], ["how old is Paris"], [[0]])
+    >>> more = pa.table({"query_id": ["q0"], "corpus_id": ["p1"], "score": [1]})
+    >>> unseen(toy, more).pairs.to_pylist()
+    [{'query_id': 'q0', 'corpus_id': 'p1'}]
+    """
+    judged = RetrievalDataset("hidden labels", dataset.corpus, dataset.queries, judgements)
+    labelled = set(zip(*(rows.tolist() for rows in dataset.pairs), strict=True))
+    pairs = sorted(set(zip(*(rows.tolist() for rows in judged.pairs), strict=True)) - labelled)
+    if not pairs:
+        raise NvretError(
+            f"{dataset.name}: the hidden labels hold no relevant pair that mining did not see"
+        )
+    queries, passages = (pa.array(rows) for rows in zip(*pairs, strict=True))
+    query_ids = dataset.queries["id"].take(queries)
+    new = pa.table({"query_id": query_ids, "corpus_id": dataset.corpus["id"].take(passages)})
+    return Hidden(dataset.select(pc.unique(query_ids).to_pylist()), new, "labelled")
 
 
 def labels(
@@ -156,10 +167,15 @@ def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
         return hidden
     ids = part.corpus["id"].to_pylist()
     needed = {ids[row] for row in part.pairs[1]} | set(hidden.pairs["corpus_id"].to_pylist())
-    others = sorted((name for name in ids if name not in needed), key=mixtures.hashed)
+    others = sorted((name for name in ids if name not in needed), key=hashed)
     kept = [*needed, *others[: max(0, passages - len(needed))]]
     part = part.select(part.queries["id"].to_pylist(), corpus_ids=kept)
     return Hidden(part, hidden.pairs, hidden.source)
+
+
+def hashed(name: str) -> bytes:
+    """A key that looks random and depends on the name alone."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
@@ -180,13 +196,8 @@ def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
     """
     dataset = hidden.dataset
     queries, passages = dataset.pairs
-    every = pd.MultiIndex.from_arrays(
-        [
-            dataset.queries["id"].to_numpy()[queries],
-            dataset.corpus["id"].to_numpy()[passages],
-        ],
-        names=KEYS[:2],
-    )
+    ids = dataset.queries["id"].to_numpy()[queries], dataset.corpus["id"].to_numpy()[passages]
+    every = pd.MultiIndex.from_arrays(ids, names=KEYS[:2])
     rows = table.select(KEYS[:2]).to_pandas().assign(mined=1, false=known(table, hidden))
     counts = rows.groupby(KEYS[:2])[["mined", "false"]].sum()
     if len(strange := counts.index.difference(every)):
@@ -194,12 +205,48 @@ def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
     return counts.reindex(every, fill_value=0).astype(int).reset_index()
 
 
+@dataclass(frozen=True)
+class FalseNegatives:
+    """How many of a table's negatives are known to be false.
+
+    Attributes:
+        queries: of the data set that have a hidden positive.
+        negatives: mined for these queries.
+        false: of them, hidden positives.
+        rate: false / negatives with a 95 % interval over queries: a lower bound of the true rate,
+            as most negatives are unjudged.
+        not_relevant: negatives of any query that the hidden labels judge and call not relevant.
+    """
+
+    queries: int
+    negatives: int
+    false: int
+    rate: Interval
+    not_relevant: int
+
+
+def summary(table: pa.Table, hidden: Hidden, judgements: pa.Table) -> FalseNegatives:
+    """What the ``judgements`` of which `unseen` made ``hidden`` say of a table of negatives."""
+    ids = hidden.dataset.queries["id"].combine_chunks()
+    counts = false_negatives(table.filter(pc.is_in(table["query_id"], ids)), hidden)
+    irrelevant = judgements.filter(pc.less_equal(judgements["score"], 0))
+    judged = pd.MultiIndex.from_frame(irrelevant.select(["query_id", "corpus_id"]).to_pandas())
+    mined = pd.MultiIndex.from_frame(table.select(["query_id", "negative_id"]).to_pandas())
+    return FalseNegatives(
+        len(ids),
+        int(counts["mined"].sum()),
+        int(counts["false"].sum()),
+        rate(counts),
+        int(mined.isin(judged).sum()),
+    )
+
+
 def by_rank(ranking: pa.Table, hidden: Hidden) -> pd.DataFrame:
     """The rate at each rank of one table of negatives: rank, negatives, rate, low, high."""
     rows = ranking.select(["query_id", "rank"]).to_pandas()
     rows = rows.assign(mined=1, false=known(ranking, hidden).astype(int))
-    found = [(rank, len(group), *rate(group)) for rank, group in rows.groupby("rank", sort=True)]
-    return pd.DataFrame(found, columns=["rank", "negatives", "rate", "low", "high"])
+    rates = [(rank, len(group), *rate(group)) for rank, group in rows.groupby("rank", sort=True)]
+    return pd.DataFrame(rates, columns=["rank", "negatives", "rate", "low", "high"])
 
 
 def frontier(
@@ -221,7 +268,7 @@ def frontier(
     place = ranking.select([*KEYS, "rank"]).to_pandas().set_index(KEYS)["rank"]
     reference = pd.MultiIndex.from_frame(tables[naive].select(KEYS).to_pandas())
     wrong = known(tables[naive], hidden)
-    found = []
+    lines = []
     for method, table in tables.items():
         counts = false_negatives(table, hidden)
         false = known(table, hidden)
@@ -229,7 +276,7 @@ def frontier(
         ranks = place.reindex(keys).fillna(place.max() + 1).to_numpy()
         scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
         kept = reference.isin(keys)
-        found.append(
+        lines.append(
             {
                 "method": method,
                 "negatives": len(table),
@@ -241,4 +288,4 @@ def frontier(
                 "false kept": kept[wrong].mean() if wrong.any() else np.nan,
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(lines)

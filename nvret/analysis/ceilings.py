@@ -6,7 +6,6 @@ with that ceiling gives more of them, since the next candidates fill the free pl
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +17,6 @@ from nvret import methods
 Family = Literal["perc-pos", "margin-pos"]
 LEAST = 20  # suspects, and half as many queries that have one, before anything is suggested
 DRAWS = 400
-_LABELS = {
-    r"Naive Top-K": methods.NaiveTopK,
-    r"Random": methods.RandomNegatives,
-    r"Top-K shifted by (\d+)": lambda n: methods.TopKShifted(int(n)),
-    r"TopK-Abs (\S+)": lambda x: methods.TopKAbs(float(x)),
-    r"TopK-MarginPos (\S+)": lambda x: methods.TopKMarginPos(float(x)),
-    r"TopK-PercPos (\d+)%": lambda x: methods.TopKPercPos(int(x) / 100),
-}
 
 
 @dataclass(frozen=True)
@@ -42,28 +33,14 @@ class Suggestion:
     """
 
     family: Family
-    parameter: float | None
-    low: float
-    high: float
-    suspects: int
-    queries: int
-    suspects_dropped: float
-    others_dropped: float
+    parameter: float | None = None
+    low: float = np.nan
+    high: float = np.nan
+    suspects: int = 0
+    queries: int = 0
+    suspects_dropped: float = np.nan
+    others_dropped: float = np.nan
     why: str = ""
-
-
-def method_of(label: str) -> methods.Method | None:
-    """The method that a table's label names; None where it names none (an ensemble).
-
-    A label of TopK-PercPos holds a whole number of per cent, so that a finer share is rounded.
-
-    >>> method_of("TopK-PercPos 95%"), method_of("something else")
-    (TopKPercPos(perc=0.95), None)
-    """
-    for pattern, build in _LABELS.items():
-        if found := re.fullmatch(pattern, label):
-            return build(*found.groups())
-    return None
 
 
 def grid(family: Family, rows: pd.DataFrame) -> list[methods.Method]:
@@ -84,12 +61,7 @@ def grid(family: Family, rows: pd.DataFrame) -> list[methods.Method]:
 
 def parameter(method: methods.Method) -> float:
     """The number of a percentage or margin rule."""
-    return getattr(method, "perc", None) or getattr(method, "margin", 0.0)
-
-
-def stays(method: methods.Method, rows: pd.DataFrame) -> np.ndarray:
-    """(rows,) bool: which negatives lie below the method's ceiling."""
-    return rows["score"].to_numpy() < method.ceiling(rows["positive_score"].to_numpy(), safe=True)
+    return next(iter(vars(method).values()))
 
 
 def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.DataFrame:
@@ -106,10 +78,10 @@ def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.Data
     >>> survival("perc-pos", rows, np.array([True, False])).iloc[20].tolist()
     [0.8, 0.5, 0.0, 1.0, 1.0]
     """
-    found = []
+    lines = []
     for method in grid(family, rows):
-        kept = stays(method, rows)
-        found.append(
+        kept = _stays(method, rows)
+        lines.append(
             {
                 "parameter": parameter(method),
                 "all": kept.mean(),
@@ -118,7 +90,7 @@ def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.Data
                 "pairs": rows["pair"][kept].nunique() / rows["pair"].nunique(),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(lines)
 
 
 def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0) -> Suggestion:
@@ -132,37 +104,46 @@ def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int =
         rows: a row a negative: query, score, positive_score.
         suspect: (rows,) bool; must not come from the scores themselves.
     """
-    ceilings = grid(family, rows)
-    steps = np.array([parameter(method) for method in ceilings])
     count, queries = int(suspect.sum()), rows["query"][suspect].nunique()
-    nothing = Suggestion(family, None, np.nan, np.nan, count, queries, np.nan, np.nan)
+    known = {"family": family, "suspects": count, "queries": queries}
     if count < LEAST or 2 * queries < LEAST:
         why = (
             f"{count} suspicious negatives of {queries} queries are too few, expected at least "
             f"{LEAST} of {LEAST // 2} queries or more"
         )
-        return Suggestion(**vars(nothing) | {"why": why})
+        return Suggestion(**known, why=why)
     if suspect.all():
-        return Suggestion(**vars(nothing) | {"why": "every negative is suspicious"})
+        return Suggestion(**known, why="every negative is suspicious")
+    steps = grid(family, rows)
     codes, names = pd.factorize(rows["query"])
     # A negative falls at the first ceiling that it does not stay below, and at all tighter ones
-    falls = sum(stays(method, rows).astype(np.int64) for method in ceilings)
+    falls = sum(_stays(method, rows).astype(np.int64) for method in steps)
     totals = np.zeros((2, len(names), len(steps) + 1), np.float32)
     np.add.at(totals, (suspect.astype(int), codes, falls), 1)
     others, suspects = totals.cumsum(2)
-    whole = np.ones(len(names), np.float32)
-    curve = _separation(whole, suspects, others)
-    best = int(curve.argmax())
-    rng = np.random.default_rng(seed)
-    even = np.full(len(names), 1 / len(names))
+    curve = _separation(np.ones(len(names), np.float32), suspects, others)
+    rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
     draws = [rng.multinomial(len(names), even).astype(np.float32) for _ in range(DRAWS)]
     curves = np.array([_separation(weights, suspects, others) for weights in draws])
+    best = int(curve.argmax())
     if curve[best] <= 0 or np.quantile(curves[:, best], 0.025) <= 0:
         why = "the score does not tell the suspicious negatives from the others"
-        return Suggestion(**vars(nothing) | {"why": why})
-    low, high = np.quantile(steps[curves.argmax(1)], [0.025, 0.975], method="nearest")
-    dropped = [float(part[:, best].sum() / part[:, -1].sum()) for part in (suspects, others)]
-    return Suggestion(family, float(steps[best]), float(low), float(high), count, queries, *dropped)
+        return Suggestion(**known, why=why)
+    values = np.array([parameter(method) for method in steps])
+    low, high = np.quantile(values[curves.argmax(1)], [0.025, 0.975], method="nearest")
+    return Suggestion(
+        **known,
+        parameter=float(values[best]),
+        low=float(low),
+        high=float(high),
+        suspects_dropped=float(suspects[:, best].sum() / suspects[:, -1].sum()),
+        others_dropped=float(others[:, best].sum() / others[:, -1].sum()),
+    )
+
+
+def _stays(method: methods.Method, rows: pd.DataFrame) -> np.ndarray:
+    """(rows,) bool: which negatives lie below the method's ceiling."""
+    return rows["score"].to_numpy() < method.ceiling(rows["positive_score"].to_numpy(), safe=True)
 
 
 def _separation(weights: np.ndarray, suspects: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -1,38 +1,118 @@
-"""The report on mined negatives: one HTML file that asks nothing of any network."""
+"""The report on mined negatives: one HTML file that needs neither a network nor a script.
+
+Figures are SVG inside the page, with letters as text and the page's own colours, so that they are
+readable on a light and a dark ground.
+"""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+import html
+import io
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from nvret import __version__
-from nvret.analysis import ceilings, inspection_figures, suspects
+from nvret.analysis import ceilings, suspects
+from nvret.analysis.audit import hashed
 from nvret.analysis.inspection import Inspection
-from nvret.study.mixtures import hashed
+from nvret.utils.errors import NvretError
+from nvret.utils.store import atomic_file
 
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+FAMILIES = {"perc-pos": "Percentage of the positive's score", "margin-pos": "Margin below it"}
 HUBS = 8
-NAMES = {"perc-pos": "Percentage of the positive's score", "margin-pos": "Margin below it"}
+BINS = 40
+INK = "#010203"  # stands for the page's colour of letters until the SVG is written
+NEGATIVE, SUSPECT, POSITIVE, RANDOM = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe and Ito
+VARIABLES = {"negative": NEGATIVE, "suspect": SUSPECT, "positive": POSITIVE, "random": RANDOM}
+STYLE = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), INK),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 9),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **{"axes.grid": True, "grid.color": "#999999", "grid.linewidth": 0.3, "grid.alpha": 0.6},
+    **{"axes.labelsize": 9.5, "legend.columnspacing": 1, "legend.handlelength": 1.6},
+    **{"figure.figsize": (4.2, 3.0), "lines.linewidth": 1.6, "patch.linewidth": 1.6},
+    **{"figure.constrained_layout.use": True, "savefig.transparent": True, "svg.fonttype": "none"},
+}  # small figures, so that the letters stay large on a phone
 
 
-@cache
-def environment() -> Environment:
-    """Templates of the package; everything that is put into one is escaped."""
-    made = Environment(
+def save_html(inspection: Inspection, path: Path | str, *, overwrite: bool = False) -> Path:
+    """Write the report.
+
+    Raises:
+        NvretError: the file exists, and ``overwrite`` is false; or it cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise NvretError(f"{path} exists, expected a new file (or overwrite)")
+    text = page(inspection)
+    try:
+        with atomic_file(path) as partial_file:
+            partial_file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise NvretError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def show(inspection: Inspection) -> HTML:
+    """A shorter report as the output of a notebook's cell."""
+    from IPython.display import HTML
+
+    text = html.escape(page(inspection, suspicious=20, sample=20), quote=True)
+    frame = (
+        '<iframe sandbox="allow-scripts" title="Report on mined negatives" '
+        f'style="width:100%;height:44rem;border:1px solid #8888" srcdoc="{text}"></iframe>'
+    )
+    return HTML(f"<div>{frame}</div>")
+
+
+def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
+    """The report as HTML; everything that is put into it is escaped.
+
+    Args:
+        suspicious: rows of the table of suspicious negatives.
+        sample: pairs to browse, chosen by a hash of their ids.
+    """
+    environment = Environment(
         loader=PackageLoader("nvret.analysis"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["share"] = share
-    made.filters["number"] = lambda value: f"{value:,}"
-    made.filters["score"] = lambda value: f"{value:.3f}"
-    return made
+    environment.filters |= {"share": share, "number": "{:,}".format, "score": "{:.3f}".format}
+    worst = inspection.suspicious(len(inspection.rows))
+    return environment.get_template("inspect.html").render(
+        inspection=inspection,
+        counts=inspection.counts,
+        version=__version__,
+        title=f"Mined negatives of {inspection.dataset.name}",
+        findings=findings(inspection),
+        figures=_figures(inspection),
+        suspicious=[_case(inspection, row) for _, row in worst.head(suspicious).iterrows()],
+        suspicious_all=len(worst),
+        sample=_sample(inspection, sample),
+        hubs=_hubs(inspection),
+        hub_limit=suspects.hub_limit(len(inspection.dataset.queries)),
+        suggestions=[_suggestion(inspection, family) for family in FAMILIES],
+        facts=_flat(inspection.facts),
+        run=suspects.RUN,
+        similar=suspects.SIMILAR,
+        least=ceilings.LEAST,
+        draws=ceilings.DRAWS,
+    )
 
 
 def share(value: float) -> str:
@@ -46,208 +126,244 @@ def share(value: float) -> str:
     return f"{100 * value:.{1 if abs(value) < 0.3 else 0}f} %"
 
 
-def page(found: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
-    """The report as HTML.
-
-    Args:
-        suspicious: rows of the table of suspicious negatives.
-        sample: pairs to browse, chosen by a hash of their ids.
-    """
-    template = environment().get_template("inspect.html")
-    return template.render(
-        found=found,
-        version=__version__,
-        title=f"Mined negatives of {found.dataset.name}",
-        findings=findings(found),
-        figures=_figures(found),
-        suspicious=[_case(found, row) for _, row in found.suspicious(suspicious).iterrows()],
-        suspicious_all=len(found.suspicious(len(found.rows))),
-        sample=_sample(found, sample),
-        hubs=_hubs(found),
-        hub_limit=suspects.hub_limit(len(found.dataset.queries)),
-        suggestions=[_suggestion(found, family) for family in NAMES],
-        facts=_flat(found.facts),
-        run=suspects.RUN,
-        similar=suspects.SIMILAR,
-        least=ceilings.LEAST,
-        draws=ceilings.DRAWS,
-    )
-
-
-def findings(found: Inspection) -> list[tuple[str, str]]:
+def findings(inspection: Inspection) -> list[tuple[str, str]]:
     """What to know first: (kind, sentence), kind one of "good", "look", "note"."""
-    counts, rows = found.counts, found.rows
-    said = []
-    labelled = int(rows["labelled"].sum())
-    if labelled:
-        said.append(("look", f"{labelled:,} negatives are labelled relevant for their query."))
-    if found.hidden is not None:
-        rate = found.hidden.rate
-        said.append(
-            (
-                "look" if found.hidden.false else "good",
-                f"Hidden labels know {found.hidden.false:,} of {found.hidden.negatives:,} "
-                f"negatives of {found.hidden.queries:,} queries to be answers: {share(rate.value)} "
-                f"(95 % interval {share(rate.low)} to {share(rate.high)}), a lower bound.",
-            )
+    counts, rows, hidden = inspection.counts, inspection.rows, inspection.hidden
+    lines = []
+    if labelled := int(rows["labelled"].sum()):
+        lines.append(("look", f"{labelled:,} negatives are labelled relevant for their query."))
+    if hidden is not None:
+        value, low, high = map(share, hidden.rate)
+        sentence = (
+            f"Hidden labels know {hidden.false:,} of {hidden.negatives:,} negatives of "
+            f"{hidden.queries:,} queries to be answers: {value} (95 % interval {low} to {high}), "
+            "a lower bound."
         )
-    by_text = int(rows[suspects.TEXT].any(axis=1).sum())
-    if by_text:
-        said.append(("look", f"{by_text:,} share much of their positive's wording."))
+        lines.append(("look" if hidden.false else "good", sentence))
+    if by_text := int(rows[suspects.TEXT].any(axis=1).sum()):
+        lines.append(("look", f"{by_text:,} share much of their positive's wording."))
     else:
-        said.append(("good", "None shares much of its positive's wording."))
+        lines.append(("good", "None shares much of its positive's wording."))
     above = counts["above"] / counts["negatives"]
     sentence = f"{counts['above']:,} ({share(above)}) score at or above their positive"
-    said.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
+    lines.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
     if counts["short"]:
-        said.append(
-            (
-                "look" if counts["empty"] else "note",
-                f"{counts['short']:,} of {counts['pairs']:,} pairs have fewer than "
-                f"{counts['asked']} negatives; {counts['empty']:,} have none.",
-            )
+        sentence = (
+            f"{counts['short']:,} of {counts['pairs']:,} pairs have fewer than "
+            f"{counts['asked']} negatives; {counts['empty']:,} have none."
         )
+        lines.append(("look" if counts["empty"] else "note", sentence))
     else:
-        said.append(("good", f"Every pair has its {counts['asked']} negatives."))
-    top = found.hubs.iloc[0]
-    limit = suspects.hub_limit(len(found.dataset.queries))
-    hubs = int((found.hubs["queries"] >= limit).sum())
-    said.append(
-        (
-            "note",
-            f"{counts['passages']:,} different passages stand in {counts['negatives']:,} places; "
-            f"{hubs:,} are mined for {limit:,} queries or more, one for {int(top['queries']):,}.",
-        )
+        lines.append(("good", f"Every pair has its {counts['asked']} negatives."))
+    queries, limit = inspection.hubs["queries"], suspects.hub_limit(len(inspection.dataset.queries))
+    sentence = (
+        f"{counts['passages']:,} different passages stand in {counts['negatives']:,} places; "
+        f"{int((queries >= limit).sum()):,} are mined for {limit:,} queries or more, one for "
+        f"{int(queries.iloc[0]):,}."
     )
-    return said + [("look", warning) for warning in found.warnings]
+    return [*lines, ("note", sentence), *(("look", warning) for warning in inspection.warnings)]
 
 
-def _figures(found: Inspection) -> list[dict[str, Any]]:
-    rows = found.rows
-    bounded = bool(np.isfinite(rows["room"]).all())
-    middle = rows[["score", "positive_score", "ratio"]].median()
-    drawn = [
-        (
-            "scores",
-            "Scores",
-            inspection_figures.scores(found),
-            f"Median of the positives {middle['positive_score']:.3f}, of the negatives "
-            f"{middle['score']:.3f}. Positives of pairs without negatives are not in the table.",
-        ),
-        (
-            "ratios",
-            "Negative beside its positive",
-            inspection_figures.ratios(found),
-            f"Half of the negatives score {share(middle['ratio'])} of their positive or less.",
-        ),
-        (
-            "room",
-            "Room below the ceiling" if bounded else "Distance to the positive",
-            inspection_figures.room(found),
-            "A pile at 0 says that the ceiling decides which negatives are taken."
-            if bounded
-            else "The method sets no ceiling; left of the line a negative beats its positive.",
-        ),
-        *(
-            (
-                f"survival-{family}",
-                f"What a {name} would keep",
-                inspection_figures.survival(found, family),
-                "Of this table: mining anew fills the free places with the next candidates. "
-                "Stricter to the right."
-                + (
-                    " The line is the suggestion, the band its interval."
-                    if found.suggestions[family].parameter is not None
-                    else ""
-                ),
-            )
-            for family, name in (("perc-pos", "percentage"), ("margin-pos", "margin"))
-        ),
-        (
-            "hubs",
-            "The same passage for many queries",
-            inspection_figures.hubs(found),
-            "A steep start says that few passages serve as negatives for many queries.",
-        ),
-    ]
-    return [
-        {
-            "name": name,
-            "title": title,
-            "text": text,
-            "svg": Markup(inspection_figures.svg(fig, name)),
-        }
-        for name, title, fig, text in drawn
-    ]
-
-
-def _case(found: Inspection, row: pd.Series) -> dict[str, Any]:
+def _case(inspection: Inspection, row: pd.Series) -> dict[str, Any]:
     """A negative with its query and positive, ready to be read."""
-    data, texts = found.dataset, found.dataset.passages
-    query, positive, negative = (int(row[name]) for name in ("query", "positive", "negative"))
-    alike = row[suspects.TEXT].any()
-    return {
-        "query": data.query_texts[query],
-        "query_id": data.queries["id"][query].as_py(),
-        "positive": texts[positive],
-        "positive_id": data.corpus["id"][positive].as_py(),
-        "negative": texts[negative],
-        "negative_id": data.corpus["id"][negative].as_py(),
-        "run": suspects.longest_run(texts[positive], texts[negative]) if alike else None,
-        "reasons": suspects.reasons(row),
-        "row": row,
-    }
+    dataset = inspection.dataset
+    case: dict[str, Any] = {"row": row, "reasons": suspects.reasons(row), "run": None}
+    for name, ids, texts in (
+        ("query", dataset.queries["id"], dataset.query_texts),
+        ("positive", dataset.corpus["id"], dataset.passages),
+        ("negative", dataset.corpus["id"], dataset.passages),
+    ):
+        case |= {name: texts[int(row[name])], f"{name}_id": ids[int(row[name])].as_py()}
+    if row[suspects.TEXT].any():
+        case["run"] = suspects.longest_run(case["positive"], case["negative"])
+    return case
 
 
-def _sample(found: Inspection, number: int) -> list[list[dict[str, Any]]]:
+def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
     """The negatives of some pairs, in rank order; the same pairs whatever the table's order."""
-    ids = found.dataset.queries["id"]
-    pairs = found.rows.drop_duplicates("pair")
-    passages = found.dataset.corpus["id"]
-    names = [
-        hashed(f"{ids[query].as_py()} {passages[positive].as_py()}")
+    queries, passages = inspection.dataset.queries["id"], inspection.dataset.corpus["id"]
+    pairs = inspection.rows.drop_duplicates("pair")
+    keys = [
+        hashed(f"{queries[query].as_py()} {passages[positive].as_py()}")
         for query, positive in pairs[["query", "positive"]].to_numpy().tolist()
     ]
-    chosen = pairs["pair"].to_numpy()[np.argsort(names, kind="stable")[:number]]
-    groups = found.rows[found.rows["pair"].isin(chosen)].groupby("pair", sort=True)
+    chosen = pairs["pair"].to_numpy()[np.argsort(keys, kind="stable")[:number]]
+    groups = inspection.rows[inspection.rows["pair"].isin(chosen)].groupby("pair", sort=True)
     return [
-        [_case(found, row) for _, row in group.sort_values("rank").iterrows()]
+        [_case(inspection, row) for _, row in group.sort_values("rank").iterrows()]
         for _, group in groups
     ]
 
 
-def _hubs(found: Inspection) -> list[dict[str, Any]]:
-    data = found.dataset
+def _hubs(inspection: Inspection) -> list[dict[str, Any]]:
+    dataset = inspection.dataset
     return [
         {
-            "id": data.corpus["id"][int(row.negative)].as_py(),
-            "text": data.passages[int(row.negative)],
+            "id": dataset.corpus["id"][int(row.negative)].as_py(),
+            "text": dataset.passages[int(row.negative)],
             "queries": int(row.queries),
-            "share": row.queries / len(data.queries),
+            "share": row.queries / len(dataset.queries),
         }
-        for row in found.hubs.head(HUBS).itertuples()
+        for row in inspection.hubs.head(HUBS).itertuples()
     ]
 
 
-def _suggestion(found: Inspection, family: ceilings.Family) -> dict[str, Any]:
-    chosen = found.suggestions[family]
-
-    def shown(value: float) -> str:
-        return f"{100 * value:.0f} %" if family == "perc-pos" else f"{value:.4g}"
-
+def _suggestion(inspection: Inspection, family: ceilings.Family) -> dict[str, Any]:
+    """A suggestion in words; no ``value`` where there is none."""
+    chosen = inspection.suggestions[family]
+    words = {"name": FAMILIES[family], "chosen": chosen, "value": ""}
+    if chosen.parameter is None:
+        return words
+    shown = "{:.4g}" if family == "margin-pos" else "{:.0%}"
+    value, low, high = (
+        shown.format(number).replace("%", " %")
+        for number in (chosen.parameter, chosen.low, chosen.high)
+    )
     flag = "--perc" if family == "perc-pos" else "--margin"
-    known = chosen.parameter is not None
-    return {
-        "name": NAMES[family],
-        "known": known,
-        "value": shown(chosen.parameter) if known else "no suggestion",
-        "interval": f"{shown(chosen.low)} to {shown(chosen.high)}" if known else "",
-        "command": f"--method {family} {flag} {chosen.parameter:g}" if known else "",
-        "chosen": chosen,
-    }
+    command = f"--method {family} {flag} {chosen.parameter:g}"
+    return words | {"value": value, "interval": f"{low} to {high}", "command": command}
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, str]:
-    """Provenance as (name, value) with inner names joined."""
+    """Provenance as name and value, with inner names joined."""
     table = pd.json_normalize(facts, sep=" ").iloc[0].to_dict() if facts else {}
     return {key.replace("_", " "): str(value) for key, value in sorted(table.items())}
+
+
+def _figures(inspection: Inspection) -> list[dict[str, str]]:
+    """Name, title, caption and SVG of each figure."""
+    drawings = {
+        "scores": _scores,
+        "ratios": _ratios,
+        "room": _room,
+        **{f"survival-{family}": partial(_survival, family=family) for family in FAMILIES},
+        "hubs": _hub_counts,
+    }
+    figures = []
+    for name, draw in drawings.items():
+        with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+            figure = Figure()
+            axis = figure.add_subplot()
+            title, caption = draw(axis, inspection)
+            if axis.get_legend_handles_labels()[0]:
+                figure.legend(loc="outside upper left", ncols=2)
+            svg = _svg(figure, name)
+        figures.append({"name": name, "title": title, "text": caption, "svg": svg})
+    return figures
+
+
+def _scores(axis: Axes, inspection: Inspection) -> tuple[str, str]:
+    """Distributions of the scores of positives, negatives and, with a teacher, random passages."""
+    rows = inspection.rows
+    groups = {
+        "positives": (rows.groupby("pair")["positive_score"].first(), POSITIVE, "-"),
+        "negatives": (rows["score"], NEGATIVE, "--"),
+    }
+    if inspection.random_scores is not None:
+        groups["random passages"] = (inspection.random_scores, RANDOM, ":")
+    edges = np.histogram_bin_edges(np.concatenate([v for v, *_ in groups.values()]), BINS)
+    for label, (values, colour, line) in groups.items():
+        bars = 100 * np.histogram(values, edges)[0] / max(len(values), 1)
+        axis.stairs(bars, edges, color=colour, linestyle=line, label=label)
+        axis.stairs(bars, edges, color=colour, alpha=0.15, fill=True)
+    axis.set(xlabel="teacher's score", ylabel="share of each group (%)")
+    return "Scores", (
+        f"Median of the positives {rows['positive_score'].median():.3f}, of the negatives "
+        f"{rows['score'].median():.3f}. Positives of pairs without negatives are not in the table."
+    )
+
+
+def _ratios(axis: Axes, inspection: Inspection) -> tuple[str, str]:
+    """Cumulative share of the negatives by their score as a share of their positive's."""
+    ratios, suspect = inspection.rows["ratio"], inspection.rows["suspect"]
+    right = 1.3
+    for label, mask, colour, line in (
+        ("other negatives", ~suspect, NEGATIVE, "--"),
+        ("suspicious by text or label", suspect, SUSPECT, "-"),
+    ):
+        values = np.sort(ratios[mask].dropna())
+        if len(values):
+            height = 100 * np.arange(len(values) + 1) / len(values)
+            steps = np.r_[values[0], values]
+            axis.step(steps, height, where="post", color=colour, linestyle=line, label=label)
+            right = max(right, float(np.quantile(values, 0.99)))
+    axis.axvline(1, color=INK, linewidth=1, linestyle=":")
+    axis.annotate("the positive", (1.02, 3), fontsize=9, rotation=90)
+    axis.set(xlabel="score of the negative ÷ its positive's", ylabel="negatives at or below (%)")
+    axis.set(xlim=(0, min(right, 3)), ylim=(0, 101))
+    caption = f"Half of the negatives score {share(ratios.median())} of their positive or less."
+    return "Negative beside its positive", caption
+
+
+def _room(axis: Axes, inspection: Inspection) -> tuple[str, str]:
+    """How far below its ceiling each negative lies; without a ceiling, below its positive."""
+    bounded = bool(np.isfinite(inspection.rows["room"]).all())
+    values = inspection.rows["room" if bounded else "gap"]
+    low, high = np.quantile(values, [0, 0.995])
+    bars, edges = np.histogram(values, BINS, (low, max(high, low + 1e-6)))
+    axis.stairs(100 * bars / len(values), edges, fill=True, color=NEGATIVE)
+    axis.axvline(0, color=SUSPECT, linewidth=1.4, linestyle="--")
+    axis.set(xlabel=f"{'ceiling' if bounded else 'positive’s score'} − score of the negative")
+    axis.set(ylabel="negatives (%)")
+    if bounded:
+        caption = "A pile at 0 says that the ceiling decides which negatives are taken."
+        return "Room below the ceiling", caption
+    caption = "The method sets no ceiling; left of the line a negative beats its positive."
+    return "Distance to the positive", caption
+
+
+def _survival(axis: Axes, inspection: Inspection, family: ceilings.Family) -> tuple[str, str]:
+    """What would stay of this table under each percentage, or each margin."""
+    table, chosen = inspection.survival[family], inspection.suggestions[family]
+    scale = 100 if family == "perc-pos" else 1
+    for column, label, colour, line in (
+        ("pairs", "pairs that keep one at least", POSITIVE, ":"),
+        ("others", "other negatives", NEGATIVE, "--"),
+        ("suspects", "suspicious by text or label", SUSPECT, "-"),
+    ):
+        if table[column].notna().any():
+            x, y = scale * table["parameter"], 100 * table[column]
+            axis.plot(x, y, color=colour, linestyle=line, label=label)
+    caption = (
+        "Of this table: mining anew fills the free places with the next candidates. "
+        "Stricter to the right."
+    )
+    if chosen.parameter is not None:
+        axis.axvspan(scale * chosen.low, scale * chosen.high, color="#999999", alpha=0.25)
+        axis.axvline(scale * chosen.parameter, color=INK, linewidth=1)
+        caption += " The line is the suggestion, the band its interval."
+    axis.set(ylabel="would stay (%)", ylim=(0, 101))
+    if family == "margin-pos":
+        axis.set_xlabel("margin (teacher's score)")
+        return "What a margin would keep", caption
+    axis.set_xlabel("percentage of the positive (%)")
+    axis.invert_xaxis()  # stricter to the right, as with the margin
+    return "What a percentage would keep", caption
+
+
+def _hub_counts(axis: Axes, inspection: Inspection) -> tuple[str, str]:
+    """How many queries the most frequent negatives were mined for, by rank."""
+    queries = inspection.hubs["queries"].to_numpy()
+    axis.plot(np.arange(1, len(queries) + 1), queries, color=NEGATIVE)
+    axis.set(xscale="log", yscale="log" if queries.max() > 10 else "linear")
+    axis.set(xlabel="passage, by how often it is mined", ylabel="queries it is mined for")
+    axis.set_ylim(bottom=0.9)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:g}")
+    caption = "A steep start says that few passages serve as negatives for many queries."
+    return "The same passage for many queries", caption
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """SVG with the page's colours in it; ``name`` starts its ids, which must differ in a page."""
+    target = io.StringIO()
+    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    text = target.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    for variable, colour in VARIABLES.items():  # which a page may lighten on a dark ground
+        text = text.replace(colour.lower(), f"var(--{variable},{colour})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
+    size = re.search(r'viewBox="([^"]+)"', text)
+    return re.sub(r"<svg [^>]*>", f'<svg viewBox="{size[1]}" aria-hidden="true">', text, count=1)

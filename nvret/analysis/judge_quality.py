@@ -25,12 +25,15 @@ RESAMPLES = 400
 
 
 class Judged(NamedTuple):
-    """Attributes:
-    judge: its name.
-    threshold: score from which a negative counts as relevant.
-    table: a row for each negative: ids, rank, the teacher's scores, ``judged`` (the judge's
-        score), and with hidden labels ``known``: whether it is a hidden positive.
-    seconds: for a thousand pairs; tokens: read for a pair.
+    """A judge's scores of a table of negatives.
+
+    Attributes:
+        judge: its name.
+        threshold: score from which a negative counts as relevant.
+        table: a row for each negative: ids, rank, the teacher's scores, ``judged`` (the judge's
+            score), and with hidden labels ``known``: whether it is a hidden positive.
+        seconds: for a thousand pairs.
+        tokens: read for a pair.
     """
 
     judge: str
@@ -89,24 +92,23 @@ def judge(
     """
     if not table.num_rows:
         raise NvretError(f"{judge.name}: the table holds no negative to judge")
-    asked = _texts(dataset.queries["id"], dataset.query_texts, table, "query_id")
-    passages = dataset.corpus["id"], dataset.passages
-    read = _texts(*passages, table, "negative_id")
-    answers = _texts(*passages, table, "positive_id")
-    start = time.perf_counter()
-    found = judge.scores(asked, read, answers, progress=progress)
-    seconds = time.perf_counter() - start
-    rows = _rows(table, hidden, found.values)
-    return Judged(
-        judge.name, judge.threshold, rows, 1000 * seconds / len(rows), found.tokens / len(rows)
+    queries = _texts(dataset.queries["id"], dataset.query_texts, table, "query_id")
+    corpus = dataset.corpus["id"], dataset.passages
+    passages, positives = (
+        _texts(*corpus, table, column) for column in ("negative_id", "positive_id")
     )
+    start = time.perf_counter()
+    values, tokens = judge.scores(queries, passages, positives, progress=progress)
+    seconds = time.perf_counter() - start
+    rows = _rows(table, hidden, values)
+    return Judged(judge.name, judge.threshold, rows, 1000 * seconds / len(rows), tokens / len(rows))
 
 
 def by_ceiling(table: pa.Table, hidden: Hidden | None = None, perc: float = 0.95) -> Judged:
     """What TopK-PercPos decides from the scores in the table: a judge that costs nothing."""
-    found = shares(table["score"].to_numpy(), table["positive_score"].to_numpy())
+    values = shares(table["score"].to_numpy(), table["positive_score"].to_numpy())
     name = f"{table['teacher'][0].as_py()}, the teacher" if table.num_rows else "the teacher"
-    return Judged(name, perc, _rows(table, hidden, found), 0.0, 0.0)
+    return Judged(name, perc, _rows(table, hidden, values), 0.0, 0.0)
 
 
 def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
 
     known, score = _known(judged)
     flagged, weight = score >= judged.threshold, _weights(known, share)
-    auc = auc_interval(known, score, judged.table["query_id"].to_numpy())
+    area = auc_interval(known, score, judged.table["query_id"].to_numpy())
     options = {"sample_weight": weight, "zero_division": np.nan}
     return {
         "judge": judged.judge,
@@ -135,16 +137,16 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
         "flagged": float(np.average(flagged, weights=weight)),
         "precision": float(precision_score(known, flagged, **options)),
         "recall": float(recall_score(known, flagged, **options)),
-        **dict(zip(("AUC", "low", "high"), auc, strict=True)),
+        **dict(zip(("AUC", "low", "high"), area, strict=True)),
     }
 
 
 def _weights(known: np.ndarray, share: float | None) -> np.ndarray:
     """(P,) what each pair stands for, where hidden positives were sampled more often."""
-    found = known.mean()
-    if share is None or not 0 < found < 1:
+    sampled = known.mean()
+    if share is None or not 0 < sampled < 1:
         return np.ones(len(known))
-    return np.where(known, share / found, (1 - share) / (1 - found))
+    return np.where(known, share / sampled, (1 - share) / (1 - sampled))
 
 
 def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> Interval:
@@ -203,9 +205,9 @@ def _rows(table: pa.Table, hidden: Hidden | None, scores: np.ndarray) -> pd.Data
 
 def _texts(ids: pa.ChunkedArray, texts: list[str], table: pa.Table, column: str) -> list[str]:
     text = dict(zip(ids.to_pylist(), texts, strict=True))
-    found = [text.get(name) for name in table[column].to_pylist()]
-    if None in found:
-        row = found.index(None)
-        said = table[column][row].as_py()
-        raise NvretError(f"negatives row {row}: {column} {said!r} is not in the data set")
-    return found
+    read = [text.get(name) for name in table[column].to_pylist()]
+    if None in read:
+        row = read.index(None)
+        name = table[column][row].as_py()
+        raise NvretError(f"negatives row {row}: {column} {name!r} is not in the data set")
+    return read

@@ -10,17 +10,22 @@ judges NQ's negatives in arXiv 2407.15831, and the vote of a second embedding mo
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from tqdm.auto import tqdm
 
-from nvret.analysis import pair_models
-from nvret.models.batching import Ragged, check_texts
+from nvret.assets import model_folder
+from nvret.encode import Encoder
+from nvret.models import layout, threads
+from nvret.models.backbones import quiet
+from nvret.models.batching import Ragged, check_texts, token_budget_batches
 from nvret.utils.errors import NvretError
 
 ASK = (
@@ -32,6 +37,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+TOKENS, SLACK = 2048, 128  # of a batch of prompts: most tokens, and most of them padding
 Texts = Sequence[str]
 
 
@@ -68,9 +74,6 @@ class BiEncoderJudge:
     def __init__(
         self, model: str | Path, share: float = 0.95, *, max_length: int = 128, device: str = "cpu"
     ) -> None:
-        from nvret.assets import model_folder
-        from nvret.encode import Encoder
-
         self.name, self.threshold, self.max_length = Path(model).name, share, max_length
         self.encoder = Encoder.load(model_folder(str(model)), device=device)
 
@@ -80,14 +83,15 @@ class BiEncoderJudge:
         size = _check(queries, passages, positives)
         vectors, tokens = [], 0
         for texts, kind in ((queries, "query"), ([*passages, *positives], "passage")):
-            options = {"max_length": self.max_length, "progress": progress}
-            vectors.append(self.encoder.encode(texts, kind, **options))
+            limit = {"max_length": self.max_length}
+            vectors.append(self.encoder.encode(texts, kind, progress=progress, **limit))
             distinct = list(dict.fromkeys(texts))  # equal texts are encoded once
-            read = self.encoder.tokenize(distinct, kind, **options | {"progress": False})
-            tokens += len(read.ids)
-        asked, read = vectors
-        theirs, mine = (np.einsum("pd,pd->p", asked, part) for part in (read[size:], read[:size]))
-        return Scores(shares(mine, theirs), tokens)
+            tokens += len(self.encoder.tokenize(distinct, kind, progress=False, **limit).ids)
+        query, passage = vectors
+        own, labelled = (
+            np.einsum("pd,pd->p", query, part) for part in (passage[:size], passage[size:])
+        )
+        return Scores(shares(own, labelled), tokens)
 
 
 def shares(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -123,21 +127,21 @@ class LanguageModelJudge:
         max_length: int = 256,
         device: str = "cpu",
     ) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if ask.count("{passage}") != 1 or ask.count("{query}") != 1:
             raise NvretError(f"ask is {ask!r}, expected {{passage}} and {{query}} once each")
         self.name, self.max_length = Path(model).name, max_length
-        self.model, self.tokenizer = pair_models.load(AutoModelForCausalLM, model, device)
+        folder = _checked_folder(AutoModelForCausalLM, model)
+        with quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        self.model = loaded.to(device).eval()
         self.parts, answers = _prompt(self.tokenizer, ask)
         yes, no = (ids[0] for ids in self._ids(answers))
         if yes == no:
             raise NvretError(f"{model}: its tokenizer begins Yes and No with the same token")
         self.head = self.model.get_output_embeddings().weight[[yes, no]].detach()
-
-    def _ids(self, texts: Texts, most: int | None = None) -> list[list[int]]:
-        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [ids[:most] for ids in found]
 
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
@@ -148,22 +152,39 @@ class LanguageModelJudge:
             places[part] if part in places else self._ids([part]) * size for part in self.parts
         ]
         prompts = Ragged.of([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
+        batches = token_budget_batches(prompts.lengths, TOKENS, slack=SLACK)
+        forward = functools.partial(self._forward, prompts)
+        if self.model.device.type == "cpu":  # whose threads take a batch each
+            results = threads.each(forward, batches)
+        else:
+            results = ((rows, forward(rows)) for rows in batches)
+        values = np.empty(size, np.float32)
+        with tqdm(total=size, desc=self.name, unit="pair", disable=not progress) as bar:
+            for rows, probabilities in results:
+                values[rows] = probabilities
+                bar.update(len(rows))
+        return Scores(values, len(prompts.ids))
 
-        def forward(batch: dict[str, Tensor]) -> Tensor:
-            hidden = self.model.base_model(**batch, use_cache=False).last_hidden_state
-            last = batch["attention_mask"].sum(1) - 1
-            # of the vocabulary's logits only the two that are asked for
-            logits = hidden[torch.arange(len(last), device=last.device), last] @ self.head.T
-            return logits.softmax(-1)[:, 0]
+    def _ids(self, texts: Texts, most: int | None = None) -> list[list[int]]:
+        tokens = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [ids[:most] for ids in tokens]
 
-        found = pair_models.run(
-            self.model, self.tokenizer, forward, prompts, name=self.name, progress=progress
+    @torch.inference_mode()
+    def _forward(self, prompts: Ragged, rows: np.ndarray) -> np.ndarray:
+        """(B,) P(Yes) of some prompts, padded on the right: no token sees those after it."""
+        ids, lengths = prompts.padded(rows, self.tokenizer.pad_token_id or 0)
+        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+        ids, mask, last = (
+            torch.from_numpy(part).to(self.model.device) for part in (ids, mask, lengths - 1)
         )
-        return Scores(found, len(prompts.ids))
+        body = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        state = body.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        # Of the vocabulary's logits only the two that are asked for
+        return (state @ self.head.T).softmax(-1)[:, 0].cpu().numpy()
 
 
 class CrossEncoderJudge:
-    """A model that reads query and passage together and gives their relevance.
+    """A model that reads query and passage together: sentence-transformers' ``CrossEncoder``.
 
     Args:
         folder: a transformers folder with safetensors and a head of one output (whose sigmoid is
@@ -176,32 +197,35 @@ class CrossEncoderJudge:
     threshold = 0.5
 
     def __init__(self, folder: str | Path, *, max_length: int = 256, device: str = "cpu") -> None:
-        from transformers import AutoModelForSequenceClassification as Auto
+        from sentence_transformers import CrossEncoder
+        from transformers import AutoModelForSequenceClassification
 
         self.name, self.max_length = Path(folder).name, max_length
-        self.model, self.tokenizer = pair_models.load(Auto, folder, device)
-        if self.model.config.num_labels > 2:
-            raise NvretError(f"{folder}: {self.model.config.num_labels} outputs, expected 1 or 2")
+        folder = _checked_folder(AutoModelForSequenceClassification, folder)
+        with quiet():
+            self.model = CrossEncoder(
+                str(folder),
+                device=device,
+                local_files_only=True,
+                model_kwargs={"dtype": torch.float32},
+            )
+        if self.model.num_labels > 2:
+            raise NvretError(f"{folder}: {self.model.num_labels} outputs, expected 1 or 2")
 
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
     ) -> Scores:
         _check(queries, passages)
-        read = self.tokenizer(
-            list(queries), list(passages), truncation="only_second", max_length=self.max_length
+        cut = {"truncation": "only_second", "max_length": self.max_length}
+        two = self.model.num_labels == 2
+        values = self.model.predict(
+            list(zip(queries, passages, strict=True)),
+            show_progress_bar=progress,
+            activation_fn=torch.nn.Softmax(-1) if two else torch.nn.Sigmoid(),
+            processing_kwargs={"text": cut},
         )
-        kinds = Ragged.of(read["token_type_ids"]) if "token_type_ids" in read else None
-
-        def forward(batch: dict[str, Tensor]) -> Tensor:
-            logits = self.model(**batch).logits
-            return logits.softmax(-1)[:, 1] if logits.shape[1] == 2 else logits[:, 0].sigmoid()
-
-        pairs = Ragged.of(read["input_ids"])
-        found = pair_models.run(
-            self.model, self.tokenizer, forward, pairs,
-            kinds=kinds, name=self.name, progress=progress,
-        )  # fmt: skip
-        return Scores(found, len(pairs.ids))
+        tokens = self.model.tokenizer(list(queries), list(passages), **cut)["input_ids"]
+        return Scores(values[:, 1] if two else values, sum(map(len, tokens)))
 
 
 def load(name: str, *, max_length: int = 128, device: str = "cpu") -> Judge:
@@ -211,26 +235,32 @@ def load(name: str, *, max_length: int = 128, device: str = "cpu") -> Judge:
         name: a name of ``nvret.assets`` or a folder.
         max_length: tokens that are read of a passage.
     """
-    from nvret.assets import model_folder
-    from nvret.models import layout
-
     folder = model_folder(name)
     options = {"max_length": max_length, "device": device}
     if layout.read(folder).static:
         return BiEncoderJudge(name, **options)
-    config = _architecture(folder)
-    if config.endswith("ForSequenceClassification"):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
         return CrossEncoderJudge(folder, **options)
-    if config.startswith("Llama") or config.endswith("ForCausalLM"):
+    if architecture.startswith("Llama") or architecture.endswith("ForCausalLM"):
         return LanguageModelJudge(name, **options)
     return BiEncoderJudge(name, **options)
 
 
-def _architecture(folder: Path) -> str:
-    import json
+def _checked_folder(kind: Any, model: str | Path) -> Path:
+    """The model's folder, if it holds all weights of this class of transformers.
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return (config.get("architectures") or [""])[0]
+    transformers would go on with random ones, and a judge whose head is random guesses.
+    """
+    folder = model_folder(str(model))
+    if not list(folder.glob("*.safetensors")):
+        raise NvretError(f"{folder}: has no safetensors")
+    with quiet():  # names alone: no weight is read
+        _, report = kind.from_pretrained(folder, device_map="meta", output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise NvretError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:4])}")
+    return folder
 
 
 def _check(*texts: Texts) -> int:

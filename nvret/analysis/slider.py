@@ -44,16 +44,18 @@ def page(
     candidates: pd.DataFrame, positive_score: float, perc: float, num_negatives: int = 4
 ) -> str:
     """The candidates as a table in HTML; arguments as of `slider`."""
-    found = verdicts(candidates["score"], positive_score, perc, num_negatives)
+    labels = verdicts(candidates["score"], positive_score, perc, num_negatives)
     head = "".join(f"<th>{escape(name)}</th>" for name in ("rank", "", *candidates.columns))
     rows = []
-    for (rank, row), verdict in zip(candidates.iterrows(), found, strict=True):
-        shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
-        cells = "".join(f"<td>{escape(text)}</td>" for text in (str(rank), verdict, *shown))
-        rows.append(f'<tr style="{STYLES[verdict]}">{cells}</tr>')
-    said = f"The positive scores {positive_score:.3f}; negatives must score below "
-    said += f"{positive_score:.3f} × {perc:.0%} = {positive_score * perc:.3f}."
-    return f"<p>{said}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    for (rank, row), label in zip(candidates.iterrows(), labels, strict=True):
+        values = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (str(rank), label, *values))
+        rows.append(f'<tr style="{STYLES[label]}">{cells}</tr>')
+    return (
+        f"<p>The positive scores {positive_score:.3f}; negatives must score below "
+        f"{positive_score:.3f} × {perc:.0%} = {positive_score * perc:.3f}.</p>"
+        f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    )
 
 
 def slider(
@@ -69,14 +71,13 @@ def slider(
     """
     import ipywidgets
 
-    chosen = ipywidgets.FloatSlider(
-        perc, min=0.5, max=1.2, step=0.01, description="percentage", readout_format=".0%",
-        continuous_update=True, style={"description_width": "initial"},
-    )  # fmt: skip
+    percentage = ipywidgets.FloatSlider(
+        perc, min=0.5, max=1.2, step=0.01, description="percentage", readout_format=".0%"
+    )
     table = ipywidgets.HTML(page(candidates, positive_score, perc, num_negatives))
 
     def update(change: dict) -> None:
         table.value = page(candidates, positive_score, change["new"], num_negatives)
 
-    chosen.observe(update, "value")
-    return ipywidgets.VBox([chosen, table])
+    percentage.observe(update, "value")
+    return ipywidgets.VBox([percentage, table])

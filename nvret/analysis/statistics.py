@@ -1,22 +1,24 @@
-"""How sure is a mean over queries and seeds, and a difference of two such means?
+"""How sure is a mean over queries and seeds, a difference of two such means, or a rate?
 
-A score has two sources of chance: the seed of the training run and the query. The two are crossed
-(every run answers every query), so that the S · Q scores are far from independent: treating them
-as such gives intervals that are much too narrow. Two answers, both for crossed data:
+Means: a score has two sources of chance, the seed of the training run and the query. The two are
+crossed (every run answers every query), so that the S · Q scores are far from independent: treating
+them as such gives intervals that are much too narrow. Here the variance is that of a two-way
+random-effects layout, with Student's t and Satterthwaite's degrees of freedom. With three seeds
+whose spread dominates, that is a t with two degrees of freedom, whose quantile is 4.3 and not 1.96.
+A bootstrap that draws seeds and queries again is no substitute with few seeds: three seeds show
+only two thirds of their variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111).
+A single seed says nothing about the spread between seeds: the interval is then one over queries,
+for that one run.
 
-- ``"t"`` (default): the variance of a two-way random-effects layout, and Student's t with
-  Satterthwaite's degrees of freedom. With three seeds whose spread dominates, that is a t with two
-  degrees of freedom, whose quantile is 4.3 and not 1.96.
-- ``"bootstrap"``: seeds and queries are drawn again, each on its own (the pigeonhole bootstrap).
-  It takes the shape of the scores into account but, with few seeds, sees too little of their
-  spread: S seeds show only (S - 1) / S of their variance, and percentiles know no t quantile. In
-  the simulation in ``tests/test_statistics.py``, three seeds of dominating spread give "95 %"
-  bootstrap intervals that hold the truth three times in four.
+Rates: a rate of false negatives is a ratio of sums over queries (false negatives / negatives), and
+the negatives of one query resemble each other. Its variance is that of the linearised ratio, with
+queries as the units. Rates near 0 are common, where "± 2 standard errors" is wrong and a bootstrap
+over queries without any event has no width, so that the interval is Wilson's at the *effective*
+number of negatives: as many independent ones as would have that variance.
 
-A single seed says nothing about the spread between seeds, under either method: the interval is
-then one over queries, for that one run.
-
-Source: Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111; Satterthwaite 1946; Holm 1979.
+Source: Satterthwaite 1946 (degrees of freedom); Holm 1979; Benjamini and Hochberg 1995; Cochran
+1977, section 6.3 (ratio); Korn and Graubard 1998, Survey Methodology 24 (effective size); Donner
+and Zou 2012, Stat. Methods Med. Res. 21 (ratio of two rates from their limits).
 """
 
 from __future__ import annotations
@@ -25,75 +27,40 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Method = Literal["t", "bootstrap"]
 Scores = np.ndarray | Sequence[np.ndarray]
-CHUNK = 1 << 20  # resampled queries held at once
 
 
 class Interval(NamedTuple):
-    """A mean or a difference of means, with its confidence interval; in the unit of the scores."""
+    """A mean, difference or rate with its confidence interval; in the unit of the scores."""
 
     value: float
     low: float
     high: float
 
 
-class ScoreMatrix(NamedTuple):
-    """The scores of several methods on one data set.
-
-    methods: M names; seeds: S; query_ids: Q; values: (M, S, Q) float64.
-    """
-
-    methods: list[str]
-    seeds: list[int]
-    query_ids: list[str]
-    values: np.ndarray
-
-
-def mean_interval(
-    scores: Scores,
-    level: float = 0.95,
-    *,
-    method: Method = "t",
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
+def mean_interval(scores: Scores, level: float = 0.95) -> Interval:
     """The mean over seeds and queries.
 
     Args:
         scores: (S, Q) of one test set; or a list of (S, Q_i), one a test set, for the mean of the
             sets' means: the sets are given, not drawn, and row s is the same run in all of them.
         level: share of such intervals that hold the true mean.
-        method: "t" or "bootstrap"; see the module.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
     Raises:
         NvretError: fewer than two queries, NaN, sets that differ in their number of seeds.
 
     >>> mean_interval(np.array([[0.25, 0.5, 0.75], [0.25, 0.5, 0.75]])).value
     0.5
     """
-    interval, _ = _infer(_as_sets(scores, "scores"), level, method, resamples, seed)
-    return interval
+    return _infer(_test_sets(scores, "scores"), level)[0]
 
 
-def paired_difference(
-    a: Scores,
-    b: Scores,
-    level: float = 0.95,
-    *,
-    method: Method = "t",
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
+def paired_difference(a: Scores, b: Scores, level: float = 0.95) -> Interval:
     """The mean of a - b, paired by seed and by query.
 
     Args:
@@ -102,27 +69,21 @@ def paired_difference(
             a model that is not trained here) has one row, which is compared with each row of the
             other.
         level: as in ``mean_interval``.
-        method: as in ``mean_interval``.
-        resamples: as in ``mean_interval``.
-        seed: as in ``mean_interval``.
 
     >>> low_noise = np.array([[0.50, 0.70, 0.30], [0.52, 0.72, 0.32]])
     >>> paired_difference(low_noise + 0.1, low_noise).low > 0.09
     True
     """
-    interval, _ = _infer(_differences(a, b), level, method, resamples, seed)
-    return interval
+    return _infer(_differences(a, b), level)[0]
 
 
-def p_value(
-    a: Scores, b: Scores, *, method: Method = "t", resamples: int = 2000, seed: int = 0
-) -> float:
+def p_value(a: Scores, b: Scores) -> float:
     """Two-sided p-value of "a and b have the same mean", from what ``paired_difference`` inverts.
 
     >>> p_value(np.array([[0.0, 1.0, 0.0, 1.0]]), np.array([[1.0, 0.0, 1.0, 0.0]]))
     1.0
     """
-    return _infer(_differences(a, b), 0.95, method, resamples, seed)[1]
+    return _infer(_differences(a, b), 0.95)[1]
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -135,19 +96,36 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
         p_values: (n,) in [0, 1].
     Returns:
         (n,) in the same order.
-    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
-    values = np.asarray(p_values, dtype=np.float64)
-    if values.ndim != 1 or not np.all((values >= 0) & (values <= 1)):
-        raise NvretError(f"p-values are {p_values!r}, expected a list of numbers in [0, 1]")
+    values = _p_values(p_values)
     order = values.argsort(kind="stable")
     adjusted = np.empty_like(values)
     steps = values[order] * np.arange(len(values), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
+    """Benjamini and Hochberg's adjusted p-values: reject where they are at most alpha.
+
+    Of the rejected comparisons a share of at most alpha is expected to be false, where the
+    p-values are independent or positively dependent. It finds more than Holm among many
+    comparisons, of which some may be wrong.
+
+    Args:
+        p_values: (n,) in [0, 1].
+    Returns:
+        (n,) in the same order.
+
+    >>> benjamini_hochberg([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.04, 0.04]
+    """
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(_p_values(p_values), method="bh")
 
 
 def verdict(
@@ -179,85 +157,103 @@ def verdict(
     return "undecided"
 
 
-def score_matrix(
-    table: pa.Table | pd.DataFrame,
-    dataset: str,
-    methods: Sequence[str] | None = None,
-    *,
-    score: str = "score",
-) -> ScoreMatrix:
-    """One data set's part of a long table as an array.
+def rate(counts: pd.DataFrame, level: float = 0.95) -> Interval:
+    """Share of the negatives that are known to be false, with its interval over queries.
 
     Args:
-        table: columns ``method``, ``seed``, ``dataset``, ``query_id`` and the score; rows in any
-            order.
-        dataset: whose rows to take.
-        methods: whose rows to take, and their order; default: all. A method without seeds does not
-            fit into one array with the others: take it on its own.
-        score: name of the score's column.
+        counts: columns query_id, mined, false (`nvret.analysis.audit.false_negatives`).
     Returns:
-        methods (if not given), seeds and queries in the order of their first row.
-    Raises:
-        NvretError: a column, the data set or one method's seed or query is missing, or is there
-            twice. A comparison over different queries would not be one.
+        a share in [0, 1]; NaN in [0, 1] where nothing was mined.
+
+    >>> import pandas as pd
+    >>> counts = pd.DataFrame({"query_id": list("abcd"), "mined": 4, "false": [1, 0, 0, 1]})
+    >>> rate(counts).value
+    0.125
     """
-    if not isinstance(table, pa.Table):
-        table = pa.Table.from_pandas(table, preserve_index=False)
-    columns = ("method", "seed", "dataset", "query_id", score)
-    if missing := set(columns) - set(table.column_names):
-        raise NvretError(f"score table has no column {min(missing)!r}, only {table.column_names}")
-    rows = table.select(columns).filter(pc.equal(table["dataset"], dataset))
-    if rows.num_rows == 0:
-        known = ", ".join(map(str, table["dataset"].unique().to_pylist()))
-        raise NvretError(f"score table has no data set {dataset!r}, only {known}")
-    if methods is not None:
-        rows = rows.filter(pc.is_in(rows["method"], pa.array(methods, rows["method"].type)))
-    if empty := [name for name in columns if rows[name].null_count]:
-        raise NvretError(f"score table: column {empty[0]!r} of data set {dataset} holds nulls")
-    axes = [rows[name].unique().to_pylist() for name in ("method", "seed", "query_id")]
-    if methods is not None:
-        axes[0] = list(methods)
-    codes = [
-        pc.index_in(rows[name], pa.array(axis, rows[name].type)).to_numpy()
-        for name, axis in zip(("method", "seed", "query_id"), axes, strict=True)
-    ]
-    shape = tuple(map(len, axes))
-    if 0 in shape:
-        raise NvretError(f"data set {dataset} has no scores of methods {methods!r}")
-    cell = np.ravel_multi_index(codes, shape)
-    count = np.bincount(cell, minlength=np.prod(shape))
-    if (wrong := np.flatnonzero(count != 1)).size:
-        where = [a[i] for a, i in zip(axes, np.unravel_index(wrong[0], shape), strict=True)]
-        raise NvretError(
-            f"data set {dataset}: method {where[0]!r}, seed {where[1]!r}, query {where[2]!r} "
-            f"has {count[wrong[0]]} scores, expected one"
-        )
-    values = np.empty(len(cell))
-    values[cell] = rows[score].to_numpy()
-    return ScoreMatrix(*axes, values.reshape(shape))
+    return _ratio(counts).interval(level)
 
 
-def _infer(
-    sets: list[np.ndarray], level: float, method: Method, resamples: int, seed: int
-) -> tuple[Interval, float]:
-    """The interval, and the two-sided p-value of "the true mean is 0"."""
-    if not 0 < level < 1:
-        raise NvretError(f"level is {level!r}, expected a number between 0 and 1")
-    if method == "t":
-        return _by_t(sets, level)
-    if method == "bootstrap":
-        return _by_bootstrap(sets, level, resamples, seed)
-    raise NvretError(f"method is {method!r}, expected 't' or 'bootstrap'")
+def reduction(counts: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
+    """How much lower the rate is than the reference's: 1 - rate / rate of the reference.
+
+    Paired by query: the interval comes from the limits of both rates and the correlation of their
+    residuals. Where a method mines few known false negatives, or none, the usual linearised
+    logarithm of the ratio has intervals that are much too narrow.
+
+    Args:
+        counts, reference: as in `rate`, for the same queries.
+    Returns:
+        a share, below 0 where there are more of them; NaN where the reference has none. The low
+        end is -inf where the reference's rate may be 0.
+    Raises:
+        NvretError: the queries differ.
+    """
+    if set(counts["query_id"]) ^ set(reference["query_id"]):
+        sizes = [len(set(table["query_id"])) for table in (counts, reference)]
+        raise NvretError(f"rates of other queries ({sizes[0]}, {sizes[1]}): they cannot be paired")
+    a, b = _ratio(reference), _ratio(counts)
+    if not a.value > 0:
+        return Interval(np.nan, -np.inf, 1.0)
+    (p, p_low, p_high), (q, q_low, q_high) = a.interval(level), b.interval(level)
+    sizes = np.sqrt((a.residuals**2).sum() * (b.residuals**2).sum())
+    r = float((a.residuals * b.residuals).sum() / sizes) if sizes > 0 else 0.0
+
+    def limit(q_end: float, p_end: float, sign: int) -> float:
+        bottom = p_end * (2 * p - p_end)
+        middle = p * q - r * abs(q - q_end) * abs(p_end - p)
+        root = np.sqrt(max(middle**2 - q_end * (2 * q - q_end) * bottom, 0.0))
+        return (middle + sign * root) / bottom if bottom else sign * np.inf
+
+    most = limit(q_high, p_low, 1) if p_low > 0 else np.inf
+    return Interval(1 - q / p, float(1 - most), float(1 - max(limit(q_low, p_high, -1), 0.0)))
 
 
-def _by_t(sets: list[np.ndarray], level: float) -> tuple[Interval, float]:
-    """Two-way random effects, score = mean + seed + query + rest, and Satterthwaite's t.
+class _Ratio(NamedTuple):
+    """A rate; the linearised residual of each query, whose sum of squares is the rate's variance;
+    how many negatives there are, and how many queries have any.
+    """
 
-    The variance of the seeds' means and that of the queries' means both hold the rest, which is
-    therefore taken off once; it is kept at least as large as the larger of the two.
+    value: float
+    residuals: np.ndarray
+    negatives: int
+    queries: int
+
+    def interval(self, level: float) -> Interval:
+        from scipy.special import stdtrit
+
+        if self.negatives == 0:
+            return Interval(np.nan, 0.0, 1.0)
+        p, variance = self.value, float((self.residuals**2).sum())
+        # Without an event, or with events alone, nothing tells how much the negatives of a query
+        # resemble each other: count a query once
+        size = min(p * (1 - p) / variance, self.negatives) if variance > 0 else self.queries
+        t = float(stdtrit(max(self.queries - 1, 1), (1 + level) / 2))
+        centre, share = (p + t**2 / (2 * size)) / (1 + t**2 / size), t / (1 + t**2 / size)
+        reach = share * np.sqrt(p * (1 - p) / size + t**2 / (4 * size**2))
+        low, high = max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+        return Interval(p, min(low, p), max(high, p))
+
+
+def _ratio(counts: pd.DataFrame) -> _Ratio:
+    totals = counts.groupby("query_id")[["mined", "false"]].sum().sort_index()
+    mined, false = totals["mined"].to_numpy(float), totals["false"].to_numpy(float)
+    value = false.sum() / mined.sum() if mined.sum() else np.nan
+    queries = int((mined > 0).sum())
+    scale = np.sqrt(queries / max(queries - 1, 1)) / max(mined.sum(), 1)
+    return _Ratio(float(value), scale * (false - value * mined), int(mined.sum()), queries)
+
+
+def _infer(sets: list[np.ndarray], level: float) -> tuple[Interval, float]:
+    """The interval, and the two-sided p-value of "the true mean is 0".
+
+    Two-way random effects, score = mean + seed + query + rest, and Satterthwaite's t. The variance
+    of the seeds' means and that of the queries' means both hold the rest, which is therefore taken
+    off once; the sum is kept at least as large as the larger of the two.
     """
     from scipy.special import stdtr, stdtrit
 
+    if not 0 < level < 1:
+        raise NvretError(f"level is {level!r}, expected a number between 0 and 1")
     num_seeds = len(sets[0])
     value = float(np.mean([scores.mean() for scores in sets]))
     parts, freedom, rest = [], [], 0.0  # variance components of the mean, their degrees of freedom
@@ -288,40 +284,15 @@ def _by_t(sets: list[np.ndarray], level: float) -> tuple[Interval, float]:
     return Interval(value, value - reach, value + reach), p
 
 
-def _by_bootstrap(
-    sets: list[np.ndarray], level: float, resamples: int, seed: int
-) -> tuple[Interval, float]:
-    if resamples < 100:
-        raise NvretError(f"resamples is {resamples}, expected at least 100")
-    value = float(np.mean([scores.mean() for scores in sets]))
-    replicates = _pigeonhole(sets, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
-    return Interval(value, float(low), float(high)), min(1.0, 2 * (1 + tail) / (1 + resamples))
-
-
-def _pigeonhole(sets: list[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples,) means; the seeds are drawn once for all sets, the queries within each set."""
-    num_seeds = len(sets[0])
-    drawn = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
-    seeds = drawn / num_seeds
-    total = np.zeros(resamples)
-    for scores in sets:
-        num_queries = scores.shape[1]
-        step = max(1, CHUNK // num_queries)
-        for start in range(0, resamples, step):
-            rows = slice(start, min(start + step, resamples))
-            size = rows.stop - start
-            queries = rng.integers(num_queries, size=(size, num_queries), dtype=np.int32)
-            queries += num_queries * np.arange(size, dtype=np.int32)[:, None]
-            counts = np.bincount(queries.ravel(), minlength=size * num_queries)
-            by_seed = counts.reshape(size, num_queries).astype(np.float64) @ scores.T
-            total[rows] += (by_seed * seeds[rows]).sum(1) / num_queries
-    return total / len(sets)
+def _p_values(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not np.all((array >= 0) & (array <= 1)):
+        raise NvretError(f"p-values are {values!r}, expected a list of numbers in [0, 1]")
+    return array
 
 
 def _differences(a: Scores, b: Scores) -> list[np.ndarray]:
-    left, right = _as_sets(a, "a"), _as_sets(b, "b")
+    left, right = _test_sets(a, "a"), _test_sets(b, "b")
     if len(left) != len(right):
         raise NvretError(f"a has {len(left)} test sets and b has {len(right)}: cannot be paired")
     for x, y in zip(left, right, strict=True):
@@ -330,7 +301,7 @@ def _differences(a: Scores, b: Scores) -> list[np.ndarray]:
     return [x - y for x, y in zip(left, right, strict=True)]
 
 
-def _as_sets(scores: Scores, name: str) -> list[np.ndarray]:
+def _test_sets(scores: Scores, name: str) -> list[np.ndarray]:
     sets = [scores] if isinstance(scores, np.ndarray) and scores.ndim == 2 else list(scores)
     sets = [np.asarray(one, dtype=np.float64) for one in sets]
     if not sets:

@@ -6,7 +6,7 @@ mining: the texts, the labels and the teacher's scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -38,30 +38,20 @@ class Run(NamedTuple):
     text: str
 
 
-def signs(
-    dataset: RetrievalDataset,
-    rows: pd.DataFrame,
-    labelled: set[tuple[int, int]],
-    *,
-    run: int = RUN,
-    similar: float = SIMILAR,
-) -> pd.DataFrame:
+def signs(dataset: RetrievalDataset, rows: pd.DataFrame, labelled: np.ndarray) -> pd.DataFrame:
     """The signs of each negative, compared with the positive of its own pair.
 
     Args:
         dataset: the texts.
         rows: columns query, positive, negative (rows of the data set), score, positive_score.
-        labelled: (query, passage) rows that are known to be relevant, hidden labels included.
-        run: so many words in a row are a long run.
-        similar: word-trigram Jaccard similarity from which a negative is nearly the positive.
+        labelled: (rows,) bool: known to be relevant, by hidden labels too.
     Returns:
         a row for each negative: bool columns of ``REASONS``; ``similarity`` (0 where it lies below
-        ``similar``); ``mined_for``, the number of queries that the passage is a negative of.
+        ``SIMILAR``); ``mined_for``, the number of queries that the passage is a negative of.
     """
-    keys = zip(rows["query"], rows["negative"], strict=True)
     mined_for = rows.groupby("negative")["query"].transform("nunique").to_numpy()
-    similarity = _similarity(dataset.passages, rows, similar)
-    contains, shared = _words(dataset.passages, rows, run)
+    similarity = _similarity(dataset.passages, rows)
+    contains, shared = _wording(dataset.passages, rows)
     titles = [normalise(title) for title in dataset.corpus["title"].to_pylist()]
     same_title = [
         bool(titles[a]) and titles[a] == titles[b]
@@ -69,8 +59,8 @@ def signs(
     ]
     return pd.DataFrame(
         {
-            "labelled": [key in labelled for key in keys],
-            "near_duplicate": similarity >= similar,
+            "labelled": labelled,
+            "near_duplicate": similarity >= SIMILAR,
             "contains": contains,
             "shared": shared,
             "above": rows["score"].to_numpy() >= rows["positive_score"].to_numpy(),
@@ -120,36 +110,35 @@ def longest_run(left: str, right: str) -> Run:
     Run(words=4, text='the tower was opened')
     """
     a, b = normalise(left).split(), normalise(right).split()
-    found = SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
-    return Run(found.size, " ".join(a[found.a : found.a + found.size]))
+    match = SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
+    return Run(match.size, " ".join(a[match.a : match.a + match.size]))
 
 
-def _similarity(passages: Sequence[str], rows: pd.DataFrame, least: float) -> np.ndarray:
-    """(rows,) Jaccard similarity of positive and negative; 0 where it lies below ``least``."""
-    positives, negatives = (np.unique(rows[name]) for name in ("positive", "negative"))
-    i, j, value = near_duplicate_pairs(
-        [passages[row] for row in positives], [passages[row] for row in negatives], threshold=least
-    )
-    found = pd.Series(value, pd.MultiIndex.from_arrays([positives[i], negatives[j]]), dtype=float)
+def _similarity(passages: Sequence[str], rows: pd.DataFrame) -> np.ndarray:
+    """(rows,) Jaccard similarity of positive and negative; 0 where it lies below ``SIMILAR``."""
+    sides = [np.unique(rows[name]) for name in ("positive", "negative")]
+    texts = [[passages[row] for row in side] for side in sides]
+    i, j, values = near_duplicate_pairs(*texts, threshold=SIMILAR)
+    pairs = pd.MultiIndex.from_arrays([sides[0][i], sides[1][j]])
     wanted = pd.MultiIndex.from_frame(rows[["positive", "negative"]])
-    return found.reindex(wanted).fillna(0.0).to_numpy()
+    return pd.Series(values, pairs, dtype=float).reindex(wanted).fillna(0.0).to_numpy()
 
 
-def _words(passages: Sequence[str], rows: pd.DataFrame, run: int) -> tuple[list[bool], list[bool]]:
+def _wording(passages: Sequence[str], rows: pd.DataFrame) -> tuple[list[bool], list[bool]]:
     """Whether one text contains the other, and whether they share a long run of words."""
     used = np.unique(rows[["positive", "negative"]])
     plain = {int(row): normalise(passages[row]) for row in used}
-    runs: tuple[int, set[str]] = (-1, set())
+    of_positive: tuple[int, set[str]] = (-1, set())  # the last positive and its runs
     contains, shared = [], []
     for positive, negative in zip(rows["positive"], rows["negative"], strict=True):
         a, b = f" {plain[positive]} ", f" {plain[negative]} "
-        if runs[0] != positive:
-            runs = positive, set(_runs(plain[positive], run))
+        if of_positive[0] != positive:
+            of_positive = positive, set(_runs(plain[positive]))
         contains.append(a in b or b in a)
-        shared.append(any(part in runs[1] for part in _runs(plain[negative], run)))
+        shared.append(any(run in of_positive[1] for run in _runs(plain[negative])))
     return contains, shared
 
 
-def _runs(text: str, length: int):
+def _runs(text: str) -> Iterator[str]:
     words = text.split()
-    return (" ".join(words[at : at + length]) for at in range(len(words) - length + 1))
+    return (" ".join(words[start : start + RUN]) for start in range(len(words) - RUN + 1))

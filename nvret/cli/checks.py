@@ -33,17 +33,18 @@ def inspect(
         teacher: the table's own; adds scores of random passages
         overwrite: replace the output
     """
-    from nvret.analysis import inspection
+    from nvret import negatives as tables
+    from nvret.analysis import inspection, inspection_report
     from nvret.io import inputs
 
     data.check("inspect needs")
     # Before the work, and again when the report is written
     if output.is_dir() or (output.exists() and not overwrite):
         raise NvretError(f"{output} exists, expected a new file or --overwrite")
-    table = inspection.read(negatives)
+    table = tables.load(negatives)
     labels = None if hidden is None else inputs.qrels(hidden)[0]
     report = inspection.inspect(table, data.load(), hidden=labels, teacher=teacher)
-    report.save_html(output, overwrite=overwrite)
+    inspection_report.save_html(report, output, overwrite=overwrite)
     counts = report.counts
     print(
         f"{output}: {counts['negatives']} negatives for {counts['pairs']} pairs of query "

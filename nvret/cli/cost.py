@@ -84,7 +84,7 @@ def plan(
     if tflops is None:
         torch_device = calibration.check_device(device)
         encoder = Encoder.load(assets.model_path("minilm-l6"), device=torch_device)
-        tflops = plans.rate(encoder, sets.load("nq").passages[:512])
+        tflops = calibration.measure_rate(encoder, sets.load("nq").passages[:512])
     assumed = plans.Assumed(tflops=tflops, passage_tokens=passage_tokens,
                             query_tokens=query_tokens, devices=devices)  # fmt: skip
     print(plans.describe(settings, assumed))

@@ -1,8 +1,9 @@
 """What mining a corpus will cost, before it starts: seconds, memory and disk by stage.
 
-A minute of measuring (`calibration`) gives each term of the work its price on this machine
-(`prices`). The prices are checked on a larger run that the fit has not seen, and multiplied
-by the work of what is to be mined.
+A minute of measuring (`nvret.cost.calibration`) gives each term of the work (`nvret.cost.work`) its
+price on this machine, by least squares on the *relative* error with no price below zero. The prices
+are checked on a larger run that the fit has not seen, and multiplied by the work of what is to be
+mined.
 
 Not in the model: the check for near-duplicates, reading and hashing the corpus, the scores of the
 positives, writing the negatives.
@@ -12,51 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
+from scipy.optimize import nnls
 
 from nvret.cost import calibration
-from nvret.cost.calibration import measure_encoding, measure_search
-from nvret.cost.prices import (
-    ENCODING_TERMS,
-    FLOAT,
-    GIBIBYTE,
-    MEBIBYTE,
-    SEARCH_TERMS,
-    Lengths,
-    Prices,
-    duration,
-    encoding_terms,
-    search_bytes,
-    search_terms,
-)
+from nvret.cost.work import Lengths, Search, encoding_terms, vector_bytes
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
 
-__all__ = [
-    "ENCODING_TERMS",
-    "SEARCH_TERMS",
-    "Calibration",
-    "Lengths",
-    "Prices",
-    "Workload",
-    "calibrate",
-    "crossover",
-    "describe",
-    "duration",
-    "encoding_terms",
-    "measure_encoding",
-    "measure_search",
-    "predict",
-    "search_bytes",
-    "search_terms",
-]
-
 SAMPLE = 2048  # texts whose lengths are counted
+GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -84,39 +57,47 @@ class Workload:
                 raise NvretError(f"{name} is {value}, expected a number above 0")
 
 
+class Texts(NamedTuple):
+    """The texts of a sample.
+
+    lengths: tokens of a text, after it is cut.
+    text_bytes: memory of a text while it is encoded.
+    token_bytes: the same for each of its tokens, before it is cut.
+    """
+
+    lengths: Lengths
+    text_bytes: float
+    token_bytes: float
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What was measured, and the prices that were fitted to it.
 
     Attributes:
         searches, encodings: the measured runs with their predictions; see `calibrate`.
-        search, encoding: prices of the terms.
-        k, buffer_mb, device, dimension: what was measured.
-        passage_lengths, query_lengths: tokens per text of the sample.
-        text_bytes, token_bytes: "passage" and "query" -> memory while texts are encoded, for each
-            text like those of the sample, and for each token of it before it is cut.
-        weight_bytes: of the model.
+        search_prices, encoding_prices: seconds of each of ``work.SEARCH_TERMS`` and
+            ``work.ENCODING_TERMS``.
+        k, device, dimension, weight_bytes: what was measured.
+        passage, query: of the sample.
     """
 
     searches: pd.DataFrame
     encodings: pd.DataFrame
-    search: Prices
-    encoding: Prices
+    search_prices: np.ndarray
+    encoding_prices: np.ndarray
     k: int
-    buffer_mb: int
     device: str
     dimension: int
-    passage_lengths: Lengths
-    query_lengths: Lengths
-    text_bytes: dict[str, float]
-    token_bytes: dict[str, float]
     weight_bytes: int
+    passage: Texts
+    query: Texts
 
     def reach(self, workload: Workload) -> tuple[float, float]:
         """How many times the largest measured search and encoding a workload is."""
         largest = self.searches[["queries", "passages", "dimension"]].prod(axis=1).max()
-        products = workload.queries * workload.passages * self.dimension
-        tokens = workload.passages * self.passage_lengths.scaled(workload.passage_tokens).mean
+        products = Search(workload.queries, workload.passages, self.dimension).products
+        tokens = workload.passages * self.passage.lengths.scaled(workload.passage_tokens).mean
         return products / largest, tokens / self.encodings["tokens"].max()
 
 
@@ -128,7 +109,6 @@ def calibrate(
     passage_max_length: int | None = 128,
     query_max_length: int | None = 64,
     k: int = 64,
-    buffer_mb: int = 256,
     rough: bool = False,
     progress: bool = True,
 ) -> Calibration:
@@ -138,7 +118,7 @@ def calibrate(
         encoder: the teacher, on the device to measure.
         passages, queries: texts like those to mine; a few thousand are plenty.
         passage_max_length, query_max_length: tokens after which a text is cut.
-        k, buffer_mb: of the search.
+        k: candidates of a search.
         rough: small sizes, in seconds.
     Returns:
         with ``searches`` and ``encodings``: the measured runs, seconds ``predicted`` for each,
@@ -146,42 +126,30 @@ def calibrate(
         ``searches`` has the predicted memory too (``predicted_mebibytes``).
     """
     device = str(encoder.device)
-    make = calibration.rough_sizes if rough else calibration.sizes
-    fitted, held_out = make(encoder.dimension, k)
-    options = {"k": k, "device": device, "buffer_mb": buffer_mb, "progress": progress}
-    searches = measure_search([*fitted, held_out], **options)
+    fitted, held_out = calibration.sizes(encoder.dimension, k, rough=rough)
+    sizes = [*fitted, held_out]
+    searches = calibration.measure_search(sizes, k=k, device=device, progress=progress)
     searches["held_out"] = [False] * len(fitted) + [True]
-    shapes = list(
-        zip(searches["queries"], searches["passages"], searches["dimension"], strict=True)
+    search_prices, searches = _fitted(searches, np.array([size.terms() for size in sizes]))
+    memory = np.array([size.memory(k) for size in sizes])
+    searches["predicted_mebibytes"] = memory / calibration.MEBIBYTE
+    encodings = calibration.measure_encoding(
+        encoder, passages, passage_max_length, seconds=0.1 if rough else 0.5, progress=progress
     )
-    search, searches = _fitted(searches, [search_terms(*shape, buffer_mb) for shape in shapes])
-    memory = [search_bytes(q, n, k, buffer_mb=buffer_mb) for q, n, _ in shapes]
-    searches["predicted_mebibytes"] = np.array(memory) / MEBIBYTE
-
-    some = {"passage": _sample(passages), "query": _sample(queries)}
-    most_tokens = {"passage": passage_max_length, "query": query_max_length}
-    encodings = measure_encoding(
-        encoder,
-        passages,
-        max_length=passage_max_length,
-        seconds=0.1 if rough else 0.5,
-        progress=progress,
-    )
-    encoding, encodings = _fitted(encodings, encodings[["texts", "tokens", "squares"]].to_numpy())
-    lengths, text_bytes, token_bytes = {}, {}, {}
-    for kind, texts in some.items():
-        cut, whole = (
-            Lengths.of(encoder.tokenize(texts, kind, max_length=most, progress=False).lengths)
-            for most in (most_tokens[kind], None)
-        )
-        lengths[kind] = cut
-        text_bytes[kind] = calibration.measure_text_memory(texts)
-        token_bytes[kind] = text_bytes[kind] / whole.mean
-    weights = sum(part.numel() * part.element_size() for part in encoder.parameters())
+    terms = encodings[["texts", "tokens", "squares"]].to_numpy(float)
+    encoding_prices, encodings = _fitted(encodings, terms)
     return Calibration(
-        searches, encodings, search, encoding, k, buffer_mb, device, encoder.dimension,
-        lengths["passage"], lengths["query"], text_bytes, token_bytes, weights,
-    )  # fmt: skip
+        searches=searches,
+        encodings=encodings,
+        search_prices=search_prices,
+        encoding_prices=encoding_prices,
+        k=k,
+        device=device,
+        dimension=encoder.dimension,
+        weight_bytes=sum(part.numel() * part.element_size() for part in encoder.parameters()),
+        passage=_texts(encoder, passages, "passage", passage_max_length),
+        query=_texts(encoder, queries, "query", query_max_length),
+    )
 
 
 def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
@@ -197,27 +165,27 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
         map, at full speed only while memory that is otherwise free holds them; disk_gib, vectors
         that are kept, of all devices together.
     """
-    n, q, dimension = workload.passages, workload.queries, measured.dimension
-    shard = -(-n // workload.devices)
+    dimension = measured.dimension
     rows = {}
-    for kind, stage, count, lengths, tokens in (
-        ("passage", "encode passages", n, measured.passage_lengths, workload.passage_tokens),
-        ("query", "encode queries", q, measured.query_lengths, workload.query_tokens),
+    for stage, number, texts, tokens in (
+        ("encode passages", workload.passages, measured.passage, workload.passage_tokens),
+        ("encode queries", workload.queries, measured.query, workload.query_tokens),
     ):
-        part = -(-count // workload.devices)
-        held = tokens * measured.token_bytes[kind] if tokens else measured.text_bytes[kind]
+        part = -(-number // workload.devices)
         rows[stage] = {
-            "seconds": measured.encoding.of(encoding_terms(part, lengths.scaled(tokens))),
-            "memory_gib": part * held + measured.weight_bytes,
-            "mapped_gib": part * dimension * FLOAT,
-            "disk_gib": count * dimension * FLOAT,
+            "seconds": encoding_terms(part, texts.lengths.scaled(tokens))
+            @ measured.encoding_prices,
+            "memory_gib": part * (tokens * texts.token_bytes if tokens else texts.text_bytes)
+            + measured.weight_bytes,
+            "mapped_gib": vector_bytes(part, dimension),
+            "disk_gib": vector_bytes(number, dimension),
         }
-    buffer = search_bytes(q, shard, measured.k, buffer_mb=measured.buffer_mb)
-    terms = search_terms(q, shard, dimension, measured.buffer_mb)
+    search = Search(workload.queries, -(-workload.passages // workload.devices), dimension)
     rows["search"] = {
-        "seconds": measured.search.of(terms),
-        "memory_gib": buffer + q * dimension * FLOAT,  # mining copies the vectors of its pairs
-        "mapped_gib": shard * dimension * FLOAT,
+        "seconds": search.terms() @ measured.search_prices,
+        "memory_gib": search.memory(measured.k)
+        + vector_bytes(workload.queries, dimension),  # mining copies the vectors of its pairs
+        "mapped_gib": vector_bytes(search.passages, dimension),
         "disk_gib": 0,
     }
     table = pd.DataFrame(rows).T.astype(float)
@@ -237,16 +205,13 @@ def crossover(measured: Calibration, workload: Workload) -> float:
     the ratio of queries to passages is what is held here.
     """
     ratio = workload.queries / workload.passages
-
-    def stages(passages: float) -> np.ndarray:
-        sizes = {"passages": round(passages), "queries": max(1, round(passages * ratio))}
-        return predict(measured, replace(workload, **sizes))["seconds"].to_numpy()
-
     low, high = 1.0, 1e12
     while high / low > 1.0001:
         middle = (low * high) ** 0.5
-        passages, queries, search, _ = stages(middle)
-        low, high = (middle, high) if search < passages + queries else (low, middle)
+        queries = max(1, round(middle * ratio))
+        sized = replace(workload, passages=round(middle), queries=queries)
+        of_passages, of_queries, search, _ = predict(measured, sized)["seconds"]
+        low, high = (middle, high) if search < of_passages + of_queries else (low, middle)
     return low
 
 
@@ -257,19 +222,16 @@ def describe(measured: Calibration, workload: Workload) -> str:
     search = measured.searches[measured.searches["held_out"]].iloc[0]
     encoding = measured.encodings[measured.encodings["held_out"]].iloc[0]
     products, tokens = measured.reach(workload)
-    shown = table.drop(columns="seconds").to_string(
-        index=False, formatters={"share": "{:.1%}".format}, float_format="{:,.2f}".format
-    )
-    lengths = [
-        measured.passage_lengths.scaled(workload.passage_tokens).mean,
-        measured.query_lengths.scaled(workload.query_tokens).mean,
-    ]
+    passage_tokens = measured.passage.lengths.scaled(workload.passage_tokens).mean
+    query_tokens = measured.query.lengths.scaled(workload.query_tokens).mean
     lines = [
-        f"{workload.passages:,} passages of {lengths[0]:.0f} tokens, {workload.queries:,} queries "
-        f"of {lengths[1]:.0f}, {measured.dimension} dimensions, {measured.k} candidates, on "
-        f"{workload.devices} x {measured.device}:",
+        f"{workload.passages:,} passages of {passage_tokens:.0f} tokens, {workload.queries:,} "
+        f"queries of {query_tokens:.0f}, {measured.dimension} dimensions, {measured.k} candidates, "
+        f"on {workload.devices} x {measured.device}:",
         "",
-        shown,
+        table.drop(columns="seconds").to_string(
+            index=False, formatters={"share": "{:.1%}".format}, float_format="{:,.2f}".format
+        ),
         "",
         f"Held out: a search of {search.queries:,} queries in {search.passages:,} passages took "
         f"{search.seconds:.2f} s, predicted {search.predicted:.2f} s ({search.error:+.1%});",
@@ -280,33 +242,76 @@ def describe(measured: Calibration, workload: Workload) -> str:
     ]
     if workload.devices > 1:
         lines.append(f"Assumed: {workload.devices} devices share the work without any loss.")
-    free = calibration.free_memory() / GIBIBYTE
+    free = psutil.virtual_memory().available / GIBIBYTE  # without swapping; cached files make room
+    lacking = f"Too little memory here: {free:.1f} GiB are free, and"
     encode = table.iloc[0]["memory_gib"]
     if encode > free:
         lines.append(
-            f"Too little memory here: {free:.1f} GiB are free, and encoding takes {encode:.1f}, "
-            "most of it to hold the texts. Encode the corpus in parts."
+            f"{lacking} encoding takes {encode:.1f}, most of it to hold the texts. Encode the "
+            "corpus in parts."
         )
     mapped, held = table.iloc[2][["mapped_gib", "memory_gib"]]
     if mapped + held > free:
         lines.append(
-            f"Too little memory here: {free:.1f} GiB are free, and the search reads the corpus's "
-            f"{mapped:.1f} GiB of vectors twice, to check and to compare them, from disk if memory "
-            "cannot hold them. Its time above is for a machine that can."
+            f"{lacking} the search reads the corpus's {mapped:.1f} GiB of vectors twice, to check "
+            "and to compare them, from disk if memory cannot hold them. Its time above is for a "
+            "machine that can."
         )
     return "\n".join(lines)
 
 
-def _fitted(
-    table: pd.DataFrame, terms: Sequence[np.ndarray] | np.ndarray
-) -> tuple[Prices, pd.DataFrame]:
+def duration(seconds: float) -> str:
+    """A time in its two largest units.
+
+    >>> [duration(s) for s in (0.25, 59.7, 3700, 200_000)]
+    ['0.2 s', '1 min 0 s', '1 h 2 min', '2 d 8 h']
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    for (large, most), (small, least) in pairwise(units):
+        if round(seconds / least) * least >= most:
+            whole, rest = divmod(round(seconds / least), most // least)
+            return f"{whole:,} {large} {rest} {small}"
+    return f"{seconds:.0f} s"
+
+
+def fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Prices of terms, none below zero, by least squares on the relative error.
+
+    Args:
+        terms: (R, T) how much of each term a run holds.
+        seconds: (R,) of the runs, above 0.
+    Returns:
+        (T,) seconds of one of each term: ``terms @ prices`` are the predicted seconds.
+
+    >>> fit(np.array([[1.0, 10], [1, 20], [1, 40]]), np.array([7.0, 12, 22])).round(6).tolist()
+    [2.0, 0.5]
+    """
+    terms, seconds = np.asarray(terms, float), np.asarray(seconds, float)
+    if terms.ndim != 2 or terms.shape[:1] != seconds.shape or not len(seconds):
+        raise NvretError(f"terms {terms.shape} for seconds {seconds.shape}, expected (R, T), R")
+    if not np.isfinite(terms).all() or not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise NvretError("a measured time or term is not finite, or a time is not above 0")
+    shares = terms / seconds[:, None]
+    size = np.maximum(np.linalg.norm(shares, axis=0), np.finfo(float).tiny)  # for conditioning
+    return nnls(shares / size, np.ones(len(seconds)))[0] / size
+
+
+def _fitted(table: pd.DataFrame, terms: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
     """Prices from the rows that are not held out; the table with predictions for all of them."""
-    terms, seen = np.asarray(terms), ~table["held_out"].to_numpy()
-    prices = Prices.fit(terms[seen], table["seconds"].to_numpy()[seen])
-    predicted = prices.of(terms)
+    seen = ~table["held_out"].to_numpy()
+    prices = fit(terms[seen], table["seconds"].to_numpy()[seen])
+    predicted = terms @ prices
     return prices, table.assign(predicted=predicted, error=predicted / table["seconds"] - 1)
 
 
-def _sample(texts: Sequence[str]) -> list[str]:
-    """Some of the texts, from all over the list."""
-    return list(texts[:: -(-len(texts) // SAMPLE)]) if len(texts) else []
+def _texts(encoder: Encoder, texts: Sequence[str], kind: str, most: int | None) -> Texts:
+    """Lengths and memory of texts from all over the list."""
+    sample = list(texts[:: max(1, -(-len(texts) // SAMPLE))])
+    cut, whole = (
+        Lengths.of(encoder.tokenize(sample, kind, max_length=limit, progress=False).lengths)
+        for limit in (most, None)
+    )
+    text_bytes = calibration.measure_text_memory(sample)
+    return Texts(cut, text_bytes, text_bytes / whole.mean)

@@ -34,6 +34,18 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def see_both_ways(backbone: nn.Module) -> None:
+    """Let each token see those after it, in place.
+
+    transformers reads ``config.is_causal`` for its masks only: a batch without padding needs no
+    mask, and its attention would then fall back to what each layer was built as.
+    """
+    backbone.config.is_causal = False
+    for module in backbone.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+
+
 def load_static(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """The token table of a StaticEmbedding or model2vec folder, and its tokenizer."""
     from safetensors.torch import load_file
@@ -61,7 +73,14 @@ def load_transformer(
     dropout: float | None,
     trust_remote_code: bool,
 ) -> tuple[nn.Module, Any]:
-    """A transformers backbone without its task head, and its fast tokenizer."""
+    """A transformers backbone without its task head, and its fast tokenizer.
+
+    Args:
+        bidirectional: whether each token sees those after it; None: as the folder says.
+        dropout: rate of every dropout in training; None: as the folder says.
+    Raises:
+        NvretError: no model folder, or one that lacks a weight.
+    """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -93,12 +112,8 @@ def load_transformer(
         vars(backbone.config).update(rates)  # built with `dropout`, saved with its own
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, **trust)
     if getattr(config, "is_causal", None) is False:
-        # transformers reads the setting for its masks only: a batch without padding needs no mask,
-        # and its attention would then fall back to what each layer was built as
-        for module in backbone.modules():
-            if hasattr(module, "is_causal"):
-                module.is_causal = False
+        see_both_ways(backbone)
     if missing := sorted(info["missing_keys"]):
-        some = ", ".join(missing[:4])
-        raise NvretError(f"{folder}: {len(missing)} weights are missing: {some}")
+        names = ", ".join(missing[:4])
+        raise NvretError(f"{folder}: {len(missing)} weights are missing: {names}")
     return backbone, tokenizer

@@ -1,4 +1,4 @@
-"""Token ids of many texts, and batches of them that waste little on padding.
+"""Token ids of many texts, batches that waste little on padding, and a thread for each batch.
 
 Token ids are kept ragged (one flat array and the offsets of its rows), so that a million texts are
 two arrays, and a batch of any rows is cut out of them without a Python list in between.
@@ -7,11 +7,14 @@ two arrays, and a batch of any rows is cut out of them without a Python list in 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from nvret.utils.errors import NvretError
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CHUNK = 2048  # texts handed to the tokenizer at a time: enough for its threads, little to hold
+MOST_WORKERS = 8  # Python's part of the work runs in one thread at a time
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -184,3 +190,42 @@ def token_budget_batches(
         size = int(np.searchsorted(padding, slack, side="right"))  # padding grows with the size
         yield order[start : start + size]
         start += size
+
+
+def in_threads(
+    work: Callable[[Task], Result], tasks: Iterable[Task]
+) -> Iterator[tuple[Task, Result]]:
+    """Tasks and their results, in the order of the tasks: one task a thread.
+
+    An operator that is split over threads waits for the slowest of them before the next one starts,
+    hundreds of times a batch; where another process takes a core for a moment, all wait. Threads
+    that each have a batch of their own wait for each other once, at the end.
+
+    torch's threads (``torch.get_num_threads``) are shared out among at most ``MOST_WORKERS``
+    workers; torch's setting is as before at the end. Few tasks are under way at a time, so that
+    neither tasks nor results pile up. A thread has its own grad and autocast modes: ``work`` must
+    set them.
+
+    >>> list(in_threads(lambda n: n * n, range(3)))
+    [(0, 0), (1, 1), (2, 4)]
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, MOST_WORKERS)
+    if workers == 1:
+        for task in tasks:
+            yield task, work(task)
+        return
+    pending: deque[tuple[Task, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(workers, "nvret", torch.set_num_threads, (threads // workers,))
+    try:
+        for task in tasks:
+            pending.append((task, pool.submit(work, task)))
+            if len(pending) > 2 * workers:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

@@ -14,11 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from nvret.utils.errors import NvretError
-from nvret.utils.store import write_json
 
-POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
-_LEGACY = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}
-_PREFIX = "sentence_transformers.models."
+# sentence-transformers' ``pooling_mode_<key>``, and ``pooling_mode`` of newer folders
+POOLINGS = {
+    "mean": ("mean_tokens", "mean"),
+    "cls": ("cls_token", "cls"),
+    "last": ("lasttoken", "lasttoken"),
+}
+_MODES = (
+    "cls_token",
+    "mean_tokens",
+    "max_tokens",
+    "mean_sqrt_len_tokens",
+    "weightedmean_tokens",
+    "lasttoken",
+)
+_MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+_STATIC_MODULES = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
 
 
 @dataclass(frozen=True)
@@ -52,17 +64,21 @@ def read_json(path: Path) -> Any:
         raise NvretError(f"{path} is not JSON: {error}") from None
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a model's JSON: keys in the order that they are given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _pooling(config: dict[str, Any], path: Path) -> str:
     modes = config.get("pooling_mode")
     if modes is None:
-        modes = [
-            _LEGACY.get(key.removeprefix("pooling_mode_"), key)
-            for key, chosen in config.items()
-            if key.startswith("pooling_mode_") and chosen
-        ]
+        flags = (key for key, chosen in config.items() if chosen)
+        prefix = "pooling_mode_"
+        modes = [key.removeprefix(prefix) for key in flags if key.startswith(prefix)]
     modes = [modes] if isinstance(modes, str) else list(modes)
-    for name, mode in POOLINGS.items():
-        if modes == [mode]:
+    for name, spellings in POOLINGS.items():
+        if len(modes) == 1 and modes[0] in spellings:
             return name
     raise NvretError(f"{path}: pooling {modes} is not supported, expected one of {list(POOLINGS)}")
 
@@ -71,7 +87,7 @@ def read(folder: Path) -> Layout:
     """Read a folder's layout; a plain transformers folder gives the defaults."""
     modules = read_json(folder / "modules.json") or []
     kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
-    known = {"Transformer", "Pooling", "Normalize", "StaticEmbedding"}
+    known = {*_MODULES.values(), *_STATIC_MODULES.values()}
     config = read_json(folder / "config.json") or {}
     latent = config.get("model_type") == "nvembed"
     unknown = [] if latent else sorted(set(kinds) - known)
@@ -99,37 +115,38 @@ def read(folder: Path) -> Layout:
 
 
 def write(folder: Path, layout: Layout, dimension: int) -> None:
-    """Write what `read` reads, next to weights and tokenizer that are in ``folder`` already."""
+    """Write what `read` reads, next to weights and tokenizer that are in ``folder`` already.
+
+    Args:
+        dimension: of the model's vectors.
+    """
     query, passage = layout.prompts.get("query", ""), layout.prompts.get("passage", "")
-    prompts = {"query": query, "passage": passage, "document": passage}
-    general = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    general = {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": query, "passage": passage, "document": passage},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
     write_json(folder / "config_sentence_transformers.json", general)
     if layout.latent:  # is no module of sentence-transformers
         return
-    if layout.static:
-        modules = [("0", "", "StaticEmbedding"), ("1", "1_Normalize", "Normalize")]
-    else:
-        modules = [
-            ("0", "", "Transformer"),
-            ("1", "1_Pooling", "Pooling"),
-            ("2", "2_Normalize", "Normalize"),
-        ]
-        (folder / "1_Pooling").mkdir(exist_ok=True)
-        mode = POOLINGS[layout.pooling or "mean"]
+    modules = _STATIC_MODULES if layout.static else _MODULES
+    if not layout.static:
+        chosen, _ = POOLINGS[layout.pooling or "mean"]
         pooling = {
             "word_embedding_dimension": dimension,
-            **{f"pooling_mode_{key}": value == mode for key, value in _LEGACY.items()},
+            **{f"pooling_mode_{mode}": mode == chosen for mode in _MODES},
             "include_prompt": layout.include_prompt,
         }
         write_json(folder / "1_Pooling" / "config.json", pooling)
         limits = {"max_seq_length": layout.max_length, "do_lower_case": False}
         write_json(folder / "sentence_bert_config.json", limits)
-    (folder / modules[-1][1]).mkdir(exist_ok=True)
     listed = [
-        {"idx": index, "name": name, "path": path, "type": _PREFIX + kind}
-        for index, (name, path, kind) in enumerate(modules)
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules.items())
     ]
     write_json(folder / "modules.json", listed)
+    write_json(folder / list(modules)[-1] / "config.json", {})
 
 
 def resolve(path: str | Path, *, revision: str | None = None) -> Path:

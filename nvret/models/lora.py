@@ -10,24 +10,22 @@ Source: arXiv 2106.09685 (LoRA); rank 16 and alpha 32 as in arXiv 2407.15831 (NV
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from nvret.utils.errors import NvretError
 
-if TYPE_CHECKING:
-    from nvret.encode import Encoder
 
-
-def add(encoder: Encoder, rank: int, alpha: int, dropout: float, seed: int) -> None:
+def add(encoder: nn.Module, rank: int, alpha: int, dropout: float, seed: int) -> None:
     """Freeze the backbone and put adapters beside all of its linear layers, in place.
 
     A layer's output becomes ``W x + alpha / rank * B A x``. B begins as zeros, so that the vectors
     are those of the base model until the first step; A is drawn from the seed.
 
     Args:
+        encoder: an `nvret.encode.Encoder`, whose ``backbone`` is replaced.
         rank: rows of A and columns of B.
         alpha: scale, see above.
         dropout: rate of the input of A, in training.
@@ -53,7 +51,7 @@ def add(encoder: Encoder, rank: int, alpha: int, dropout: float, seed: int) -> N
         encoder.backbone = get_peft_model(encoder.backbone, config)
 
 
-def merge(encoder: Encoder) -> None:
+def merge(encoder: nn.Module) -> None:
     """Add the adapters to the weights and take them away, in place; the opposite of `add`."""
     encoder.backbone = encoder.backbone.merge_and_unload().requires_grad_(True)
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nvret.models.backbones import see_both_ways
+from nvret.models.layout import write_json
 from nvret.utils.errors import NvretError
 
 BACKBONE, POOLER = "embedding_model.", "latent_attention_model."
@@ -51,29 +53,24 @@ class _Attention(nn.Module):
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         size = len(hidden)
         key, value = self.to_kv(table).chunk(2, -1)
-        heads = [part.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
-                 for part in (self.to_q(hidden), key, value)]  # fmt: skip
-        query, key, value = heads[0], *(p.expand(size, *p.shape) for p in heads[1:])
+        parts = (self.to_q(hidden), key, value)
+        heads = [part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in parts]
+        query, key, value = heads[0], *(part.expand(size, *part.shape) for part in heads[1:])
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.to_out(mixed.transpose(1, 2).flatten(2))
-
-
-class _GatedGelu(nn.Module):
-    def forward(self, hidden: Tensor) -> Tensor:
-        value, gate = hidden.chunk(2, -1)
-        return value * nn.functional.gelu(gate)
 
 
 class _FeedForward(nn.Module):
     def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         wide = config.hidden_dim * config.mult
-        self.net = nn.Sequential(
-            nn.Linear(config.hidden_dim, 2 * wide), _GatedGelu(), nn.Linear(wide, config.hidden_dim)
-        )
+        # published as layers 0 and 2: the gated GELU between them has no weights
+        first, last = nn.Linear(config.hidden_dim, 2 * wide), nn.Linear(wide, config.hidden_dim)
+        self.net = nn.ModuleDict({"0": first, "2": last})
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.net(hidden)
+        value, gate = self.net["0"](hidden).chunk(2, -1)
+        return self.net["2"](value * nn.functional.gelu(gate))
 
 
 class _Normed(nn.Module):
@@ -126,29 +123,28 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, LatentAttention, 
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, MistralConfig, MistralModel
 
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    own = {key: value for key, value in said["text_config"].items() if key != "model_type"}
-    config = MistralConfig(**own)
-    config.is_causal = False
-    fields = LatentConfig.__dataclass_fields__
-    latent = {key: said["latent_attention_config"][key] for key in fields
-              if key in said["latent_attention_config"]}  # fmt: skip
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = {key: value for key, value in sizes["text_config"].items() if key != "model_type"}
+    config = MistralConfig(**text)
+    latent = sizes["latent_attention_config"]
+    known = {key: latent[key] for key in LatentConfig.__dataclass_fields__ if key in latent}
     with torch.device("meta"):  # the weights are read below, not drawn first
-        backbone, pooler = MistralModel(config), LatentAttention(LatentConfig(**latent))
+        backbone, pooler = MistralModel(config), LatentAttention(LatentConfig(**known))
     weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         weights |= load_file(path)
     for module, prefix in ((backbone, BACKBONE), (pooler, POOLER)):
-        own = {key.removeprefix(prefix): value.to(dtype)
-               for key, value in weights.items() if key.startswith(prefix)}  # fmt: skip
+        own = {
+            key.removeprefix(prefix): value.to(dtype)
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
         missing, unexpected = module.load_state_dict(own, strict=False, assign=True)
         if missing or unexpected:
             wrong = ", ".join([*missing, *unexpected][:4])
             raise NvretError(f"{folder}: weights that are missing or have no place: {wrong}")
     backbone.rotary_emb = type(backbone.rotary_emb)(config)  # holds no weights, so none were read
-    for module in backbone.modules():
-        if hasattr(module, "is_causal"):
-            module.is_causal = False
+    see_both_ways(backbone)
     tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
     begin, end = tokenizer.bos_token, tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -162,8 +158,6 @@ def save(folder: Path, backbone: nn.Module, pooler: LatentAttention, tokenizer: 
     """Write what `load` reads."""
     from safetensors.torch import save_file
 
-    from nvret.utils import store
-
     weights = {BACKBONE + key: value for key, value in backbone.state_dict().items()}
     weights |= {POOLER + key: value for key, value in pooler.state_dict().items()}
     weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
@@ -174,5 +168,5 @@ def save(folder: Path, backbone: nn.Module, pooler: LatentAttention, tokenizer: 
         "text_config": backbone.config.to_diff_dict() | {"model_type": "bidir_mistral"},
         "latent_attention_config": asdict(pooler.config) | {"model_type": "latent_attention"},
     }
-    store.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     tokenizer.save_pretrained(folder)

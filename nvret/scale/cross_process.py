@@ -1,8 +1,8 @@
 """One batch over several processes: each pair's in-batch negatives are the passages of all of them.
 
-Each process encodes its own pairs. The passages' vectors are then exchanged with their gradients,
-so that the mean of the processes' losses, which ``DistributedDataParallel`` takes of the gradients,
-is the loss of one process with all of the pairs in its batch.
+Each process encodes its own pairs. The passages' vectors are then exchanged with their gradients.
+``DistributedDataParallel`` averages the processes' gradients, which gives the gradient of one
+process with all of the pairs in its batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+from torch.nn.functional import pad
 
 from nvret.losses import FalseNegativeMask
 from nvret.utils import processes
@@ -23,8 +24,8 @@ class Pool(NamedTuple):
 
     vectors: (V, D), with gradient.
     rows: (V,) corpus rows; -1 where a process had fewer passages than another, and where the
-        passage stands in the pool already.
-    offset: where this process's own passages begin; they keep their order.
+        passage is in the pool already.
+    offset: where this process's own passages begin, in their order.
     """
 
     vectors: Tensor
@@ -40,32 +41,32 @@ def pool(vectors: Tensor, rows: Tensor) -> Pool:
     rank, size = processes.world()
     if size == 1:
         return Pool(vectors, rows, 0)
-    numbers = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(size)]
-    dist.all_gather(numbers, torch.tensor(len(rows), device=rows.device))
-    most = int(max(numbers))
-    missing = most - len(rows)
-    padded = torch.nn.functional.pad(rows, (0, missing), value=-1)
-    every = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(every, padded)
-    joined = torch.cat(all_gather(torch.nn.functional.pad(vectors, (0, 0, 0, missing))))
-    return Pool(joined, _first_only(torch.cat(every)), rank * most)
+    lengths = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(size)]
+    dist.all_gather(lengths, torch.tensor(len(rows), device=rows.device))
+    longest = int(max(lengths))
+    missing = longest - len(rows)
+    padded = pad(rows, (0, missing), value=-1)
+    all_rows = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(all_rows, padded)
+    all_vectors = torch.cat(all_gather(pad(vectors, (0, 0, 0, missing))))
+    return Pool(all_vectors, _first_only(torch.cat(all_rows)), rank * longest)
 
 
 def _first_only(rows: Tensor) -> Tensor:
-    """-1 instead of a row that has been there before.
+    """Replace each repetition of a row by -1.
 
     >>> _first_only(torch.tensor([3, 5, -1, 5, 4])).tolist()
     [3, 5, -1, -1, 4]
     """
     order = rows.argsort(stable=True)
     ordered = rows[order]
-    again = torch.zeros_like(rows, dtype=torch.bool)
-    again[order[1:]] = ordered[1:] == ordered[:-1]
-    return rows.masked_fill(again, -1)
+    repeated = torch.zeros_like(rows, dtype=torch.bool)
+    repeated[order[1:]] = ordered[1:] == ordered[:-1]
+    return rows.masked_fill(repeated, -1)
 
 
 def known(relevance: FalseNegativeMask, queries: Tensor, listed: Tensor, pool: Pool) -> Tensor:
-    """(B, V) bool, which passages of the pool may not be in-batch negatives of a pair.
+    """(B, V) bool, which passages of the pool are excluded as in-batch negatives of each pair.
 
     Args:
         relevance: labels and guide.

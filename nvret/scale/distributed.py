@@ -1,13 +1,14 @@
-"""Searches that several processes share, with exact merges.
+"""One search by several processes, with exact merges.
 
-Each process searches its part, the results are exchanged, and all have the whole result, which is
-that of a single process.
+Each process searches its part, the results are exchanged, and every process has the whole result,
+which is that of a single process.
 
 Source of the collectives: torch.distributed (gloo on a CPU, NCCL on GPUs).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,33 +43,35 @@ def top_k(
     Args:
         queries, corpus, k, ceiling, exclude, options: as ``nvret.search.top_k``; the same in all
             processes. A memory-mapped corpus is read by each process in its own part only.
-        unit: passages that stay together; a corpus of fewer is searched by one process.
+        unit: passages that stay together; one process searches a corpus of fewer.
     """
     if processes.world()[1] == 1:
         return search.top_k(queries, corpus, k, ceiling=ceiling, exclude=exclude, **options)
     part = processes.shard(len(corpus), unit)
     if exclude is not None:
         exclude = [_inside(np.asarray(ids, np.int64), part) for ids in exclude]
-    found = search.top_k(queries, corpus[part], k, ceiling=ceiling, exclude=exclude, **options)
-    ids = torch.where(found.ids < 0, -1, found.ids + part.start)
+    ids, scores = search.top_k(
+        queries, corpus[part], k, ceiling=ceiling, exclude=exclude, **options
+    )
+    ids = torch.where(ids < 0, -1, ids + part.start)
     for start in range(0, len(ids), GATHERED):
-        some = slice(start, start + GATHERED)
-        ids[some], found.scores[some] = _merged(ids[some], found.scores[some], k)
-    return SearchResult(ids, found.scores)
+        rows = slice(start, start + GATHERED)
+        ids[rows], scores[rows] = _merged(ids[rows], scores[rows], k)
+    return SearchResult(ids, scores)
 
 
-def by_query(queries: int, search_some: Callable[[slice], SearchResult]) -> SearchResult:
+def by_query(queries: int, search_rows: Callable[[slice], SearchResult]) -> SearchResult:
     """A search whose queries, and not its passages, are divided; each process returns the whole.
 
     Args:
-        queries: how many there are.
-        search_some: the result of a slice of them.
+        queries: Q.
+        search_rows: a slice of the queries -> their result.
     """
-    found = search_some(processes.shard(queries))
+    part = search_rows(processes.shard(queries))
     if processes.world()[1] == 1:
-        return found
-    parts: list[SearchResult] = [found] * processes.world()[1]
-    dist.all_gather_object(parts, found)
+        return part
+    parts: list[SearchResult] = [part] * processes.world()[1]
+    dist.all_gather_object(parts, part)
     return SearchResult(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -77,12 +80,9 @@ def _inside(ids: np.ndarray, part: slice) -> np.ndarray:
 
 
 def _merged(ids: Tensor, scores: Tensor, k: int) -> SearchResult:
-    """The k best of all processes, whose ids rise with their rank."""
-    results = zip(_gathered(ids), _gathered(scores), strict=True)
-    best = SearchResult(*next(results))
-    for result in results:
-        best = search.merge(best, SearchResult(*result), k)
-    return best
+    """The k best of all processes' results, whose ids rise with the process's rank."""
+    parts = map(SearchResult, _gathered(ids), _gathered(scores))
+    return functools.reduce(lambda best, part: search.merge(best, part, k), parts)
 
 
 def _gathered(part: Tensor) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Approximate search with a faiss index, and what it misses: for corpora too large to scan.
 
-The exact search of ``nvret.search`` reads every passage for every question. An index (inverted
-lists, a graph of neighbours) reads a few of them and may overlook some. How many is measured on a
-sample of the questions against the exact search, and written to the provenance of what is mined.
+The exact search of ``nvret.search`` reads every passage for every query. An index (inverted lists,
+a graph of neighbours) reads a few of them and may overlook some. How many is measured on a sample
+of the queries against the exact search, and written to the provenance of the mined negatives.
 
 Source: Douze et al. 2024, The Faiss library, arXiv 2401.08281; HNSW: arXiv 1603.09320.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,24 @@ from tqdm.auto import tqdm
 
 from nvret import search
 from nvret.search import SearchResult
+from nvret.teachers import DenseScorer, by_query
 from nvret.utils.errors import NvretError
 
-BATCH = 4096  # questions that are searched at once
-ADDED = 65536  # passages that are put into the index at once; a memory map is read so
+BATCH = 4096  # queries that are searched at once
+ADDED = 65536  # passages that are read and put into the index at once
 TRAINED_ON = 200_000  # passages that an inverted index is fitted to, at most
-SAMPLE = 200  # questions whose exact result is computed
-DEEPEST = 8  # doublings of the depth for questions whose candidates are too good or forbidden
+SAMPLE = 200  # queries whose exact result is computed
+SEARCHES = 8  # at most, each twice as deep, for queries with too few candidates that are allowed
 
 
 @dataclass(frozen=True)
 class Index:
-    """How to search.
+    """How to search approximately.
 
     Attributes:
         factory: faiss's name of the index: "HNSW32", "IVF4096,Flat", "IVF4096,PQ64", ...
-        probes: lists (IVF) or candidates (HNSW) that are looked at for each question; more find
-            more, and take longer.
+        probes: lists (IVF) or candidates (HNSW) that are looked at for each query; more find more,
+            and take longer.
     """
 
     factory: str
@@ -61,33 +63,30 @@ class Searcher:
         faiss = _faiss()
         self.corpus, self.index = corpus, index
         try:
-            made = faiss.index_factory(corpus.shape[1], index.factory, faiss.METRIC_INNER_PRODUCT)
+            built = faiss.index_factory(corpus.shape[1], index.factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise NvretError(f"index {index.factory!r} is none of faiss's: {error}") from error
-        gpus = getattr(faiss, "get_num_gpus", lambda: 0)()
-        if gpus and "HNSW" not in index.factory:
-            made = faiss.index_cpu_to_all_gpus(made)
+        graph = "HNSW" in index.factory
+        if getattr(faiss, "get_num_gpus", lambda: 0)() and not graph:
+            built = faiss.index_cpu_to_all_gpus(built)
         rows = np.linspace(0, len(corpus) - 1, min(len(corpus), TRAINED_ON)).astype(np.int64)
         try:
-            made.train(np.ascontiguousarray(corpus[rows], np.float32))
+            built.train(np.ascontiguousarray(corpus[rows], np.float32))
         except RuntimeError as error:
-            said = f"index {index.factory!r} cannot be fitted to {len(corpus)} passages"
-            raise NvretError(f"{said}: {error}") from error
-        bar = tqdm(total=len(corpus), desc="index", unit="passage", disable=not progress)
-        with bar:
+            raise NvretError(
+                f"index {index.factory!r} cannot be fitted to {len(corpus)} passages: {error}"
+            ) from error
+        with tqdm(total=len(corpus), desc="index", unit="passage", disable=not progress) as bar:
             for start in range(0, len(corpus), ADDED):
                 part = np.ascontiguousarray(corpus[start : start + ADDED], np.float32)
-                made.add(part)
+                built.add(part)
                 bar.update(len(part))
-        self._set_probes(faiss, made)
-        self._made = made
-
-    def _set_probes(self, faiss: Any, made: Any) -> None:
-        space = faiss.GpuParameterSpace() if "Gpu" in type(made).__name__ else None
-        space = space or faiss.ParameterSpace()
-        name = "efSearch" if "HNSW" in self.index.factory else "nprobe"
-        if name == "efSearch" or "IVF" in self.index.factory:
-            space.set_index_parameter(made, name, self.index.probes)
+        if graph or "IVF" in index.factory:
+            on_gpu = "Gpu" in type(built).__name__
+            space = faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
+            name = "efSearch" if graph else "nprobe"
+            space.set_index_parameter(built, name, index.probes)
+        self._built = built
 
     def top_k(
         self,
@@ -100,29 +99,28 @@ class Searcher:
     ) -> SearchResult:
         """As ``nvret.search.top_k``, but may miss some; scores are those of the index.
 
-        The index knows no ceiling. It is asked for more than k, and for twice as many again where
-        too many of them are at or above the ceiling or forbidden.
+        The index knows no ceiling. It is asked for more than k, and again for twice as many where
+        too many of them are at or above the ceiling or excluded.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        longest = max((len(some) for some in exclude), default=0) if exclude is not None else 0
-        depth, todo = k + longest, np.arange(len(queries))
-        bar = tqdm(total=len(queries), desc="search", unit="question", disable=not progress)
-        with bar:
-            for _ in range(DEEPEST):
+        longest = max(map(len, exclude), default=0) if exclude is not None else 0
+        depth, rows = k + longest, np.arange(len(queries))
+        with tqdm(total=len(rows), desc="search", unit="query", disable=not progress) as bar:
+            for _ in range(SEARCHES):
                 depth = min(depth, len(self.corpus))
-                short = [self._some(rows, queries, depth, ceiling, exclude, ids, scores)
-                         for rows in np.split(todo, range(BATCH, len(todo), BATCH))]  # fmt: skip
+                short = [self._search(part, queries, depth, ceiling, exclude, ids, scores)
+                         for part in np.split(rows, range(BATCH, len(rows), BATCH))]  # fmt: skip
                 left = np.concatenate(short)
-                bar.update(len(todo) - len(left))
-                todo = left
-                if not len(todo) or depth == len(self.corpus):
+                bar.update(len(rows) - len(left))
+                rows = left
+                if not len(rows) or depth == len(self.corpus):
                     break
                 depth *= 2
         return SearchResult(torch.from_numpy(ids), torch.from_numpy(scores))
 
-    def _some(
+    def _search(
         self,
         rows: np.ndarray,
         queries: np.ndarray,
@@ -132,9 +130,9 @@ class Searcher:
         ids: np.ndarray,
         scores: np.ndarray,
     ) -> np.ndarray:
-        """Write the results of some questions; those that a deeper search may fill are returned."""
+        """Write the results of the queries ``rows``; return those that a deeper search may fill."""
         k = ids.shape[1]
-        values, found = self._made.search(queries[rows], depth)
+        values, found = self._built.search(queries[rows], depth)
         full = found[:, -1] >= 0  # fewer are all that the index can reach with these probes
         allowed = found >= 0
         if ceiling is not None:
@@ -155,16 +153,41 @@ class Searcher:
     def facts(self, queries: np.ndarray, k: int, device: str | torch.device = "cpu") -> dict:
         """What the index is, and its recall: the share of the exact k best that it finds.
 
-        Measured on at most ``SAMPLE`` questions, evenly spaced.
+        Measured on at most ``SAMPLE`` queries, evenly spaced.
         """
         rows = np.unique(np.linspace(0, len(queries) - 1, min(SAMPLE, len(queries))).astype(int))
-        some = np.ascontiguousarray(queries[rows])
-        exact = search.top_k(some, self.corpus, k, device=device).ids.numpy()
-        found = self.top_k(some, k).ids.numpy()
+        sample = np.ascontiguousarray(queries[rows])
+        exact = search.top_k(sample, self.corpus, k, device=device).ids.numpy()
+        found = self.top_k(sample, k).ids.numpy()
         hits = [len(np.intersect1d(a[a >= 0], b)) for a, b in zip(exact, found, strict=True)]
         recall = sum(hits) / max(1, int((exact >= 0).sum()))
-        said = {"factory": self.index.factory, "probes": self.index.probes}
-        return {**said, "recall": round(recall, 4), "k": k, "questions": len(rows)}
+        return {**vars(self.index), "recall": round(recall, 4), "k": k, "questions": len(rows)}
+
+
+@dataclass(frozen=True)
+class IndexedScorer(DenseScorer):
+    """A teacher's vectors in an index."""
+
+    index: Index = None
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self.corpus, self.index)
+
+    def approximation(self, k: int) -> dict[str, Any]:
+        """What the index is, and how much of the k best it finds."""
+        return self._searcher.facts(self.queries, k, self.device)
+
+    def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
+        def top_k(rows: slice) -> SearchResult:
+            limits = None if ceiling is None else ceiling[rows]
+            excluded = None if exclude is None else exclude[rows]
+            vectors = self.queries[query_rows[rows]]
+            return self._searcher.top_k(
+                vectors, k, ceiling=limits, exclude=excluded, progress=progress
+            )
+
+        return by_query(len(query_rows), top_k)
 
 
 def _faiss() -> Any:

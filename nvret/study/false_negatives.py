@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from nvret import assets, data, methods, mining, negatives, teachers
-from nvret.analysis import audit, judge_quality, judges, rates
+from nvret.analysis import audit, judge_quality, judges, statistics
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
 from nvret.study import report
@@ -130,7 +130,7 @@ class Audit:
                 for method, table in self.tables(name).items()
             }
             rows = [
-                (method, *rates.reduction(table, counts[self.naive]))
+                (method, *statistics.reduction(table, counts[self.naive]))
                 for method, table in counts.items()
                 if method != self.naive
             ]

@@ -1,33 +1,27 @@
 """What a profile will take before it is run: downloads, encoding, mining, training, evaluation.
 
-The work is counted in floating-point operations: 2 for each parameter and token of a forward pass,
-3 times as many with a backward pass (2 times with LoRA, which needs no gradients of the weights,
-and one more with checkpointing), and 2 for each dimension of a compared pair of vectors. A device's
-rate turns them into hours; it is measured (``rate``) or given.
-
-Source: Kaplan et al. 2020, arXiv 2001.08361, section 2.1 (operations of a pass).
+The work (`nvret.cost.work`) is counted in operations; a device's rate, measured
+(`nvret.cost.calibration.measure_rate`) or given, turns them into hours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nvret.assets import local, registry
-from nvret.cost import measure
+from nvret import data
+from nvret.assets import registry, resolve
+from nvret.cost import work
 from nvret.study import notebooks, report
 from nvret.study.arms import Arm, arms
-from nvret.study.config import Settings
+from nvret.study.config import Lengths, Settings
 from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
-if TYPE_CHECKING:
-    from nvret.encode import Encoder
-
 GIGA, TERA, HOUR = 1e9, 1e12, 3600
+COLUMNS = ["stage", "what", "number", "device_hours", "done", "memory_gb", "disk_gb"]
 Sizes = Callable[[str], tuple[int, int]]
 
 
@@ -59,22 +53,10 @@ class Assumed:
         """
         return operations / (self.tflops * TERA) / HOUR
 
-
-def rate(encoder: Encoder, texts: list[str]) -> float:
-    """Measured operations a second of the device that a transformer lies on, in 10^12.
-
-    Args:
-        texts: a few hundred; encoded twice, and the second time counts.
-    """
-    table = encoder.backbone.get_input_embeddings().weight.numel()  # looked up, not multiplied
-    parameters = sum(part.numel() for part in encoder.parameters()) - table
-    tokens = int(encoder.tokenize(texts, progress=False).lengths.sum())
-
-    def run() -> None:
-        encoder.encode(texts, progress=False)
-
-    run()
-    return 2 * parameters * tokens / measure.clock(run, encoder.device) / TERA
+    def tokens(self, limits: Lengths | TrainingConfig, queries: int, passages: int) -> float:
+        """Of so many texts, cut where a teacher or a student cuts them."""
+        of_queries = queries * min(limits.query_max_length, self.query_tokens)
+        return of_queries + passages * min(limits.passage_max_length, self.passage_tokens)
 
 
 def size(name: str) -> tuple[int, int]:
@@ -82,12 +64,10 @@ def size(name: str) -> tuple[int, int]:
 
     A set that says nothing of its passages counts as one passage for each question.
     """
-    from nvret import data
-
     entry = registry.datasets()[name]
     if entry.converter is not None:
-        found = data.load(name, progress=False)
-        return found.queries.num_rows, found.corpus.num_rows
+        dataset = data.load(name, progress=False)
+        return dataset.queries.num_rows, dataset.corpus.num_rows
     queries = entry.queries or 0
     return queries, entry.passages or queries
 
@@ -96,7 +76,7 @@ def downloads(settings: Settings) -> pd.DataFrame:
     """A row for each data set and model: its source, gigabytes if known, and whether it is here."""
     rows = []
     for name in notebooks.assets_of(settings):
-        kind = local.kind(name)
+        kind = resolve.kind(name)
         entry = getattr(registry, kind)()[name]
         source, gigabytes = entry.hub.id if entry.hub else "a local copy", None
         if entry.converter is not None:
@@ -106,7 +86,7 @@ def downloads(settings: Settings) -> pd.DataFrame:
             gigabytes = sum(package.megabytes for package in packages) / 1000
         elif kind == "models":
             gigabytes = 2 * entry.parameters / GIGA  # as published, in half precision
-        rows.append((kind, name, source, gigabytes, local.is_available(name)))
+        rows.append((kind, name, source, gigabytes, resolve.is_available(name)))
     return pd.DataFrame(rows, columns=["kind", "name", "from", "GB", "here"])
 
 
@@ -116,98 +96,88 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
     Args:
         sizes: name of a data set -> its questions and passages.
     Returns:
-        stage, what, number, device_hours (of all devices together), memory_gb (of one device:
-        weights, and in training their gradients and AdamW's two moments; activations and the
-        search's buffer come on top), disk_gb, done (whether the study's scores are there).
+        stage, what, number, device_hours (of all devices together), done (whether the study's
+        scores are there), memory_gb (of one device: weights, and in training their gradients and
+        AdamW's two moments; activations and the search's buffer come on top), disk_gb.
     """
     rows = []
     encoded: set[tuple[str, str]] = set()
-    tests = {student: [settings.data.train, *chosen.out_of_domain]
-             for student, chosen in settings.students.items()}  # fmt: skip
     for name, study in settings.studies.items():
+        trained = [arm for arm in arms(settings, name) if arm.trained]
+        searches = {
+            (teacher, train, arm.sampling)
+            for arm in trained
+            for teacher in arm.teachers
+            for train in arm.train
+        }
+        sources = {(teacher, train) for teacher, train, _ in searches}
+        steps = [_encode(settings, assumed, teacher, train, sizes)
+                 for teacher, train in sorted(sources - encoded)]  # fmt: skip
+        encoded |= sources
+        operations = 0.0  # a search of a training set answers all methods of a study
+        for teacher, train, _ in searches:
+            if teacher != "bm25":
+                dimension = registry.models()[teacher].dimension
+                operations += work.Search(*sizes(train), dimension).operations
+        steps.append({"stage": "mine", "what": name, "number": len(searches),
+                      "device_hours": assumed.hours(operations)})  # fmt: skip
+        for student in dict.fromkeys(arm.student for arm in trained):
+            tests = [settings.data.train]
+            if study.out_of_domain:
+                tests += settings.students[student].out_of_domain
+            own = [arm for arm in trained if arm.student == student]
+            steps += [step | {"what": f"{name}, {student}"}
+                      for step in _train(settings, assumed, own, tests, sizes)]  # fmt: skip
         done = report.scores_path(settings, name).exists()
-        found = [arm for arm in arms(settings, name) if arm.trained]
-        pairs = {(t, s) for arm in found for t in arm.teachers for s in arm.train}
-        for teacher, train in sorted(pairs - encoded):
-            rows.append(_encoding(settings, assumed, teacher, train, sizes) | {"done": done})
-        encoded |= pairs
-        searched = {(t, s, arm.sampling) for arm in found for t in arm.teachers for s in arm.train}
-        hours = sum(_searched(settings, assumed, t, s, sizes) for t, s, _ in searched)
-        rows.append({"stage": "mine", "what": name, "number": len(searched),
-                     "device_hours": hours, "done": done})  # fmt: skip
-        for student in dict.fromkeys(arm.student for arm in found):
-            mine = [arm for arm in found if arm.student == student]
-            domains = tests[student] if study.out_of_domain else tests[student][:1]
-            rows += [row | {"what": f"{name}, {student}", "done": done}
-                     for row in _trained(settings, assumed, mine, domains, sizes)]  # fmt: skip
-    return pd.DataFrame(rows)
+        rows += [step | {"done": done} for step in steps]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _encoding(settings: Settings, assumed: Assumed, teacher: str, train: str, sizes: Sizes) -> dict:
+def _encode(settings: Settings, assumed: Assumed, teacher: str, train: str, sizes: Sizes) -> dict:
     row = {"stage": "encode", "what": f"{train} by {teacher}", "number": 1}
     if teacher == "bm25":
         return row | {"device_hours": 0.0}
     chosen, model = settings.teacher_named(teacher, "teacher"), registry.models()[teacher]
     queries, passages = sizes(train)
-    tokens = queries * min(chosen.query_max_length, assumed.query_tokens)
-    tokens += passages * min(chosen.passage_max_length, assumed.passage_tokens)
+    tokens = assumed.tokens(chosen, queries, passages)
     bytes_each = 4 if chosen.dtype == "float32" else 2
     return row | {
-        "device_hours": assumed.hours(2 * model.parameters * tokens),
+        "device_hours": assumed.hours(work.forward_operations(model.parameters, tokens)),
         "memory_gb": model.parameters * bytes_each / GIGA,
-        "disk_gb": (queries + passages) * model.dimension * 4 / GIGA,
+        "disk_gb": work.vector_bytes(queries + passages, model.dimension) / GIGA,
     }
 
 
-def _searched(
-    settings: Settings, assumed: Assumed, teacher: str, train: str, sizes: Sizes
-) -> float:
-    """Hours of one search of a training set, which answers all methods of a study."""
-    if teacher == "bm25":
-        return 0.0
-    queries, passages = sizes(train)
-    return assumed.hours(2 * queries * passages * registry.models()[teacher].dimension)
-
-
-def _trained(
-    settings: Settings, assumed: Assumed, found: list[Arm], tests: list[str], sizes: Sizes
+def _train(
+    settings: Settings, assumed: Assumed, trained: list[Arm], tests: list[str], sizes: Sizes
 ) -> list[dict]:
-    student = settings.students[found[0].student]
-    model, training = registry.models()[student.model], student.training
-    queries = min(training.query_max_length, assumed.query_tokens)
-    passages = min(training.passage_max_length, assumed.passage_tokens)
-    passes = _passes(training)
-    operations = 0.0
-    for arm in found:
+    """Training and evaluation of the arms of one student."""
+    student = settings.students[trained[0].student]
+    parameters, training = registry.models()[student.model].parameters, student.training
+    tokens = 0.0
+    for arm in trained:
         whole = sum(sizes(name)[0] for name in arm.train)
         pairs = min(arm.queries or student.queries or whole, whole)
         for negatives in filter(None, (arm.num_negatives, arm.stage_two)):
-            tokens = pairs * (queries + (1 + negatives) * passages) * training.epochs
-            operations += 2 * model.parameters * tokens * passes
-    tested = sum(q * queries + n * passages for q, n in map(sizes, tests))
-    runs = len(settings.seeds) * len(found)
-    # weights in float32; with full fine-tuning as much again for gradients and twice for AdamW
-    held = model.parameters * (4 if training.lora_rank else 16) / GIGA
+            tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * training.epochs
+    tested = sum(assumed.tokens(training, *sizes(name)) for name in tests)
+    runs, weights = len(settings.seeds) * len(trained), parameters * work.FLOAT / GIGA
+    operations = work.training_operations(parameters, tokens, training) * len(settings.seeds)
     return [
         {
             "stage": "train",
             "number": runs,
-            "device_hours": assumed.hours(operations * len(settings.seeds)),
-            "memory_gb": held,
-            "disk_gb": runs * model.parameters * 4 / GIGA,
+            "device_hours": assumed.hours(operations),
+            "memory_gb": work.training_bytes(parameters, training) / GIGA,
+            "disk_gb": runs * weights,
         },
         {
             "stage": "evaluate",
             "number": runs,
-            "device_hours": assumed.hours(2 * model.parameters * tested * runs),
-            "memory_gb": model.parameters * 4 / GIGA,
+            "device_hours": assumed.hours(work.forward_operations(parameters, tested) * runs),
+            "memory_gb": weights,
         },
     ]
-
-
-def _passes(training: TrainingConfig) -> int:
-    """A step's cost in forward passes."""
-    return (2 if training.lora_rank else 3) + training.gradient_checkpointing
 
 
 def describe(settings: Settings, assumed: Assumed) -> str:

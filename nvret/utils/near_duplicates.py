@@ -1,13 +1,14 @@
-"""Near-duplicate texts: exact pairs by word n-grams, and the clusters that they form.
+"""Near-duplicate texts: exact pairs by word trigrams, and the clusters that they form.
 
-Two texts are near-duplicates when their sets of word n-grams overlap enough. The search is exact
-(no hashing, no sampling): n-grams are numbered, the sets are rows of a sparse matrix, and only rare
-n-grams propose pairs (a pair over the threshold must share one of them: Chaudhuri, Ganti and
+Two texts are near-duplicates when their sets of word trigrams overlap enough. The search is exact
+(no hashing, no sampling): trigrams are numbered, the sets are rows of a sparse matrix, and only
+rare trigrams propose pairs (a pair over the threshold must share one of them: Chaudhuri, Ganti and
 Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006, section 4).
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 Measure = Literal["jaccard", "overlap"]
+_WORDS = 3  # of a trigram
 _NOT_WORD = re.compile(r"[\W_]+")
 # The same for a text of ASCII alone, several times as fast: lower case, all else a space
 _ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(128)) + bytes(
@@ -47,11 +49,11 @@ def normalise(text: str) -> str:
     return _NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
 
 
-def _ngram_ids(texts: Sequence[str], ngram: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of all word n-grams of all texts, with the text that each stands in.
+def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of all trigrams of all texts, from 0, with the row of the text that each stands in.
 
-    A word is a number; an n-gram is its first n-1 words' number paired with the last word's, and
-    pairs are renumbered after each word, so nothing overflows for any n.
+    A word is a number, and so is a pair of words; a trigram is its first two words' number paired
+    with the last word's. Pairs are renumbered after each word, so nothing overflows.
     """
     vocabulary: dict[str, int] = {}
     number = vocabulary.setdefault
@@ -60,25 +62,21 @@ def _ngram_ids(texts: Sequence[str], ngram: int) -> tuple[np.ndarray, np.ndarray
     flat = np.fromiter((word for text in words for word in text), np.int64, int(lengths.sum()))
     rows = np.repeat(np.arange(len(words)), lengths)
     ids = flat
-    for step in range(1, ngram):
+    for step in range(1, _WORDS):
         pairs = ids[:-1] * len(vocabulary) + flat[step:]
         ids = np.unique(pairs, return_inverse=True)[1].reshape(-1)
-    span = ngram - 1
     complete = rows[: len(ids)] == rows[len(rows) - len(ids) :]
-    assert len(ids) == max(len(flat) - span, 0)
-    return ids[complete], rows[: len(ids)][complete]
+    ids = np.unique(ids[complete], return_inverse=True)[1].reshape(-1)
+    return ids, rows[: len(complete)][complete]
 
 
-def _incidence(texts: Sequence[str], ngram: int) -> sp.csr_matrix:
-    """(texts, n-grams) matrix of ones; columns run from the rarest n-gram to the commonest."""
+def _incidence(texts: Sequence[str]) -> sp.csr_matrix:
+    """(texts, trigrams) matrix of ones; columns run from the rarest trigram to the commonest."""
     import scipy.sparse as sp
 
-    ids, rows = _ngram_ids(texts, ngram)
-    _, ids = np.unique(ids, return_inverse=True)
+    ids, rows = _trigrams(texts)
     width = int(ids.max()) + 1 if len(ids) else 0
-    matrix = sp.csr_matrix(
-        (np.ones(len(ids), np.int32), (rows, ids.reshape(-1))), shape=(len(texts), width)
-    )
+    matrix = sp.csr_matrix((np.ones(len(ids), np.int32), (rows, ids)), shape=(len(texts), width))
     matrix.sum_duplicates()
     matrix.data[:] = 1
     frequency = np.bincount(matrix.indices, minlength=width)
@@ -104,34 +102,24 @@ def _rare_prefix(matrix: sp.csr_matrix, threshold: float) -> sp.csr_matrix:
 
 
 def _row_blocks(cost: np.ndarray) -> Iterator[slice]:
-    """Consecutive rows whose costs add up to at most ``_BLOCK`` (or one row)."""
-    start, total = 0, 0
-    for row, value in enumerate(cost):
-        if row > start and total + value > _BLOCK:
-            yield slice(start, row)
-            start, total = row, 0
-        total += int(value)
-    if start < len(cost):
-        yield slice(start, len(cost))
+    """Consecutive rows whose costs add up to at most ``_BLOCK`` and a row more."""
+    ends = np.flatnonzero(np.diff(np.cumsum(cost) // _BLOCK)) + 1
+    for start, end in itertools.pairwise([0, *ends.tolist(), len(cost)]):
+        yield slice(start, end)
 
 
 def _candidates(left: sp.csr_matrix, right: sp.csr_matrix) -> Iterator[np.ndarray]:
     """(pairs, 2) rows of ``left`` and ``right`` that share a column, block by block."""
     frequency = np.bincount(right.indices, minlength=right.shape[1])
-    cost = np.zeros(left.shape[0], np.int64)
-    np.add.at(
-        cost, np.repeat(np.arange(left.shape[0]), np.diff(left.indptr)), frequency[left.indices]
-    )
     transposed = right.T.tocsr()
-    for block in _row_blocks(cost):
+    for block in _row_blocks(left @ frequency):
         product = (left[block] @ transposed).tocoo()
-        yield np.stack(
-            [product.row.astype(np.int64) + block.start, product.col.astype(np.int64)], axis=1
-        )
+        rows = product.row.astype(np.int64) + block.start
+        yield np.stack([rows, product.col.astype(np.int64)], axis=1)
 
 
 def _intersections(left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray) -> np.ndarray:
-    """Number of shared n-grams of each pair of rows."""
+    """Number of shared trigrams of each pair of rows."""
     sizes = np.diff(left.indptr)[pairs[:, 0]] + np.diff(right.indptr)[pairs[:, 1]]
     shared = np.zeros(len(pairs), np.int64)
     for block in _row_blocks(sizes):
@@ -146,9 +134,11 @@ def near_duplicate_pairs(
     *,
     threshold: float,
     measure: Measure = "jaccard",
-    ngram: int = 3,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of texts whose word n-gram sets are at least ``threshold`` similar. Exact.
+    """All pairs of texts whose sets of word trigrams are at least ``threshold`` similar. Exact.
+
+    A text of fewer than three words has no trigram; it is the near-duplicate (similarity 1) of
+    texts that are equal to it when normalised, and of no others.
 
     Args:
         texts: N texts; compared after :func:`normalise`.
@@ -156,8 +146,6 @@ def near_duplicate_pairs(
         threshold: in (0, 1]; a pair at the threshold counts.
         measure: "jaccard" |x & y| / |x | y|, or "overlap" |x & y| / min(|x|, |y|), which also
             finds a text inside a longer one.
-        ngram: words in an n-gram. A text with fewer words has no n-gram; it is the near-duplicate
-            (similarity 1) of texts that are equal to it when normalised, and of no others.
     Returns:
         i (P,) int64, j (P,) int64, similarity (P,) float64, ordered by (i, j).
 
@@ -168,16 +156,15 @@ def near_duplicate_pairs(
         raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
     if measure not in ("jaccard", "overlap"):
         raise NvretError(f"measure is {measure!r}; expected 'jaccard' or 'overlap'")
-    if ngram < 1:
-        raise NvretError(f"ngram is {ngram}; expected at least 1 word")
     within = others is None
     left_texts = [normalise(text) for text in texts]
     right_texts = left_texts if within else [normalise(text) for text in others or ()]
-    both = _incidence(left_texts if within else left_texts + right_texts, ngram)
+    both = _incidence(left_texts if within else left_texts + right_texts)
     left = both[: len(left_texts)]
     right = both if within else both[len(left_texts) :]
 
-    found = []
+    short = _equal_short(left_texts, right_texts, within)
+    found = [(short, np.ones(len(short)))]
     proposals = [(_rare_prefix(left, threshold), right, False)]
     if measure == "overlap":  # the bound holds for the smaller set, which may be on either side
         proposals.append((_rare_prefix(right, threshold), left, True))
@@ -187,23 +174,28 @@ def near_duplicate_pairs(
             if within:
                 pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
             pairs = np.unique(pairs, axis=0)
-            shared = _intersections(left, right, pairs)
-            a, b = np.diff(left.indptr)[pairs[:, 0]], np.diff(right.indptr)[pairs[:, 1]]
-            size = a + b - shared if measure == "jaccard" else np.minimum(a, b)
-            similarity = shared / np.maximum(size, 1)
+            similarity = _similarities(left, right, pairs, measure)
             keep = similarity >= threshold
             found.append((pairs[keep], similarity[keep]))
-    short = _equal_short(left_texts, right_texts, ngram, within)
-    found.append((short, np.ones(len(short))))
     pairs, index = np.unique(np.concatenate([p for p, _ in found]), axis=0, return_index=True)
     return pairs[:, 0], pairs[:, 1], np.concatenate([s for _, s in found])[index]
 
 
-def _equal_short(left: Sequence[str], right: Sequence[str], ngram: int, within: bool) -> np.ndarray:
-    """Pairs of equal texts among those too short to have an n-gram."""
+def _similarities(
+    left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray, measure: Measure
+) -> np.ndarray:
+    """The measure for each pair of rows, (P,) float64."""
+    shared = _intersections(left, right, pairs)
+    a, b = np.diff(left.indptr)[pairs[:, 0]], np.diff(right.indptr)[pairs[:, 1]]
+    size = a + b - shared if measure == "jaccard" else np.minimum(a, b)
+    return shared / np.maximum(size, 1)
+
+
+def _equal_short(left: Sequence[str], right: Sequence[str], within: bool) -> np.ndarray:
+    """Pairs of equal texts among those too short to have a trigram."""
     places: dict[str, list[int]] = {}
     for j, text in enumerate(right):
-        if len(text.split()) < ngram:
+        if len(text.split()) < _WORDS:
             places.setdefault(text, []).append(j)
     pairs = [
         (i, j) for i, text in enumerate(left) for j in places.get(text, ()) if not within or i < j
@@ -231,9 +223,7 @@ def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return order[inverse]
 
 
-def clusters(
-    texts: Sequence[str], *, threshold: float, measure: Measure = "jaccard", ngram: int = 3
-) -> np.ndarray:
+def clusters(texts: Sequence[str], *, threshold: float, measure: Measure = "jaccard") -> np.ndarray:
     """Near-duplicate clusters: connected components of :func:`near_duplicate_pairs`.
 
     Returns:
@@ -242,5 +232,5 @@ def clusters(
     >>> clusters(["a b c d", "w x y z", "A b c, d!"], threshold=0.9)
     array([0, 1, 0], dtype=int32)
     """
-    i, j, _ = near_duplicate_pairs(texts, threshold=threshold, measure=measure, ngram=ngram)
+    i, j, _ = near_duplicate_pairs(texts, threshold=threshold, measure=measure)
     return components(len(texts), i, j)

@@ -1,7 +1,39 @@
-"""One module per source format; each turns unpacked files into the layout that nvret reads.
+"""Unpacked files of a package -> the layout that nvret reads; a function for each source format.
 
-A model converter has ``convert(source, target, recipe)``: it writes the weights
-(``model.safetensors``), the tokenizer and, for a transformer, ``config.json``;
-`nvret.assets.converters.layout` adds the files around them. A data converter has
-``convert(source) -> Converted``. Converters are pure: same files, same result.
+A converter of a model has ``(source, target, entry)``: it writes the weights
+(``model.safetensors``), the tokenizer and, for a transformer, ``config.json``; the files around
+them are `nvret.models.layout`'s. A converter of a data set has ``(source, name, **options)`` and
+gives `tables.Converted`. Converters are pure: same files, same result.
 """
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from nvret.utils.errors import NvretError
+
+_MODULES = {  # the registry's name, and the name of the function -> where it is
+    "nq": "bigbench",
+    "squad": "bigbench",
+    "vitaminc": "bigbench",
+    "quoref": "bigbench",
+    "qasc": "bigbench",
+    "static_embedding": "copies",
+    "safetensors_copy": "copies",
+    "bert_onnx": "bert_onnx",
+    "e5_4bit": "e5_4bit",
+    "llama_gguf": "llama_gguf",
+}
+
+
+def converter(name: str) -> Callable[..., Any]:
+    """The converter that the registry names; its module is imported now.
+
+    Raises:
+        NvretError: there is none of that name.
+    """
+    if name not in _MODULES:
+        raise NvretError(f"no converter is named {name!r}; known: {', '.join(sorted(_MODULES))}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

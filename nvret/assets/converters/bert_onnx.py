@@ -8,34 +8,28 @@ the bias that is added to its product.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from nvret.assets.converters import layout
+import numpy as np
+
+from nvret.assets.converters.model_files import BERT_TOKENS, save_bert, save_tokenizer
+from nvret.assets.registry import Model
 from nvret.utils.errors import NvretError
 
+_WORDS = "embeddings.word_embeddings.weight"
 
-def named_weights(path: Path) -> dict[str, Any]:
+
+def named_weights(path: Path) -> dict[str, np.ndarray]:
     """Arrays of the ONNX file under the names that ``BertModel`` has for them."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(str(path)).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    prefix = next(
-        (
-            name.split("embeddings.")[0]
-            for name in arrays
-            if name.endswith("embeddings.word_embeddings.weight")
-        ),
-        None,
-    )
-    if prefix is None:
-        raise NvretError(f"{path.name}: no tensor named …embeddings.word_embeddings.weight")
-    weights = {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
+    prefixes = [name.removesuffix(_WORDS) for name in arrays if name.endswith(_WORDS)]
+    if not prefixes:
+        raise NvretError(f"{path.name}: no tensor named …{_WORDS}")
+    prefix = prefixes[0]
+    weights = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
     products = {node.output[0]: node for node in graph.node if node.op_type == "MatMul"}
     for node in graph.node:
         if node.op_type != "Add":
@@ -49,17 +43,12 @@ def named_weights(path: Path) -> dict[str, Any]:
     return {name: array for name, array in weights.items() if not name.endswith("position_ids")}
 
 
-def convert(source: Path, target: Path, recipe: dict[str, Any]) -> None:
+def bert_onnx(source: Path, target: Path, entry: Model) -> None:
     weights = named_weights(source / "model.onnx")
     layers = 1 + max(int(name.split(".")[2]) for name in weights if ".layer." in name)
     names = 5 + 16 * layers  # embeddings: 3 tables and a norm; a layer: 6 linears and 2 norms
     if len(weights) != names:
         raise NvretError(f"model.onnx gave {len(weights)} tensors of a BERT; expected {names}")
-    vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
-    layout.save_weights(target, weights | layout.unused_pooler(width))
-    layout.write_json(
-        target / "config.json", layout.bert_config(layers=layers, vocab_size=vocabulary)
-    )
-    layout.save_tokenizer(
-        target, layout.read_tokenizer(source), max_length=512, **layout.BERT_TOKENS
-    )
+    save_bert(target, weights, layers=layers)
+    tokenizer = (source / "tokenizer.json").read_text(encoding="utf-8")
+    save_tokenizer(target, tokenizer, max_length=512, **BERT_TOKENS)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import struct
 import unicodedata
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvret.assets.converters import layout
+from nvret.assets.converters.model_files import save_bert, save_tokenizer
+from nvret.assets.registry import Model
 from nvret.utils.errors import NvretError
 
 _MODULES = {
@@ -41,17 +42,7 @@ _BLOCK = np.dtype([("scale", "<f2"), ("quants", "u1", 16)])
 _KEPT, _STAND_IN = "\uff5e", "\U000f0001"  # the one common character that NFKC would change
 
 
-@dataclass(frozen=True)
-class Sizes:
-    hidden: int
-    layers: int
-    heads: int
-    inner: int
-    vocabulary: int
-    positions: int
-    types: int
-    epsilon: float
-    block: int
+Sizes = namedtuple("Sizes", "hidden layers heads inner vocabulary positions types epsilon block")
 
 
 class Reader:
@@ -60,9 +51,9 @@ class Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def take(self, layout_: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + layout_, self.data, self.at)
-        self.at += struct.calcsize("<" + layout_)
+    def take(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from("<" + form, self.data, self.at)
+        self.at += struct.calcsize("<" + form)
         return values
 
     def array(self, kind: str, count: int) -> np.ndarray:
@@ -179,20 +170,14 @@ def build_tokenizer(pieces: list[tuple[str, float]], mapping: dict[str, str]) ->
     return tokenizer
 
 
-def convert(source: Path, target: Path, recipe: dict[str, Any]) -> None:
-    import json
-
+def e5_4bit(source: Path, target: Path, entry: Model) -> None:
     sizes, pieces, mapping, tensors = read(source / "model.bin")
     if (sizes.hidden, sizes.heads, sizes.inner, sizes.types) != (384, 12, 1536, 2):
         raise NvretError(f"model.bin: {sizes}; expected the sizes of multilingual-e5-small")
-    weights = bert_weights(sizes, tensors)
-    layout.save_weights(target, weights | layout.unused_pooler(sizes.hidden))
-    config = layout.bert_config(layers=sizes.layers, vocab_size=sizes.vocabulary)
-    layout.write_json(target / "config.json", config | {"pad_token_id": 1})
-    tokenizer = json.loads(build_tokenizer(pieces, mapping).to_str())
-    layout.save_tokenizer(
+    save_bert(target, bert_weights(sizes, tensors), layers=sizes.layers, pad=1)
+    save_tokenizer(
         target,
-        tokenizer,
+        build_tokenizer(pieces, mapping).to_str(),
         max_length=512,
         bos_token="<s>",
         eos_token="</s>",

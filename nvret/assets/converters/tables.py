@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from nvret.utils import near_duplicates
+from nvret.utils.near_duplicates import clusters, normalise
+
+Step = dict[str, Any]
+_CORPUS = pa.schema(
+    {"id": pa.string(), "title": pa.string(), "text": pa.string(), "cluster": pa.int32()}
+)
+_QUERIES = pa.schema({"id": pa.string(), "text": pa.string()})
+_QRELS = pa.schema({"query_id": pa.string(), "corpus_id": pa.string(), "score": pa.int32()})
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The tables of a data set, and ``cleaning``: {step, unit, kept, dropped, why} in order."""
+    """The tables of a data set, and ``cleaning``: the steps that led to them, in order."""
 
     corpus: pa.Table
     queries: pa.Table
     qrels: pa.Table
-    cleaning: list[dict[str, Any]]
-
-
-@dataclass
-class Cleaning:
-    """The steps so far."""
-
-    steps: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, step: str, unit: str, before: int, after: int, why: str) -> None:
-        self.steps.append(
-            {"step": step, "unit": unit, "kept": after, "dropped": before - after, "why": why}
-        )
+    cleaning: list[Step]
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,16 @@ class Judgement:
     text: str
     title: str = ""
     score: int = 1
+
+    @property
+    def passage(self) -> tuple[str, str]:
+        """Title and text as they are compared."""
+        return normalise(self.title), normalise(self.text)
+
+
+def step(name: str, unit: str, before: int, after: int, why: str = "") -> Step:
+    """A step of the cleaning: how many units it kept and dropped, and why."""
+    return {"step": name, "unit": unit, "kept": after, "dropped": before - after, "why": why}
 
 
 def one_line(text: str) -> str:
@@ -66,7 +71,7 @@ def content_id(prefix: str, *parts: str) -> str:
 def assemble(
     name: str,
     judgements: Sequence[Judgement],
-    cleaning: Cleaning,
+    cleaning: list[Step],
     *,
     others: Sequence[str] = (),
     cluster_threshold: float = 0.5,
@@ -79,88 +84,88 @@ def assemble(
     relevant passage is no query.
 
     Args:
+        cleaning: the steps so far; those of the merging follow.
         others: passages without a title that no judgement is about.
         cluster_threshold: share of the shorter text's word trigrams that the other text must have
             for the two to be near-duplicates.
     """
-    passages: dict[tuple[str, str], Judgement] = {}
-    spelling: dict[str, str] = {}
-    scores: dict[tuple[str, tuple[str, str]], int] = {}
-    for j in judgements:
-        passage = (near_duplicates.normalise(j.title), near_duplicates.normalise(j.text))
-        passages.setdefault(passage, j)
-        query = spelling.setdefault(near_duplicates.normalise(j.question), j.question)
-        scores[query, passage] = max(scores.get((query, passage), 0), j.score)
-    for text in others:
-        passages.setdefault(
-            (near_duplicates.normalise(""), near_duplicates.normalise(text)), Judgement("", text)
-        )
-    titles, texts = [j.title for j in passages.values()], [j.text for j in passages.values()]
-    ids = {key: content_id(f"{name}-p", j.title, j.text) for key, j in passages.items()}
-    cleaning.add(
-        "merge equal passages",
-        "passages",
-        len({(j.title, j.text) for j in judgements} | {("", text) for text in others}),
-        len(passages),
-        "the same words with other spaces, punctuation or capitals",
+    passages, merged_passages = _distinct_passages(
+        [*judgements, *(Judgement("", text) for text in others)]
     )
-    answered = {query for (query, _), score in scores.items() if score > 0}
-    queries = {
-        query: content_id(f"{name}-q", query) for query in spelling.values() if query in answered
+    questions, merged_questions = _distinct_questions(judgements)
+    scores = _best_scores(judgements)
+    answered = {question for (question, _), score in scores.items() if score > 0}
+    query_ids = {
+        question: content_id(f"{name}-q", text)
+        for question, text in questions.items()
+        if question in answered
     }
-    spellings = len({j.question for j in judgements})
-    cleaning.add(
-        "merge equal questions",
-        "questions",
-        spellings,
-        len(spelling),
-        "the same words: one query with every positive of its copies",
-    )
-    if len(queries) < len(spelling):
-        cleaning.add(
-            "questions without a relevant passage",
-            "questions",
-            len(spelling),
-            len(queries),
-            "all of their judgements are 0; the passages stay",
-        )
-    qrels = [
-        (queries[query], ids[passage], score)
-        for (query, passage), score in scores.items()
-        if query in queries
-    ]
-    labels = near_duplicates.clusters(texts, threshold=cluster_threshold, measure="overlap")
-    cleaning.add(
-        "near-duplicate clusters",
-        "passages",
-        len(passages),
-        len(passages),
+    passage_ids = {key: content_id(f"{name}-p", j.title, j.text) for key, j in passages.items()}
+    texts = [judgement.text for judgement in passages.values()]
+    labels = clusters(texts, threshold=cluster_threshold, measure="overlap")
+    cleaning = [*cleaning, merged_passages, merged_questions]
+    if len(query_ids) < len(questions):
+        why = "all of their judgements are 0; the passages stay"
+        unanswered = "questions without a relevant passage"
+        cleaning.append(step(unanswered, "questions", len(questions), len(query_ids), why))
+    why = (
         f"passages that share {cluster_threshold:.0%} of the shorter one's word trigrams "
-        f"stand in one cluster: {len(set(labels.tolist()))} clusters; none is dropped",
+        f"stand in one cluster: {len(set(labels.tolist()))} clusters; none is dropped"
     )
-    cleaning.add("result", "queries", len(queries), len(queries), "")
-    cleaning.add("result", "passages", len(passages), len(passages), "")
+    cleaning += [
+        step("near-duplicate clusters", "passages", len(passages), len(passages), why),
+        step("result", "queries", len(query_ids), len(query_ids)),
+        step("result", "passages", len(passages), len(passages)),
+    ]
+    judged = [
+        (query_ids[question], passage_ids[passage], score)
+        for (question, passage), score in scores.items()
+        if question in query_ids
+    ]
+    corpus = [
+        (passage_ids[key], judgement.title, judgement.text, label)
+        for (key, judgement), label in zip(passages.items(), labels.tolist(), strict=True)
+    ]
+    queries = [(query, questions[question]) for question, query in query_ids.items()]
     return Converted(
-        corpus=pa.table(
-            {
-                "id": pa.array(ids.values(), pa.string()),
-                "title": pa.array(titles, pa.string()),
-                "text": pa.array(texts, pa.string()),
-                "cluster": pa.array(labels, pa.int32()),
-            }
-        ),
-        queries=pa.table(
-            {
-                "id": pa.array(queries.values(), pa.string()),
-                "text": pa.array(queries.keys(), pa.string()),
-            }
-        ),
-        qrels=pa.table(
-            {
-                "query_id": pa.array([query for query, _, _ in qrels], pa.string()),
-                "corpus_id": pa.array([passage for _, passage, _ in qrels], pa.string()),
-                "score": pa.array([score for _, _, score in qrels], pa.int32()),
-            }
-        ),
-        cleaning=cleaning.steps,
+        corpus=_table(corpus, _CORPUS),
+        queries=_table(queries, _QUERIES),
+        qrels=_table(judged, _QRELS),
+        cleaning=cleaning,
     )
+
+
+def _distinct_passages(
+    judgements: Sequence[Judgement],
+) -> tuple[dict[tuple[str, str], Judgement], Step]:
+    """The first judgement of each passage, and the step that says so."""
+    passages: dict[tuple[str, str], Judgement] = {}
+    for judgement in judgements:
+        passages.setdefault(judgement.passage, judgement)
+    before = len({(judgement.title, judgement.text) for judgement in judgements})
+    why = "the same words with other spaces, punctuation or capitals"
+    return passages, step("merge equal passages", "passages", before, len(passages), why)
+
+
+def _distinct_questions(judgements: Sequence[Judgement]) -> tuple[dict[str, str], Step]:
+    """The first spelling of each question, and the step that says so."""
+    questions: dict[str, str] = {}
+    for judgement in judgements:
+        questions.setdefault(normalise(judgement.question), judgement.question)
+    before = len({judgement.question for judgement in judgements})
+    why = "the same words: one query with every positive of its copies"
+    return questions, step("merge equal questions", "questions", before, len(questions), why)
+
+
+def _best_scores(judgements: Sequence[Judgement]) -> dict[tuple[str, tuple[str, str]], int]:
+    """The best score of each question and passage, as they are compared."""
+    scores: dict[tuple[str, tuple[str, str]], int] = {}
+    for judgement in judgements:
+        pair = normalise(judgement.question), judgement.passage
+        scores[pair] = max(scores.get(pair, 0), judgement.score)
+    return scores
+
+
+def _table(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    named = [dict(zip(schema.names, row, strict=True)) for row in rows]
+    return pa.Table.from_pylist(named, schema=schema)

