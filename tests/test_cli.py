@@ -1,10 +1,11 @@
 """The command line on files of a user's own."""
 
-import csv
-import io
 import json
 import subprocess
 import sys
+import typing
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.files import write_beir, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvret import assets, cli, data, ensembles, mining, negatives, teachers
+from nvret import assets, cli, data, ensembles, methods, mining, negatives, teachers
 from nvret.analysis import judges
-from nvret.cli import mine_options
+from nvret.cli import mine as command_line
 from nvret.io import export
+from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
 
 
 @pytest.fixture
@@ -38,16 +41,12 @@ def files(tmp_path):
 
 
 def command(folder, *more, teacher="bm25"):
-    return cli.main(
-        [
-            "mine",
-            *("--corpus", str(folder / "corpus.jsonl")),
-            *("--queries", str(folder / "queries.jsonl")),
-            *("--qrels", str(folder / "qrels.tsv")),
-            *("--teacher", teacher, "--output", str(folder / "negatives.parquet")),
-            *more,
-        ]
-    )
+    """nvret mine on ``files``; writes negatives.parquet unless ``more`` says otherwise."""
+    given = ["--corpus", folder / "corpus.jsonl", "--queries", folder / "queries.jsonl"]
+    given += ["--qrels", folder / "qrels.tsv", "--teacher", teacher]
+    if "--output" not in more:
+        given += ["--output", folder / "negatives.parquet"]
+    return cli.main(["mine", *map(str, given), *more])
 
 
 @pytest.mark.parametrize("teacher", ["bm25", "potion-base-8m"])
@@ -270,7 +269,10 @@ BAD = {
     "k": (("--k", "9"), "--k is of --sampling"),
     "small k": (("--sampling", "sampled", "--k", "1"), "cannot give 2 negatives: k is smaller"),
     "negatives": (("--num-negatives", "4"), "--num-negatives is 4, the corpus has only 4 passages"),
-    "no negatives": (("--num-negatives", "0"), "--num-negatives is 0, expected at least 1"),
+    "no negatives": (
+        ("--num-negatives", "0"),
+        '"0" for --num-negatives. Must be >= 1',
+    ),
     "threshold": (("--second-threshold", "0.5"), "--second-threshold is of --second-opinion"),
     "judge": (("--second-opinion", "no-such"), "no model is named 'no-such'"),
     "two inputs": (("--data", "nq"), "given: only --corpus, --data, --qrels, --queries"),
@@ -284,7 +286,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_options_end_in_one_line(files, capsys, case):
     more, message = BAD[case]
-    options = ("--method", "naive", "--num-negatives", "2")
+    options = ("--method", "naive")
+    if "--num-negatives" not in more:
+        options += ("--num-negatives", "2")
     teacher = more[1] if case == "teacher" else "bm25"
     assert command(files, *options, *(() if case == "teacher" else more), teacher=teacher) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -334,8 +338,10 @@ def test_a_profile_takes_no_option_of_own_data(capsys, option):
     assert f"nvret: {option[0]} is not for a profile" in capsys.readouterr().err
 
 
-def test_the_formats_are_those_of_export():
-    assert ("parquet", *export.FORMATS) == mine_options.FORMATS
+def test_the_choices_are_those_of_the_library():
+    assert typing.get_args(command_line.Format) == ("parquet", *export.FORMATS)
+    samplings = tuple(kind.name for kind in (TopK, SampledTopK, Top1PlusSampled))
+    assert typing.get_args(command_line.Sampling) == samplings
 
 
 def test_folders_that_hold_no_model(files, capsys):
@@ -355,21 +361,6 @@ JUDGED = [{"query-id": f"q{row}", "corpus-id": f"d{row}", "score": 1} for row in
 PAIRED = [{"query": row["text"], "positive": row["text"]} for row in TEXTS]
 INPUTS = {"corpus": TEXTS, "queries": ASKED, "qrels": JUDGED, "pairs": PAIRED}
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
-
-
-def encoded(rows, suffix):
-    """The bytes of a well-formed file."""
-    if suffix == ".jsonl":
-        return "\n".join(map(json.dumps, rows)).encode()
-    if suffix == ".parquet":
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), sink)
-        return sink.getvalue()
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), delimiter="," if suffix == ".csv" else "\t")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
 
 
 TOKENS = st.sampled_from(
@@ -395,15 +386,17 @@ TOKENS = st.sampled_from(
     whole=st.none() | st.binary(max_size=40),
 )
 def test_malformed_files_never_end_in_a_traceback(tmp_path, broken, suffix, edits, whole, capsys):
-    content = encoded(INPUTS[broken], suffix)
+    content = write_rows(tmp_path / f"{broken}{suffix}", INPUTS[broken]).read_bytes()
     for place, cut, token in edits:
         at = int(place * len(content))
         content = content[:at] + token + content[at + cut :]
     given = []
     for name in ("pairs",) if broken == "pairs" else ("corpus", "queries", "qrels"):
         path = tmp_path / f"{name}{suffix if name == broken else '.jsonl'}"
-        good = encoded(INPUTS[name], path.suffix)
-        path.write_bytes(good if name != broken else content if whole is None else whole)
+        if name == broken:
+            path.write_bytes(content if whole is None else whole)
+        else:
+            write_rows(path, INPUTS[name])
         given += [f"--{name}", str(path)]
     output = tmp_path / "negatives.parquet"
     output.unlink(missing_ok=True)
@@ -466,13 +459,11 @@ def own(folder):
 
 
 def test_mine_train_and_evaluate_own_data(tmp_path, capsys):
-    from test_paper_scale import beir_folder
-
     from nvret import data
     from nvret.study import mixtures
 
     dataset = mixtures.sample_passages(mixtures.sample(data.load("squadshifts-nyt"), 80), 300)
-    beir_folder(tmp_path / "own", dataset)
+    write_beir(tmp_path / "own", dataset)
     files, mined, model = own(tmp_path / "own"), tmp_path / "n.parquet", tmp_path / "model"
     mine = ["--teacher", "bm25", "--method", "perc-pos", "--perc", "0.9", "--output", str(mined)]
     assert cli.main(["mine", *files, *mine]) == 0
@@ -501,12 +492,112 @@ def test_mine_train_and_evaluate_own_data(tmp_path, capsys):
         (["train"], "train needs a profile, or your data and --negatives"),
         (["train", "params/smoke.yaml", "--student", "x"], "--student is not for a profile"),
         (["mine", "params/smoke.yaml", "--teacher", "x"], "--teacher is not for a profile"),
+        (["train", "params/smoke.yaml", "--epochs", "2"], "--epochs is not for a profile"),
         (["encode", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_a_profile_and_own_data_are_two_things(arguments, message, capsys):
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+WRONG = {
+    "an unknown option": (["mine", "--pair", "x"], "Unknown option: --pair. Did you mean --pairs?"),
+    "an unknown command": (["min"], 'Unknown command "min". Did you mean "mine"?'),
+    "no whole number": (["mine", "--k", "x"], '--k: unable to convert "x" into int'),
+    "no choice": (
+        ["mine", "--format", "x"],
+        'Invalid value "x" for --format. Choose from: "parquet"',
+    ),
+    "no share": (["mine", "--near-duplicates", "2"], '"2.0" for --near-duplicates. Must be <= 1'),
+    "no method": (
+        ["mine", "--method", "x"],
+        'Invalid value "x" for --method. Choose from: "random"',
+    ),
+    "no value": (["cost", "--passages"], "--passages requires an argument"),
+    "nothing": (["fetch"], "requires an argument"),
+}
+TRAIN = ["train", "--data", "nq", "--negatives", "n", "--student", "s", "--output", "o"]
+WRONG |= {
+    "out of range": (
+        [*TRAIN, "--epochs", "0"],
+        "--epochs: Input should be greater than 0, found 0",
+    ),
+    "not for each other": ([*TRAIN, "--mask-margin", "0.1"], "mask_margin is 0.1, expected none"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_values_end_in_one_line(case, capsys):
+    arguments, message = WRONG[case]
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("nvret: ")
+    assert message in line
+
+
+def test_a_registered_method_is_an_option(files, monkeypatch, capsys):
+    monkeypatch.setattr(methods, "BY_NAME", dict(methods.BY_NAME))
+    monkeypatch.setattr(command_line, "BY_NAME", methods.BY_NAME)
+
+    @dataclass(frozen=True)
+    class TopKQuota(methods.Method):
+        """Drop a share.
+
+        Attributes:
+            quota: ranks that are dropped.
+            threshold: not used.
+        """
+
+        name = "quota"
+        quota: int = 1
+        threshold: float = 0.5
+
+        @property
+        def skip(self):
+            return self.quota
+
+    more = ("--num-negatives", "1")
+    assert command(files, "--method", "quota", "--quota", "2", *more) == 0
+    shifted = ("--method", "shifted", "--n", "2", "--output", str(files / "shifted.parquet"))
+    assert command(files, *shifted, *more) == 0
+    found, wanted = (negatives.load(files / f"{x}.parquet") for x in ("negatives", "shifted"))
+    assert found["negative_id"].equals(wanted["negative_id"])
+    record = negatives.provenance(found)["method"]
+    assert record == {"name": "quota", "parameters": {"quota": 2, "threshold": 0.5}}
+    capsys.readouterr()
+    assert cli.main(["mine", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "of quota: ranks that are dropped (1)" in words
+    assert "of abs: a negative scores less (0.7); of quota: not used (0.5)" in words
+
+
+def test_version_and_help_are_quick(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == metadata.version("nvret")
+    code = "import sys, nvret.cli; nvret.cli.main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "hard negatives" in done.stdout
+    assert not {"torch", "pandas", "pyarrow"} & set(done.stdout.replace("'", " ").split())
+
+
+def test_an_interruption_is_said(monkeypatch, capsys):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nvret.study.config.load", interrupt)
+    assert cli.main(["run", "params/smoke.yaml"]) == 130
+    assert "interrupted; the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["run"], ["report"]])
+def test_what_needs_the_checkout_says_so(command, monkeypatch, tmp_path, capsys):
+    profile = Path("params/smoke.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NVRET_RESULTS", raising=False)
+    assert cli.main([*command, str(profile)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not inside the repository" in line
 
 
 def test_the_completion_script_is_one_that_bash_reads():

@@ -199,8 +199,8 @@ def test_parquet_keeps_the_provenance_in_every_format(dataset, table, tmp_path):
 
 
 def test_many_records_are_written_in_parts(dataset, table, tmp_path):
-    mined = export.Mined.of(dataset, table, 3)
-    count = export._parquet(export.triplets(mined), tmp_path / "x.parquet", table, number=7)
+    mined = export.NegativesByPair(dataset, table, 3)
+    count = export._write_parquet(export.triplets(mined), tmp_path / "x.parquet", None, number=7)
     assert count == table.num_rows
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == list(export.triplets(mined))
 

@@ -87,7 +87,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("method", "options"), OPTIONS, ids=lambda value: str(value))
 def test_the_same_negatives(dataset, teacher, model, method, options):
-    mined = export.Mined.of(dataset, ours(dataset, teacher, method), NUMBER)
+    mined = export.NegativesByPair(dataset, ours(dataset, teacher, method), NUMBER)
     found = list(export.triplets(mined))
     assert len(found) > 100
     assert found == theirs(dataset, model, **options).to_list()
@@ -107,7 +107,9 @@ def test_the_same_files(dataset, teacher, model, name, names, scores):
     table = ours(dataset, teacher, mining.TopKMarginPos(0.6))
     facts = negatives.provenance(table)
     assert 0 < facts["pairs_short"] < facts["pairs"]
-    found = list(export.FORMATS[name].records(export.Mined.of(dataset, table, NUMBER), scores))
+    found = list(
+        export.FORMATS[name].records(export.NegativesByPair(dataset, table, NUMBER), scores)
+    )
     wanted = theirs(
         dataset, model, name, names, absolute_margin=0.6, output_scores=scores
     ).to_list()

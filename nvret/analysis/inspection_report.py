@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nvret import __version__
-from nvret.analysis import ceilings, suspects
+from nvret.analysis import ceilings, looks, suspects
 from nvret.analysis.audit import hashed
 from nvret.analysis.inspection import Inspection
 from nvret.utils.errors import NvretError
@@ -34,7 +34,7 @@ FAMILIES = {"perc-pos": "Percentage of the positive's score", "margin-pos": "Mar
 HUBS = 8
 BINS = 40
 INK = "#010203"  # stands for the page's colour of letters until the SVG is written
-NEGATIVE, SUSPECT, POSITIVE, RANDOM = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe and Ito
+NEGATIVE, SUSPECT, POSITIVE, RANDOM = looks.BLUE, looks.VERMILION, looks.GREEN, looks.ORANGE
 VARIABLES = {"negative": NEGATIVE, "suspect": SUSPECT, "positive": POSITIVE, "random": RANDOM}
 STYLE = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),

@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from nvret.assets import model_folder
 from nvret.encode import Encoder
-from nvret.models import layout, threads
+from nvret.models import layout
 from nvret.models.backbones import quiet
-from nvret.models.batching import Ragged, check_texts, token_budget_batches
+from nvret.models.batching import Ragged, check_texts, in_threads, token_budget_batches
 from nvret.utils.errors import NvretError
 
 ASK = (
@@ -155,7 +155,7 @@ class LanguageModelJudge:
         batches = token_budget_batches(prompts.lengths, TOKENS, slack=SLACK)
         forward = functools.partial(self._forward, prompts)
         if self.model.device.type == "cpu":  # whose threads take a batch each
-            results = threads.each(forward, batches)
+            results = in_threads(forward, batches)
         else:
             results = ((rows, forward(rows)) for rows in batches)
         values = np.empty(size, np.float32)

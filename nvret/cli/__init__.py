@@ -1,16 +1,20 @@
-"""nvret: hard-negative mining for text-embedding models, and its reproduction in notebooks."""
+"""The command line: each command is a function, its options are the function's parameters.
+
+cyclopts reads types, defaults and docstrings, so that an option is declared once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
-import shtab
-from pydantic import ValidationError
+import cyclopts
 
-from nvret.cli import cost, evaluate, inspect_negatives, mine, profile, train
+import nvret
+from nvret.cli import checks, cost, mine, profile, train
+from nvret.utils import processes
 from nvret.utils.errors import NvretError
 
 
@@ -20,13 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Every notebook gets the whole profile, and papermill warns of each key that a notebook's
     # parameters cell does not repeat; nvret.study.config checks the keys instead
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    chosen = _parser().parse_args(arguments)
-    from nvret.utils import processes
-
     try:
         with processes.group():
-            chosen.command(chosen)
-    except (NvretError, ValidationError) as error:
+            app()(sys.argv[1:] if arguments is None else arguments)
+    except (NvretError, cyclopts.CycloptsError) as error:
         print(f"nvret: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -35,10 +36,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nvret", description=__doc__)
-    shtab.add_argument_to(parser, "--print-completion", help="a completion script for your shell")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for part in (mine, inspect_negatives, train, evaluate, cost, profile):
-        part.add(commands)
-    return parser
+def app() -> cyclopts.App:
+    """All commands, with the options of the mining methods that are registered now."""
+    made = cyclopts.App(
+        "nvret",
+        help="Hard-negative mining for text-embedding models, and its reproduction in notebooks.",
+        version=nvret.__version__,
+        help_format="markdown",
+        group_arguments=cyclopts.Group("Arguments", sort_key=0),
+        group_parameters=cyclopts.Group("Options", sort_key=1),
+        default_parameter=cyclopts.Parameter(negative_iterable=()),  # no --empty-teacher
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    commands = (
+        mine.command(), checks.inspect, train.train, checks.evaluate, cost.cost, cost.plan,
+        profile.fetch, profile.run, profile.encode, profile.report,
+    )  # fmt: skip
+    for place, command in enumerate(commands):
+        made.command(command, sort_key=place)
+
+    @made.command(name="--print-completion", sort_key=len(commands))
+    def print_completion(shell: Literal["bash", "zsh", "fish", "powershell"], /) -> None:
+        """Print a completion script for a shell."""
+        print(made.generate_completion(shell=shell))
+
+    return made

@@ -2,70 +2,89 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from nvret.cli.options import Profile
 from nvret.utils.errors import NvretError
 
-
-def add(commands: argparse._SubParsersAction) -> None:
-    cost = commands.add_parser("cost", help="measure this machine; say what mining will cost")
-    cost.add_argument("--passages", type=int, required=True, help="in the corpus to mine")
-    cost.add_argument("--queries", type=int, required=True, help="or labelled pairs, if more")
-    cost.add_argument("--teacher", required=True, help="a model's name, or a model's folder")
-    cost.add_argument("--data", default="nq", help="set or folder to sample texts from (nq)")
-    cost.add_argument("--passage-tokens", type=float, help="mean, after cutting (as the sample)")
-    cost.add_argument("--query-tokens", type=float, help="mean, after cutting (as the sample)")
-    cost.add_argument("--num-candidates", type=int, default=64, help="kept of each search")
-    cost.add_argument("--device", default="cpu", help="to measure: cpu or cuda")
-    cost.add_argument("--devices", type=int, default=1, help="like it, each with a part (1)")
-    cost.add_argument("--rough", action="store_true", help="measure small sizes, in seconds")
-    cost.set_defaults(command=_cost)
-
-    plan = commands.add_parser("plan", help="what a profile will take, before it is run")
-    plan.add_argument("params", type=Path, help="for example params/paper.yaml")
-    plan.add_argument("--tflops", type=float, help="of a device (default: measured on --device)")
-    plan.add_argument("--device", default="cpu", help="to measure: cpu or cuda")
-    plan.add_argument("--devices", type=int, default=1, help="that share the work (1)")
-    plan.add_argument("--passage-tokens", type=float, default=128, help="mean, assumed (128)")
-    plan.add_argument("--query-tokens", type=float, default=16, help="mean, assumed (16)")
-    plan.set_defaults(command=_plan)
+Measured = Annotated[str, Parameter(help="to measure: cpu or cuda")]
+Devices = Annotated[int, Parameter(help="devices like it that share the work")]
 
 
-def _cost(chosen: argparse.Namespace) -> None:
-    from nvret import assets, data
+def cost(
+    *,
+    passages: int,
+    queries: int,
+    teacher: str,
+    data: str = "nq",
+    passage_tokens: float | None = None,
+    query_tokens: float | None = None,
+    num_candidates: int = 64,
+    device: Measured = "cpu",
+    devices: Devices = 1,
+    rough: bool = False,
+) -> None:
+    """Measure this machine, and say what mining will cost.
+
+    Args:
+        passages: in the corpus to mine
+        queries: or labelled pairs, if more
+        teacher: a model's name, or a model's folder
+        data: set or folder to sample texts from
+        passage_tokens: mean, after cutting (as the sample)
+        query_tokens: mean, after cutting (as the sample)
+        num_candidates: kept of each search
+        rough: measure small sizes, in seconds
+    """
+    from nvret import assets
+    from nvret import data as sets
     from nvret.cost import calibration, estimate
     from nvret.encode import Encoder
 
-    names = ("passages", "queries", "passage_tokens", "query_tokens", "devices")
-    workload = estimate.Workload(**{name: getattr(chosen, name) for name in names})
-    device = calibration.check_device(chosen.device)
-    if chosen.teacher == "bm25":
+    workload = estimate.Workload(passages=passages, queries=queries, passage_tokens=passage_tokens,
+                                 query_tokens=query_tokens, devices=devices)  # fmt: skip
+    torch_device = calibration.check_device(device)
+    if teacher == "bm25":
         raise NvretError("teacher bm25 makes no vectors, expected an embedding model")
-    encoder = Encoder.load(assets.model_folder(chosen.teacher), device=device)
-    sample = data.load(chosen.data)
+    encoder = Encoder.load(assets.model_folder(teacher), device=torch_device)
+    sample = sets.load(data)
     measured = estimate.calibrate(
-        encoder,
-        sample.passages,
-        sample.query_texts,
-        k=chosen.num_candidates,
-        rough=chosen.rough,
+        encoder, sample.passages, sample.query_texts, k=num_candidates, rough=rough
     )
     print(estimate.describe(measured, workload))
 
 
-def _plan(chosen: argparse.Namespace) -> None:
-    from nvret import assets, data
+def plan(
+    params: Profile,
+    /,
+    *,
+    tflops: float | None = None,
+    device: Measured = "cpu",
+    devices: Devices = 1,
+    passage_tokens: float = 128,
+    query_tokens: float = 16,
+) -> None:
+    """Say what a profile will take, before it is run.
+
+    Args:
+        tflops: of a device (measured on --device)
+        passage_tokens: mean, assumed
+        query_tokens: mean, assumed
+    """
+    from nvret import assets
+    from nvret import data as sets
     from nvret.cost import calibration
     from nvret.encode import Encoder
-    from nvret.study import config, plan
+    from nvret.study import config
+    from nvret.study import plan as plans
 
-    settings = config.load(chosen.params)
-    tflops = chosen.tflops
+    settings = config.load(params)
     if tflops is None:
-        device = calibration.check_device(chosen.device)
-        encoder = Encoder.load(assets.model_path("minilm-l6"), device=device)
-        tflops = calibration.measure_rate(encoder, data.load("nq").passages[:512])
-    names = ("passage_tokens", "query_tokens", "devices")
-    assumed = plan.Assumed(tflops=tflops, **{name: getattr(chosen, name) for name in names})
-    print(plan.describe(settings, assumed))
+        torch_device = calibration.check_device(device)
+        encoder = Encoder.load(assets.model_path("minilm-l6"), device=torch_device)
+        tflops = calibration.measure_rate(encoder, sets.load("nq").passages[:512])
+    assumed = plans.Assumed(tflops=tflops, passage_tokens=passage_tokens,
+                            query_tokens=query_tokens, devices=devices)  # fmt: skip
+    print(plans.describe(settings, assumed))

@@ -1,14 +1,21 @@
-"""``nvret mine`` for queries and a corpus of one's own."""
+"""``nvret mine``: hard negatives of a profile, or for queries and a corpus of one's own."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import tempfile
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nvret.cli import mine_options, own_data, profile
+import docstring_parser
+from cyclopts import Parameter, validators
+
+from nvret.cli import options, profile
+from nvret.cli.options import Device, Only, OwnData, Profile, spelled
+from nvret.methods import BY_NAME, build_method
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
@@ -16,92 +23,298 @@ if TYPE_CHECKING:
 
     from nvret.data import RetrievalDataset
 
-
-def add(commands: argparse._SubParsersAction) -> None:
-    """The command, on a profile or on own data."""
-    mine = commands.add_parser(
-        "mine", help="mine hard negatives: of a profile, or for your own queries and corpus"
-    )
-    mine_options.add(mine)
-    mine.set_defaults(command=run, stage="mine")
-
-
-def run(chosen: argparse.Namespace) -> None:
-    """Mine for a profile, or for own data."""
-    if chosen.params is None:
-        return own(chosen)
-    if found := mine_options.given(chosen):
-        raise NvretError(f"{found[0]} is not for a profile: {chosen.params} says it")
-    profile.stage(chosen)
+Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
+# The names of nvret.sampling and nvret.io.export, which take long to import; a test compares them
+Sampling = Literal["top-k", "sampled", "top-1+sampled"]
+Format = Literal[
+    "parquet", "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron"
+]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Share = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
 
 
-def own(chosen: argparse.Namespace) -> None:
-    """Mine, and write the negatives; everything that can be checked is checked before."""
-    mine_options.check(chosen)
-    from nvret import mining, negatives
-    from nvret.io import export
-    from nvret.utils import processes
+@options.group("teacher")
+class TeacherOptions:
+    """What scores the passages of each query.
 
-    export.check(chosen.format, chosen.output)
-    check_output(chosen.output, overwrite=chosen.overwrite)
-    method, sampling = _method(chosen), _sampling(chosen)
-    teachers = [_teacher(name, chosen) for name in chosen.teacher]
-    judge = _judge(chosen)
+    Attributes:
+        teacher: bm25, vectors, a model's name, or a model's folder; repeated with --ensemble
+        ensemble: how several teachers are joined
+        query_vectors: of --teacher vectors: a .npy, a row for each query in its file's order
+        corpus_vectors: likewise, of the passages
+        normalise: bring given vectors to length 1
+        max_query_length: tokens of a query that a model reads
+        max_passage_length: tokens of a passage, likewise
+        index: search approximately: faiss's name of an index (HNSW32)
+        probes: lists or candidates that the index looks at
+    """
+
+    teacher: list[str] | None = None
+    ensemble: Ensemble | None = None
+    query_vectors: Path | None = None
+    corpus_vectors: Path | None = None
+    normalise: bool = True
+    max_query_length: Count = 64
+    max_passage_length: Count = 128
+    device: Device = "cpu"
+    index: str | None = None
+    probes: Count = 64
+
+    def check(self) -> None:
+        """`NvretError` for options that are not for each other."""
+        names = self.teacher or []
+        if len(names) > 1 and not self.ensemble:
+            ensembles = "|".join(typing.get_args(Ensemble))
+            raise NvretError(f"{len(names)} teachers need --ensemble {ensembles}")
+        if len(names) == 1 and self.ensemble:
+            raise NvretError("--ensemble needs --teacher several times")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise NvretError(f"--teacher {twice[0]} is given more than once")
+        for option in ("query_vectors", "corpus_vectors"):
+            if ("vectors" in names) != (getattr(self, option) is not None):
+                raise NvretError(f"{spelled(option)} and --teacher vectors need each other")
+        if not self.normalise and "vectors" not in names:
+            raise NvretError("--no-normalise is of --teacher vectors, which is not given")
+
+    def build(self, name: str) -> Any:
+        """One of the teachers."""
+        from nvret import assets, teachers
+        from nvret.cost import calibration
+        from nvret.io import vectors
+        from nvret.scale import faiss_index
+
+        if name == "bm25":
+            if self.index:
+                raise NvretError("--index is for embedding models, teacher bm25 searches exactly")
+            return teachers.BM25Teacher()
+        index = faiss_index.Index(self.index, self.probes) if self.index else None
+        calibration.check_device(self.device)
+        where = {"device": self.device, "index": index}
+        if name == "vectors":
+            files = self.query_vectors, self.corpus_vectors
+            return vectors.VectorTeacher(*files, self.normalise, **where)
+        if not Path(name).is_dir() and name not in assets.models():
+            known = ", ".join(("bm25", "vectors", *sorted(assets.models())))
+            raise NvretError(f"no teacher {name!r}, expected a model's folder or one of {known}")
+        lengths = self.max_query_length, self.max_passage_length
+        return teachers.DenseTeacher(name, *lengths, **where)
+
+
+@options.group("filters")
+class FilterOptions:
+    """What else may not be a negative.
+
+    Attributes:
+        ceiling_positive: whose score counts for a query of several: the pair's own, or the lowest
+        near_duplicates: similarity from which a passage is a copy of a positive; or none
+        second_opinion: drop the negatives that this model calls relevant: a cross-encoder, an
+            embedding model or a language model, by name or folder
+        second_threshold: from which they are relevant: a probability (0.5), or of an embedding
+            model a share of the positive's score (0.95)
+    """
+
+    ceiling_positive: Literal["own", "lowest"] = "own"
+    near_duplicates: Share | None = 0.8
+    second_opinion: str | None = None
+    second_threshold: float | None = None
+
+    def judge(self, device: str) -> Any:
+        """The model of ``--second-opinion``, or None."""
+        if self.second_opinion is None:
+            if self.second_threshold is not None:
+                raise NvretError("--second-threshold is of --second-opinion, which is not given")
+            return None
+        from nvret.analysis import judges
+
+        try:
+            judge = judges.load(self.second_opinion, device=device)
+        except NvretError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            name = f"--second-opinion {self.second_opinion}"
+            raise NvretError(f"{name} cannot be loaded: {reason}") from error
+        if self.second_threshold is not None:
+            judge.threshold = self.second_threshold
+        return judge
+
+
+@options.group("sampling")
+class SamplingOptions:
+    """Which of the candidates are taken.
+
+    Attributes:
+        num_negatives: of each pair of query and positive
+        sampling: the first, drawn, or both
+        k: candidates that are drawn from (10)
+        seed: of the draws
+    """
+
+    num_negatives: Count = 4
+    sampling: Sampling = "top-k"
+    k: int | None = None
+    seed: int = 0
+
+    def build(self) -> Any:
+        from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
+
+        if self.sampling == "top-k":
+            if self.k is not None:
+                raise NvretError(
+                    "--k is of --sampling sampled and top-1+sampled; `top-k` takes the first"
+                )
+            return TopK()
+        kind = SampledTopK if self.sampling == "sampled" else Top1PlusSampled
+        sampling = kind(10 if self.k is None else self.k)
+        sampling.depth(self.num_negatives)
+        return sampling
+
+
+@options.group("output")
+class OutputOptions:
+    """The file.
+
+    Attributes:
+        output: file to write
+        overwrite: replace the file if it is there
+        format: parquet: ids, ranks and scores; triplet to labeled-list: sentence-transformers'
+            (Parquet); flagembedding, tevatron: JSON Lines
+    """
+
+    output: Path | None = None
+    overwrite: bool = False
+    format: Format = "parquet"
+
+    def check(self) -> None:
+        """`NvretError` if the file cannot be written, or is there and may not be replaced."""
+        from nvret.io import export
+
+        path = self.output
+        export.check(self.format, path)
+        if path.is_dir():
+            raise NvretError(f"--output {path} is a folder, expected a file")
+        if path.exists() and not self.overwrite:
+            raise NvretError(f"--output {path} is there already; --overwrite replaces it")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = f"cannot write to {folder}: {error.strerror}"
+            raise NvretError(f"--output {path}: {reason}") from error
+
+
+def method_options() -> type:
+    """``--method``, and the parameters of all methods that are registered now."""
+    found = {"method": (Literal[tuple(BY_NAME)], "below which score, and after which rank")}
+    for name, method in BY_NAME.items():
+        described = docstring_parser.parse(method.__doc__).params
+        texts = {one.arg_name: one.description for one in described}
+        kinds = typing.get_type_hints(method)
+        for field in dataclasses.fields(method):
+            kind, text = kinds[field.name], f"of `{name}`: {texts.get(field.name, '')}"
+            if field.default is not dataclasses.MISSING:
+                text = f"{text.rstrip('.')} ({field.default})"
+            if field.name in found:
+                kind, text = kind | found[field.name][0], f"{found[field.name][1]}; {text}"
+            found[field.name] = kind, text
+    return options.group_of("method", "Which candidates may be negatives.", found)
+
+
+def command() -> Callable[..., None]:
+    """`mine`, with the options of the methods that are registered now."""
+    mine.__annotations__["rule"] = method_options() | None
+    return mine
+
+
+def mine(
+    params: Profile | None = None,
+    /,
+    *,
+    only: Only = None,
+    data: OwnData = OwnData(),
+    teacher: TeacherOptions = TeacherOptions(),
+    rule: Any = None,
+    filters: FilterOptions = FilterOptions(),
+    sampling: SamplingOptions = SamplingOptions(),
+    output: OutputOptions = OutputOptions(),
+) -> None:
+    """Mine hard negatives: of a profile, or for your own queries and corpus.
+
+    A profile takes --only and no other option, and may run under torchrun.
+    """
+    rule = rule or method_options()()
+    if params is not None:
+        options.refuse(params, data, teacher, rule, filters, sampling, output)
+        profile.stage("mine", params, only)
+        return
+    needed = {"teacher": teacher.teacher, "method": rule.method, "output": output.output}
+    if missing := [spelled(name) for name, value in needed.items() if not value]:
+        raise NvretError(f"mine needs a profile, or your data and {', '.join(missing)}")
+    # All that can be checked is checked before the data are read
+    data.check("mine needs a profile, or")
+    teacher.check()
+    output.check()
+    parameters = vars(rule).copy()
+    method = build_method(parameters.pop("method"), **parameters)
+    draws = sampling.build()
+    teachers = [teacher.build(name) for name in teacher.teacher]
+    judge = filters.judge(teacher.device)
     # Rows of given vectors are those of the file of queries
-    dataset = own_data.load(chosen, keep_unjudged="vectors" in chosen.teacher)
-    if chosen.num_negatives >= dataset.corpus.num_rows:
-        raise NvretError(
-            f"--num-negatives is {chosen.num_negatives}, the corpus has only "
-            f"{dataset.corpus.num_rows} passages, positives among them"
-        )
-    exclude = mining.exclusions(dataset, chosen.near_duplicates)
-    tables = [
-        mining.mine(
-            dataset, teacher, method, chosen.num_negatives, sampling, chosen.seed,
-            ceiling_positive=chosen.ceiling_positive,
-            near_duplicates=chosen.near_duplicates, exclude=exclude,
-        )
-        for teacher in teachers
-    ]  # fmt: skip
-    table = tables[0]
-    if chosen.ensemble:
-        table = _joined(dataset, tables, chosen)
+    dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
+    tables = _mined(dataset, teachers, filters, sampling, method=method, sampling=draws)
+    table = tables[0] if len(tables) == 1 else _joined(dataset, tables, teacher.ensemble, sampling)
     if judge is not None and table.num_rows:
         table = second_opinion(dataset, table, judge)
-    if not processes.is_main_process():
-        return
-    records, without = export.write(dataset, table, chosen.output, chosen.format)
-    facts = negatives.provenance(table)
-    said = [
-        f"{chosen.output}: {table.num_rows} negatives for {facts['pairs']} pairs of query and "
-        f"positive; {facts['pairs_short']} pairs have fewer than {chosen.num_negatives}"
-    ]
-    if "second_opinion" in facts:
-        dropped = facts["second_opinion"]["dropped"]
-        said.append(f"{dropped} were dropped, which {judge.name} calls relevant")
-    if chosen.format != "parquet":
-        said.append(f"{records} records, {without} pairs in none of them")
-    print("; ".join(said))
+    _write(dataset, table, output, judge)
 
 
-def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """`NvretError` if a file cannot be written there, or is there and may not be replaced."""
-    if path.is_dir():
-        raise NvretError(f"--output {path} is a folder, expected a file")
-    if path.exists() and not overwrite:
-        raise NvretError(f"--output {path} is there already; --overwrite replaces it")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise NvretError(f"--output {path}: cannot write to {folder}: {error.strerror}") from error
+def _mined(
+    dataset: RetrievalDataset,
+    teachers: list[Any],
+    filters: FilterOptions,
+    chosen: SamplingOptions,
+    **rules: Any,
+) -> list[pa.Table]:
+    """The negatives of each teacher; ``rules`` are the method and the sampling."""
+    from nvret import mining
+
+    if chosen.num_negatives >= (size := dataset.corpus.num_rows):
+        raise NvretError(
+            f"--num-negatives is {chosen.num_negatives}, the corpus has only {size} passages, "
+            "positives among them"
+        )
+    shared = rules | {
+        "num_negatives": chosen.num_negatives,
+        "seed": chosen.seed,
+        "ceiling_positive": filters.ceiling_positive,
+        "near_duplicates": filters.near_duplicates,
+        "exclude": mining.exclusions(dataset, filters.near_duplicates),
+    }
+    return [mining.mine(dataset, teacher, **shared) for teacher in teachers]
+
+
+def _joined(
+    dataset: RetrievalDataset, tables: list[pa.Table], ensemble: str, chosen: SamplingOptions
+) -> pa.Table:
+    """One table of the teachers' tables; its provenance names all of them."""
+    from nvret import ensembles, negatives
+
+    number = chosen.num_negatives
+    if ensemble == "cross-sample":
+        table = ensembles.cross_sample(dataset, tables, number, chosen.seed)
+    else:
+        dedup = ensemble == "intra-sample"
+        table = ensembles.intra_sample(dataset, tables, number, dedup=dedup)
+    facts = [negatives.provenance(table) for table in tables]
+    own = ("teacher", "teacher_fingerprint", "positives_below_zero", "search")
+    shared = {key: value for key, value in facts[0].items() if key not in own}
+    each = [{key: fact[key] for key in own if key in fact} for fact in facts]
+    return _with_facts(table, shared | {"ensemble": ensemble, "teachers": each})
 
 
 def second_opinion(dataset: RetrievalDataset, table: pa.Table, judge: Any) -> pa.Table:
-    """Without the negatives that a judge calls relevant; says how many."""
+    """The table without the negatives that a judge calls relevant; provenance says how many."""
     import pyarrow as pa
 
     from nvret import negatives
@@ -109,101 +322,40 @@ def second_opinion(dataset: RetrievalDataset, table: pa.Table, judge: Any) -> pa
 
     judged = judge_quality.judge(judge, dataset, table)
     relevant = judged.table["judged"].to_numpy() >= judge.threshold
-    facts = negatives.provenance(table)
-    said = {"judge": judge.name, "threshold": judge.threshold, "dropped": int(relevant.sum())}
-    return _with_facts(table.filter(pa.array(~relevant)), facts | {"second_opinion": said})
-
-
-def _method(chosen: argparse.Namespace) -> Any:
-    from nvret.methods import build_method
-
-    names = ("n", "threshold", "margin", "perc")
-    return build_method(chosen.method, **{name: getattr(chosen, name) for name in names})
-
-
-def _sampling(chosen: argparse.Namespace) -> Any:
-    from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
-
-    if chosen.num_negatives < 1:
-        raise NvretError(f"--num-negatives is {chosen.num_negatives}, expected at least 1")
-    if chosen.sampling == "top-k":
-        return TopK()
-    kind = SampledTopK if chosen.sampling == "sampled" else Top1PlusSampled
-    sampling = kind(10 if chosen.k is None else chosen.k)
-    sampling.depth(chosen.num_negatives)
-    return sampling
-
-
-def _teacher(name: str, chosen: argparse.Namespace) -> Any:
-    from nvret import assets, teachers
-    from nvret.cost import calibration
-    from nvret.io import vectors
-    from nvret.scale import faiss_index
-
-    if name == "bm25":
-        if chosen.index:
-            raise NvretError("--index is for embedding models, teacher bm25 has an exact search")
-        return teachers.BM25Teacher()
-    index = faiss_index.Index(chosen.index, chosen.probes) if chosen.index else None
-    calibration.check_device(chosen.device)
-    options = {"device": chosen.device, "index": index}
-    if name == "vectors":
-        files = chosen.query_vectors, chosen.corpus_vectors
-        return vectors.VectorTeacher(*files, not chosen.no_normalise, **options)
-    if not Path(name).is_dir() and name not in assets.models():
-        known = ", ".join(("bm25", "vectors", *sorted(assets.models())))
-        raise NvretError(f"no teacher {name!r}, expected a model's folder or one of {known}")
-    for option in ("max_query_length", "max_passage_length"):
-        if (value := getattr(chosen, option)) is not None:
-            if value < 1:
-                raise NvretError(f"{own_data.spelled(option)} is {value}, expected at least 1")
-            kind = option.split("_")[1]
-            options[f"{kind}_max_length"] = value
-    return teachers.DenseTeacher(name, **options)
-
-
-def _judge(chosen: argparse.Namespace) -> Any:
-    if chosen.second_opinion is None:
-        return None
-    from nvret.analysis import judges
-
-    name = chosen.second_opinion
-    try:
-        judge = judges.load(name, device=chosen.device)
-    except NvretError:
-        raise
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise NvretError(f"--second-opinion {name} cannot be loaded: {said}") from error
-    if chosen.second_threshold is not None:
-        judge.threshold = chosen.second_threshold
-    return judge
-
-
-def _joined(
-    dataset: RetrievalDataset, tables: list[pa.Table], chosen: argparse.Namespace
-) -> pa.Table:
-    from nvret import ensembles, negatives
-
-    if chosen.ensemble == "cross-sample":
-        table = ensembles.cross_sample(dataset, tables, chosen.num_negatives, chosen.seed)
-    else:
-        dedup = chosen.ensemble == "intra-sample"
-        table = ensembles.intra_sample(dataset, tables, chosen.num_negatives, dedup=dedup)
-    facts = [negatives.provenance(table) for table in tables]
-    own = ("teacher", "teacher_fingerprint", "positives_below_zero", "search")
-    shared = {key: value for key, value in facts[0].items() if key not in own}
-    said = [{key: fact[key] for key in own if key in fact} for fact in facts]
-    return _with_facts(table, shared | {"ensemble": chosen.ensemble, "teachers": said})
+    opinion = {"judge": judge.name, "threshold": judge.threshold, "dropped": int(relevant.sum())}
+    facts = negatives.provenance(table) | {"second_opinion": opinion}
+    return _with_facts(table.filter(pa.array(~relevant)), facts)
 
 
 def _with_facts(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
     """The table with its provenance, whose counts are of the rows that it has now."""
-    counts = table.group_by(["query_id", "positive_id"]).aggregate([([], "count_all")])
-    found, wanted = counts["count_all"].to_numpy(), facts["num_negatives"]
+    pairs = table.group_by(["query_id", "positive_id"]).aggregate([([], "count_all")])
+    counts, wanted = pairs["count_all"].to_numpy(), facts["num_negatives"]
     facts = facts | {
-        "pairs_empty": facts["pairs"] - len(found),
-        "pairs_short": facts["pairs"] - int((found >= wanted).sum()),
-        "negatives_missing": facts["pairs"] * wanted - int(found.sum()),
+        "pairs_empty": facts["pairs"] - len(counts),
+        "pairs_short": facts["pairs"] - int((counts >= wanted).sum()),
+        "negatives_missing": facts["pairs"] * wanted - int(counts.sum()),
     }
     return table.replace_schema_metadata({"nvret": json.dumps(facts, sort_keys=True)})
+
+
+def _write(dataset: RetrievalDataset, table: pa.Table, output: OutputOptions, judge: Any) -> None:
+    """Write the file and say what is in it."""
+    from nvret import negatives
+    from nvret.io import export
+    from nvret.utils import processes
+
+    if not processes.is_main_process():
+        return
+    records, without = export.write(dataset, table, output.output, output.format)
+    facts = negatives.provenance(table)
+    parts = [
+        f"{output.output}: {table.num_rows} negatives for {facts['pairs']} pairs of query and "
+        f"positive; {facts['pairs_short']} pairs have fewer than {facts['num_negatives']}"
+    ]
+    if "second_opinion" in facts:
+        dropped = facts["second_opinion"]["dropped"]
+        parts.append(f"{dropped} were dropped, which {judge.name} calls relevant")
+    if output.format != "parquet":
+        parts.append(f"{records} records, {without} pairs in none of them")
+    print("; ".join(parts))

@@ -46,12 +46,13 @@ def read_folder(
     files = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
     if not files:
         raise NvretError(f"{folder / 'qrels'}: no .tsv file; expected BEIR's layout")
-    path = files[_choose(list(files), split, str(folder / "qrels"))]
-    return inputs.joined(
-        inputs.texts(folder / "corpus.jsonl", title=True, allow_empty=True, progress=progress),
-        inputs.texts(folder / "queries.jsonl", title=False, progress=progress),
-        inputs.qrels(path, progress=progress),
+    return inputs.tables(
+        folder / "corpus.jsonl",
+        folder / "queries.jsonl",
+        files[_choose(list(files), split, str(folder / "qrels"))],
+        allow_empty=True,
         keep_unjudged=keep_unjudged,
+        progress=progress,
     )
 
 
@@ -63,39 +64,30 @@ def read_hub_folder(folder: Path, split: str | None) -> Tables:
     """
     import datasets
 
-    def table(config: str, part: str | None = None) -> pa.Table:
+    configs = datasets.get_dataset_config_names(str(folder))
+    names = {"corpus": "corpus", "queries": "queries"}
+    names["qrels"] = "default" if "default" in configs else "qrels"
+    tables = {}
+    for name, config in names.items():
         try:
             parts = datasets.load_dataset(str(folder), config)
         except ValueError as error:
             raise NvretError(f"{folder}: no configuration {config!r}: {error}") from error
-        names = list(parts)
-        chosen = names[0] if part is None and len(names) == 1 else part
-        if config in ("default", "qrels"):
-            chosen = _choose(names, split, f"{folder}: {config}")
-        elif chosen not in names:
-            chosen = config
-        found = parts[chosen].with_format("arrow")[:]
-        return found.rename_columns(
-            [
-                {"_id": "id", "query-id": "query_id", "corpus-id": "corpus_id"}.get(c, c)
-                for c in found.column_names
-            ]
-        )
-
-    configs = datasets.get_dataset_config_names(str(folder))
-    qrels = table("default" if "default" in configs else "qrels")
-    qrels = qrels.set_column(
-        qrels.column_names.index("score"), "score", qrels["score"].cast(pa.int32())
-    )
-    corpus, queries = table("corpus"), table("queries")
-    if "title" not in corpus.column_names:
-        corpus = corpus.append_column("title", pa.array([""] * len(corpus), pa.string()))
-    title = pc.fill_null(corpus["title"], "")
-    corpus = corpus.set_column(corpus.column_names.index("title"), "title", title)
+        if name == "qrels":
+            part = _choose(list(parts), split, f"{folder}: {config}")
+        else:
+            part = name if name in parts else next(iter(parts))
+        table = parts[part].with_format("arrow")[:]
+        spelled = {"_id": "id", "query-id": "query_id", "corpus-id": "corpus_id"}
+        tables[name] = table.rename_columns([spelled.get(c, c) for c in table.column_names])
+    corpus, queries, qrels = tables.values()
+    titles = corpus["title"] if "title" in corpus.column_names else pa.nulls(len(corpus))
+    columns = {"title": pc.fill_null(titles.cast(pa.string()), ""), "text": corpus["text"]}
+    score = qrels.column_names.index("score")
     return {
-        "corpus": corpus,
+        "corpus": pa.table({"id": corpus["id"], **columns}),
         "queries": inputs.only_judged(queries, qrels, str(folder)),
-        "qrels": qrels,
+        "qrels": qrels.set_column(score, "score", qrels["score"].cast(pa.int32())),
     }
 
 

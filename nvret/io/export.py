@@ -16,10 +16,10 @@ A pair of query and positive whose negatives are too few is treated as each read
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,152 +35,141 @@ from nvret.utils.store import atomic_file
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Mined:
-    """P pairs of query and positive with their negatives, as rows of a data set.
+class Pair(NamedTuple):
+    """A pair of query and positive with its negatives, as rows of the data set.
 
-    Attributes:
-        dataset: whose rows they are.
-        queries, positives: (P,) rows of queries and corpus.
-        negatives: (P, K) rows of the corpus by rank, -1 where there are fewer than K.
-        scores: (P, K) the teacher's, NaN there; positive_scores: (P,), NaN without a negative.
+    scores: the teacher's, of the positive and then of the negatives by rank; none if there is no
+    negative, because the table of negatives holds them.
     """
 
-    dataset: RetrievalDataset
-    queries: np.ndarray
-    positives: np.ndarray
-    negatives: np.ndarray
-    scores: np.ndarray
-    positive_scores: np.ndarray
+    query: int
+    positive: int
+    negatives: list[int]
+    scores: list[float]
 
-    @classmethod
-    def of(cls, dataset: RetrievalDataset, table: pa.Table, num_negatives: int) -> Mined:
-        """A table of negatives, joined with the set that it was mined from.
 
-        Args:
-            num_negatives: K, that were asked for.
-        """
-        pair, place, negative = negatives.slots(dataset, table)
-        queries, positives = dataset.pairs
-        width = max(num_negatives, int(place.max(initial=-1)) + 1)
-        rows = np.full((len(queries), width), -1, np.int64)
-        scores = np.full(rows.shape, np.nan, np.float32)
-        positive_scores = np.full(len(queries), np.nan, np.float32)
-        rows[pair, place] = negative
-        scores[pair, place] = table["score"].to_numpy()
-        positive_scores[pair] = table["positive_score"].to_numpy()
-        return cls(dataset, queries, positives, rows, scores, positive_scores)
+class NegativesByPair:
+    """Every pair of a data set with its negatives: none, some, or ``width`` of them.
 
-    def __iter__(self) -> Iterator[tuple[int, int, int, list[int], list[float]]]:
-        """pair, its query, its positive, its negatives and their scores."""
-        for pair, rows in enumerate(self.negatives):
-            there = rows >= 0
-            scores = self.scores[pair][there].tolist()
-            yield pair, self.queries[pair], self.positives[pair], rows[there].tolist(), scores
+    Args:
+        dataset: the table was mined from.
+        table: of negatives.
+        num_negatives: that were asked for.
+    """
+
+    def __init__(self, dataset: RetrievalDataset, table: pa.Table, num_negatives: int) -> None:
+        self.dataset = dataset
+        rows = negatives.rows_of(table, dataset).sort_values(["pair", "rank"], kind="stable")
+        self.starts = np.searchsorted(rows["pair"], np.arange(len(dataset.pairs[0]) + 1))
+        self.width = max(num_negatives, int(np.diff(self.starts).max(initial=0)))
+        self.rows = {name: rows[name].to_numpy() for name in rows}
+
+    def __iter__(self) -> Iterator[Pair]:
+        for number, (query, positive) in enumerate(zip(*self.dataset.pairs, strict=True)):
+            part = slice(self.starts[number], self.starts[number + 1])
+            own = self.rows["positive_score"][part][:1].tolist()
+            scores = own + self.rows["score"][part].tolist()
+            yield Pair(int(query), int(positive), self.rows["negative"][part].tolist(), scores)
 
 
 class Format(NamedTuple):
-    """suffix: of its files. records: from `Mined`, with the teacher's scores if asked for."""
+    """suffix: of its files. records: of all pairs, with the teacher's scores if asked for."""
 
     suffix: str
-    records: Callable[[Mined, bool], Iterator[Record]]
+    records: Callable[[NegativesByPair, bool], Iterator[Record]]
 
 
-def triplets(mined: Mined, scores: bool = False) -> Iterator[Record]:
+def triplets(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """anchor, positive, negative; ``scores`` of positive and negative. A record a negative."""
-    for pair, query, positive, rows, values in mined:
-        for row, score in zip(rows, values, strict=True):
-            record = _anchor(mined, query, positive) | {"negative": mined.dataset.passages[row]}
-            yield record | _if(scores, [float(mined.positive_scores[pair]), score])
+    for pair in mined:
+        for row, score in zip(pair.negatives, pair.scores[1:], strict=True):
+            record = _anchor(mined, pair) | {"negative": mined.dataset.passages[row]}
+            yield record | ({"scores": [pair.scores[0], score]} if scores else {})
 
 
-def tuples(mined: Mined, scores: bool = False) -> Iterator[Record]:
+def tuples(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """anchor, positive, negative_1, …; ``scores`` of all but the anchor. A record a full pair."""
-    for pair, query, positive, rows, values in mined:
-        if len(rows) < mined.negatives.shape[1]:
-            continue
-        record = _anchor(mined, query, positive)
-        for place, row in enumerate(rows, start=1):
-            record[f"negative_{place}"] = mined.dataset.passages[row]
-        yield record | _if(scores, [float(mined.positive_scores[pair]), *values])
+    for pair in mined:
+        if len(pair.negatives) == mined.width:
+            record = _anchor(mined, pair)
+            for place, row in enumerate(pair.negatives, start=1):
+                record[f"negative_{place}"] = mined.dataset.passages[row]
+            yield record | ({"scores": pair.scores} if scores else {})
 
 
-def labeled_pairs(mined: Mined, scores: bool = False) -> Iterator[Record]:
+def labeled_pairs(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query, document, label (1 or 0), or the teacher's ``score`` instead of the label.
 
     A query's positives stand before its negatives; a negative that several of its pairs have in
     common stands there once.
     """
     texts, name = mined.dataset.passages, "score" if scores else "label"
-    found: dict[int, tuple[dict[int, float], dict[int, float]]] = {}
-    for pair, query, positive, rows, values in mined:
-        positives, others = found.setdefault(int(query), ({}, {}))
-        if rows or not scores:
-            positives[int(positive)] = float(mined.positive_scores[pair]) if scores else 1
-        for row, score in zip(rows, values, strict=True):
-            others.setdefault(row, score if scores else 0)
-    for query, parts in found.items():
-        for part in parts:
-            for row, value in part.items():
-                asked = mined.dataset.query_texts[query]
-                yield {"query": asked, "document": texts[row], name: value}
+    for query, pairs in itertools.groupby(mined, key=lambda pair: pair.query):  # ordered by query
+        positives: dict[int, float] = {}
+        others: dict[int, float] = {}
+        for pair in pairs:
+            if not scores:
+                positives[pair.positive] = 1
+            elif pair.negatives:
+                positives[pair.positive] = pair.scores[0]
+            for row, score in zip(pair.negatives, pair.scores[1:], strict=True):
+                others.setdefault(row, score if scores else 0)
+        for row, value in itertools.chain(positives.items(), others.items()):
+            yield {"query": mined.dataset.query_texts[query], "document": texts[row], name: value}
 
 
-def labeled_lists(mined: Mined, scores: bool = False) -> Iterator[Record]:
+def labeled_lists(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query, document (the positive, then the negatives), labels or the teacher's ``scores``."""
     texts = mined.dataset.passages
-    for pair, query, positive, rows, values in mined:
-        if rows:
-            record = {
-                "query": mined.dataset.query_texts[query],
-                "document": [texts[row] for row in (positive, *rows)],
-            }
-            labels = {"labels": [1] + [0] * len(rows)}
-            given = _if(scores, [float(mined.positive_scores[pair]), *values])
-            yield record | (given or labels)
+    for pair in mined:
+        if pair.negatives:
+            labels = {"labels": [1] + [0] * len(pair.negatives)}
+            yield {
+                "query": mined.dataset.query_texts[pair.query],
+                "document": [texts[row] for row in (pair.positive, *pair.negatives)],
+            } | ({"scores": pair.scores} if scores else labels)
 
 
-def flagembedding(mined: Mined, scores: bool = True) -> Iterator[Record]:
+def flagembedding(mined: NegativesByPair, scores: bool = True) -> Iterator[Record]:
     """query, pos, neg, pos_id, neg_id, and for distillation pos_scores and neg_scores.
 
     Source: ``FlagEmbedding.abc.finetune.embedder.AbsDataset``.
     """
     texts, ids = mined.dataset.passages, mined.dataset.corpus["id"].to_pylist()
-    for pair, query, positive, rows, values in mined:
-        if rows:
-            record = {
-                "query": mined.dataset.query_texts[query],
-                "pos": [texts[positive]],
-                "neg": [texts[row] for row in rows],
-                "pos_id": [ids[positive]],
-                "neg_id": [ids[row] for row in rows],
-            }
-            if scores:
-                record["pos_scores"] = [float(mined.positive_scores[pair])]
-                record["neg_scores"] = values
-            yield record
+    for pair in mined:
+        if pair.negatives:
+            given = {"pos_scores": pair.scores[:1], "neg_scores": pair.scores[1:]}
+            yield {
+                "query": mined.dataset.query_texts[pair.query],
+                "pos": [texts[pair.positive]],
+                "neg": [texts[row] for row in pair.negatives],
+                "pos_id": [ids[pair.positive]],
+                "neg_id": [ids[row] for row in pair.negatives],
+            } | (given if scores else {})
 
 
-def tevatron(mined: Mined, scores: bool = False) -> Iterator[Record]:
+def tevatron(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query_id, query, positive_passages, negative_passages, each with docid, title and text.
 
     Query ids repeat where a query has several positives: each pair is a record with its own
     negatives. The reader knows no scores.
     """
-    corpus = mined.dataset.corpus.select(["id", "title", "text"]).to_pydict()
-    passages = [
-        {"docid": ident, "title": title, "text": text}
-        for ident, title, text in zip(*corpus.values(), strict=True)
-    ]
+    corpus = mined.dataset.corpus.select(["id", "title", "text"])
+    passages = corpus.rename_columns(["docid", "title", "text"]).to_pylist()
     names = mined.dataset.queries["id"].to_pylist()
-    for _, query, positive, rows, _ in mined:
-        if rows:
+    for pair in mined:
+        if pair.negatives:
             yield {
-                "query_id": names[query],
-                "query": mined.dataset.query_texts[query],
-                "positive_passages": [passages[positive]],
-                "negative_passages": [passages[row] for row in rows],
+                "query_id": names[pair.query],
+                "query": mined.dataset.query_texts[pair.query],
+                "positive_passages": [passages[pair.positive]],
+                "negative_passages": [passages[row] for row in pair.negatives],
             }
+
+
+def _anchor(mined: NegativesByPair, pair: Pair) -> Record:
+    texts = mined.dataset
+    return {"anchor": texts.query_texts[pair.query], "positive": texts.passages[pair.positive]}
 
 
 FORMATS = {
@@ -230,56 +219,45 @@ def write(
         if name == "parquet":
             negatives.save(table, path)
             return table.num_rows, negatives.provenance(table)["pairs_empty"]
-        mined = Mined.of(dataset, table, negatives.provenance(table)["num_negatives"])
-        format_, given = FORMATS[name], {} if scores is None else {"scores": scores}
-        records = format_.records(mined, **given)
-        count = (_parquet if format_.suffix == ".parquet" else _lines)(records, path, table)
+        mined = NegativesByPair(dataset, table, negatives.provenance(table)["num_negatives"])
+        options = {} if scores is None else {"scores": scores}
+        records = FORMATS[name].records(mined, **options)
+        with atomic_file(path) as partial:
+            writer = _write_parquet if FORMATS[name].suffix == ".parquet" else _write_lines
+            if not (count := writer(records, partial, table.schema.metadata)):
+                raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
     except OSError as error:
         raise NvretError(f"{path}: cannot be written: {error}") from error
     return count, left_out(mined, name, bool(scores))
 
 
-def left_out(mined: Mined, name: str, scores: bool = False) -> int:
+def left_out(mined: NegativesByPair, name: str, scores: bool = False) -> int:
     """How many pairs of query and positive are in no record of a format."""
     if name == "labeled-pair" and not scores:
         return 0
-    needed = mined.negatives.shape[1] if name == "n-tuple" else 1
-    return int(((mined.negatives >= 0).sum(1) < needed).sum())
+    needed = mined.width if name == "n-tuple" else 1
+    return int((np.diff(mined.starts) < needed).sum())
 
 
-def _parquet(records: Iterator[Record], path: Path, table: pa.Table, number: int = 4096) -> int:
+def _write_parquet(records: Iterator[Record], path: Path, metadata: Any, number: int = 4096) -> int:
     """Some records at a time: the texts of all negatives may be more than the memory holds."""
-    count, writer = 0, None
-    with atomic_file(path) as partial:
-        try:
-            while some := list(itertools.islice(records, number)):
-                part = pa.Table.from_pylist(some).replace_schema_metadata(table.schema.metadata)
-                writer = writer or pq.ParquetWriter(partial, part.schema, compression="zstd")
-                writer.write_table(part)
-                count += len(some)
-        finally:
-            if writer is not None:
-                writer.close()
-        if not count:
-            raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
-    return count
-
-
-def _lines(records: Iterator[Record], path: Path, table: pa.Table) -> int:
     count = 0
-    with atomic_file(path) as partial:
-        with partial.open("w", encoding="utf-8") as stream:
-            for count, record in enumerate(records, start=1):  # noqa: B007
-                stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        if not count:
-            raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
+    with contextlib.ExitStack() as stack:
+        writer = None
+        while part := list(itertools.islice(records, number)):
+            table = pa.Table.from_pylist(part).replace_schema_metadata(metadata)
+            writer = writer or stack.enter_context(
+                pq.ParquetWriter(path, table.schema, compression="zstd")
+            )
+            writer.write_table(table)
+            count += len(part)
     return count
 
 
-def _anchor(mined: Mined, query: int, positive: int) -> Record:
-    texts = mined.dataset
-    return {"anchor": texts.query_texts[query], "positive": texts.passages[positive]}
-
-
-def _if(scores: bool, values: list[float]) -> Record:
-    return {"scores": values} if scores else {}
+def _write_lines(records: Iterator[Record], path: Path, metadata: Any) -> int:
+    """JSON Lines, which Arrow does not write; they hold no metadata."""
+    count = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for count, record in enumerate(records, start=1):  # noqa: B007
+            stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    return count

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -76,23 +76,19 @@ def texts(
     """
     path = Path(path)
     id_name, text_name, title_name = columns.find(path, title)
-    wanted = [name for name in (id_name, text_name, title_name) if name]
-    rows = tabular.read(path, list(dict.fromkeys(wanted)), progress=progress)
-    ident, text = rows.texts(id_name, ids=True), rows.texts(text_name)
-    rows.unique(id_name, ident)
-    found = {"id": ident, "text": text}
+    wanted = dict.fromkeys(name for name in (id_name, text_name, title_name) if name)
+    rows = tabular.read(path, list(wanted), progress=progress)
+    values = {"id": rows.texts(id_name, ids=True)}
     if title:
-        blank = pa.chunked_array([pa.repeat("", len(rows)).cast(pa.string())])
-        found["title"] = rows.texts(title_name, null="") if title_name else blank
-    empty = pc.equal(pc.utf8_trim_whitespace(text), "")
-    if title:
-        empty = pc.and_(empty, pc.equal(pc.utf8_trim_whitespace(found["title"]), ""))
-    row = pc.index(empty, True).as_py()
-    if row >= 0 and not (title and allow_empty):
+        values["title"] = rows.texts(title_name, null="") if title_name else [""] * len(rows)
+    values["text"] = rows.texts(text_name)
+    rows.unique(id_name, values["id"])
+    if not allow_empty:
         kind = "passage" if title else "query"
-        raise NvretError(f"{rows.place(row)}: {kind} {ident[row].as_py()!r} has no text")
-    order = ("id", "title", "text") if title else ("id", "text")
-    return pa.table({name: found[name] for name in order})
+        for row, (ident, *parts) in enumerate(zip(*values.values(), strict=True)):
+            if not any(map(str.strip, parts)):
+                raise NvretError(f"{rows.place(row)}: {kind} {ident!r} has no text")
+    return _strings(values)
 
 
 def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]:
@@ -106,66 +102,65 @@ def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]
     plain = {re.sub(r"[-\s]", "_", name.strip().lower().lstrip("_")): name for name in found}
     named = {}
     for column, spellings in QRELS.items():
-        if column == "score" and len(found) == 2 and not any(s in plain for s in spellings):
-            continue
-        there = [spelling for spelling in spellings if spelling in plain]
-        if not there:
-            said = f"no column {column.replace('_id', '-id')!r}; it has {', '.join(found)}"
-            raise NvretError(f"{path}: {said}; expected query-id, corpus-id and score")
-        named[column] = plain[there[0]]
+        if there := [spelling for spelling in spellings if spelling in plain]:
+            named[column] = plain[there[0]]
+        elif column != "score" or len(found) != 2:
+            name = column.replace("_id", "-id")
+            raise NvretError(
+                f"{path}: no column {name!r}; it has {', '.join(found)}; expected query-id, "
+                "corpus-id and score"
+            )
     rows = tabular.read(path, list(named.values()), progress=progress)
-    table = {name: rows.texts(named[name], ids=True) for name in ("query_id", "corpus_id")}
+    ids = {name: rows.texts(named[name], ids=True) for name in ("query_id", "corpus_id")}
+    rows.unique("pair", *ids.values())
     scores = _scores(rows, named["score"]) if "score" in named else [1] * len(rows)
-    table["score"] = pa.chunked_array([pa.array(scores, pa.int32())])
-    both = pc.binary_join_element_wise(table["query_id"], table["corpus_id"], "\0")
-    try:
-        rows.unique("pair", both)
-    except NvretError as error:
-        raise NvretError(str(error).replace(r"\x00", "', '")) from None
-    return pa.table(table), rows
+    return _strings(ids).append_column("score", pa.array(scores, pa.int32())), rows
 
 
 def _scores(rows: tabular.Rows, name: str) -> list[int]:
-    values: Any = rows.columns[name]
-    found = []
-    for row, value in enumerate(values if isinstance(values, list) else values.to_pylist()):
+    scores = []
+    for row, value in enumerate(rows.columns[name]):
         try:
             number = float(value) if not isinstance(value, bool) else float("nan")
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not number.is_integer() or abs(number) >= 2**31:
             raise NvretError(f"{rows.place(row)}: {name} is {value!r}; expected a whole number")
-        found.append(int(number))
-    return found
+        scores.append(int(number))
+    return scores
 
 
-def joined(
-    corpus: pa.Table,
-    queries: pa.Table,
-    judged: tuple[pa.Table, tabular.Rows],
+def tables(
+    corpus: Path,
+    queries: Path,
+    judgements: Path,
     *,
+    columns: Columns = Columns(),
+    allow_empty: bool = False,
     keep_unjudged: bool = False,
+    progress: bool = True,
 ) -> Tables:
-    """The three tables of a data set.
+    """The three tables of a data set, from three files; arguments as of `texts`.
 
     Args:
-        judged: of `qrels`.
         keep_unjudged: keep queries that nothing judges, which are left out otherwise.
     Raises:
-        NvretError: a judgement names a query or a passage that is not there.
+        NvretError: as `texts` and `qrels`; a judgement of a query or a passage that is not there.
     """
-    table, rows = judged
-    for column, part, name in (
-        ("query_id", queries, "queries"),
-        ("corpus_id", corpus, "corpus"),
-    ):
-        row = pc.index(pc.is_null(pc.index_in(table[column], part["id"])), True).as_py()
-        if row >= 0:
-            said = table[column][row].as_py()
-            raise NvretError(f"{rows.place(row)}: {column} {said!r} is not in the {name}")
+    options = {"columns": columns, "progress": progress}
+    parts = {
+        "corpus": texts(corpus, title=True, allow_empty=allow_empty, **options),
+        "queries": texts(queries, title=False, **options),
+    }
+    table, rows = qrels(judgements, progress=progress)
+    for column, name in (("query_id", "queries"), ("corpus_id", "corpus")):
+        missing = pc.is_null(pc.index_in(table[column], parts[name]["id"]))
+        if (row := pc.index(missing, True).as_py()) >= 0:
+            ident = table[column][row].as_py()
+            raise NvretError(f"{rows.place(row)}: {column} {ident!r} is not in the {name}")
     if not keep_unjudged:
-        queries = only_judged(queries, table, str(rows.path))
-    return {"corpus": corpus, "queries": queries, "qrels": table}
+        parts["queries"] = only_judged(parts["queries"], table, str(judgements))
+    return parts | {"qrels": table}
 
 
 def only_judged(queries: pa.Table, table: pa.Table, where: str) -> pa.Table:
@@ -176,9 +171,8 @@ def only_judged(queries: pa.Table, table: pa.Table, where: str) -> pa.Table:
     return judged
 
 
-def check_positives(tables: Tables, where: str) -> None:
+def check_positives(table: pa.Table, where: str) -> None:
     """`NvretError` for a query that is judged and has no positive, which cannot be mined for."""
-    table = tables["qrels"]
     relevant = table["query_id"].filter(pc.greater(table["score"], 0)).combine_chunks()
     without = pc.invert(pc.is_in(table["query_id"], relevant))
     if (row := pc.index(without, True).as_py()) >= 0:
@@ -188,14 +182,26 @@ def check_positives(tables: Tables, where: str) -> None:
         )
 
 
-def pairs(
+def load_files(corpus: Path, queries: Path, judgements: Path, **options: Any) -> RetrievalDataset:
+    """A data set from three files: .jsonl, .parquet, .csv or .tsv, each of any kind.
+
+    Args:
+        options: columns, keep_unjudged and progress, as of `tables`.
+    Raises:
+        NvretError: file and row, and what was expected there.
+    """
+    return RetrievalDataset(Path(corpus).stem, **tables(corpus, queries, judgements, **options))
+
+
+def load_pairs(
     path: Path,
     *,
     query_column: str | None = None,
     positive_columns: Sequence[str] = (),
-    corpus: pa.Table | None = None,
+    corpus: Path | None = None,
+    columns: Columns = Columns(),
     progress: bool = True,
-) -> Tables:
+) -> RetrievalDataset:
     r"""A data set from a file of pairs: a query's text and those of its positives in each row.
 
     Equal texts become one query or one passage. A positive may be a list of texts in JSON Lines and
@@ -204,19 +210,59 @@ def pairs(
     Args:
         query_column: default ``query``, ``anchor`` or ``question``, or the first of two columns.
         positive_columns: default all that are named as ``POSITIVE`` has it, or the second of two.
-        corpus: more passages, as `texts` gives them; a positive that is among them is not added.
+        corpus: a file of more passages; a positive that is among them is not added.
+        columns: its columns.
     Raises:
         NvretError: names the row that has no query, no positive, or something else than text.
 
     >>> import tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name) / "pairs.csv"
-    >>> _ = path.write_text("query,positive\nwho?,she\nwhere?,here\nwho?,he\n")
-    >>> pairs(path, progress=False)["qrels"].select(["query_id", "corpus_id"]).to_pydict()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "pairs.csv"
+    ...     _ = path.write_text("query,positive\nwho?,she\nwhere?,here\nwho?,he\n")
+    ...     dataset = load_pairs(path, progress=False)
+    >>> dataset.qrels.select(["query_id", "corpus_id"]).to_pydict()
     {'query_id': ['q0', 'q1', 'q0'], 'corpus_id': ['p0', 'p1', 'p2']}
-    >>> folder.cleanup()
     """
     path = Path(path)
+    query, named = _pair_columns(path, query_column, positive_columns)
+    rows = tabular.read(path, [query, *named], progress=progress)
+    parts = [] if corpus is None else [
+        texts(corpus, title=True, columns=columns, progress=progress)
+    ]  # fmt: skip
+    known = [] if corpus is None else zip(*parts[0].to_pydict().values(), strict=True)
+    ids = {f"{title} {text}".strip() if title else text: ident for ident, title, text in known}
+    names = _new_names(set(ids.values()))
+    added, queries, judged = {}, {}, {}
+    for row, text in enumerate(rows.texts(query)):
+        if not text.strip():
+            raise NvretError(f"{rows.place(row)}: {query!r} has no text")
+        positives = list(_positives(rows, row, named))
+        if not positives:
+            raise NvretError(
+                f"{rows.place(row)}: query {text[:60]!r} has no positive in {', '.join(named)}"
+            )
+        ident = queries.setdefault(text, f"q{len(queries)}")
+        for positive in positives:
+            if positive not in ids:
+                ids[positive] = added[positive] = next(names)
+            judged[ident, ids[positive]] = 1
+    titles = [""] * len(added)
+    parts.append(_strings({"id": added.values(), "title": titles, "text": added.keys()}))
+    pairs = zip(*judged, strict=True)
+    return RetrievalDataset(
+        path.stem,
+        pa.concat_tables(parts),
+        _strings({"id": queries.values(), "text": queries.keys()}),
+        _strings(dict(zip(("query_id", "corpus_id"), pairs, strict=True))).append_column(
+            "score", pa.array(list(judged.values()), pa.int32())
+        ),
+    )
+
+
+def _pair_columns(
+    path: Path, query_column: str | None, positive_columns: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Names of the column of queries and of those of positives."""
     found = tabular.names(path)
     if query_column is None and len(found) == 2 and not set(found) & set(QUERY):
         query_column = next(name for name in found if name not in positive_columns)
@@ -231,106 +277,32 @@ def pairs(
         raise NvretError(
             f"{path}: no column of positives; it has {', '.join(found)}; --positive-column names it"
         )
-    rows = tabular.read(path, [query, *named], progress=progress)
-    asked = rows.texts(query).to_pylist()
-    answers = [_values(rows.columns[name]) for name in named]
-    titles = [] if corpus is None else zip(*corpus.to_pydict().values(), strict=True)
-    ids = {f"{title} {text}".strip() if title else text: ident for ident, title, text in titles}
-    taken, known, new = set(ids.values()), len(ids), {}
-    queries: dict[str, str] = {}
-    judged: dict[tuple[str, str], None] = {}
-    for row, (text, *some) in enumerate(zip(asked, *answers, strict=True)):
-        place = rows.place(row)
-        if not text.strip():
-            raise NvretError(f"{place}: {query!r} has no text")
-        positives = list(_positives(place, named, some))
-        if not positives:
-            raise NvretError(f"{place}: query {text[:60]!r} has no positive in {', '.join(named)}")
-        ident = queries.setdefault(text, f"q{len(queries)}")
-        for positive in positives:
-            if positive not in ids:
-                name = f"p{len(ids) - known}"
-                while name in taken:  # an id of the given corpus
-                    name = f"_{name}"
-                taken.add(name)
-                ids[positive] = new[positive] = name
-            judged[ident, ids[positive]] = None
-    added = _strings({"id": new.values(), "title": [""] * len(new), "text": new.keys()})
-    columns = list(zip(*judged, strict=True))
-    table = _strings({"query_id": columns[0], "corpus_id": columns[1]})
-    score = pa.array(np.ones(len(judged), np.int32))
-    return {
-        "corpus": added if corpus is None else pa.concat_tables([corpus, added]),
-        "queries": _strings({"id": queries.values(), "text": queries.keys()}),
-        "qrels": table.append_column("score", score),
-    }
+    return query, named
 
 
-def _values(column: pa.ChunkedArray | list[Any]) -> list[Any]:
-    return column if isinstance(column, list) else column.to_pylist()
-
-
-def _positives(place: str, named: Sequence[str], some: Sequence[Any]):
-    for name, value in zip(named, some, strict=True):
+def _positives(rows: tabular.Rows, row: int, named: Sequence[str]) -> Iterator[str]:
+    """The texts of one row's positives."""
+    for name in named:
+        value = rows.columns[name][row]
         for text in value if isinstance(value, list) else [value]:
             if text is None or text == "":
                 continue
             if not isinstance(text, str):
-                raise NvretError(f"{place}: {name!r} is {text!r}; expected text")
+                raise NvretError(f"{rows.place(row)}: {name!r} is {text!r}; expected text")
             if not text.strip():
-                raise NvretError(f"{place}: {name!r} has no text")
-            tabular.check_unicode(text, place, name)
+                raise NvretError(f"{rows.place(row)}: {name!r} has no text")
+            tabular.check_unicode(text, rows.place(row), name)
             yield text
+
+
+def _new_names(taken: set[str]) -> Iterator[str]:
+    """p0, p1, … for new passages, with "_" before one that the given corpus has."""
+    for number in itertools.count():
+        name = f"p{number}"
+        while name in taken:
+            name = f"_{name}"
+        yield name
 
 
 def _strings(columns: dict[str, Any]) -> pa.Table:
     return pa.table({name: pa.array(list(v), pa.string()) for name, v in columns.items()})
-
-
-def load_files(
-    corpus: Path,
-    queries: Path,
-    qrels: Path,
-    *,
-    columns: Columns = Columns(),
-    keep_unjudged: bool = False,
-    progress: bool = True,
-) -> RetrievalDataset:
-    """A data set from three files: .jsonl, .parquet, .csv or .tsv, each of any kind.
-
-    Args:
-        columns: names of the columns of ``corpus`` and ``queries``.
-        keep_unjudged: keep the queries that ``qrels`` does not name, so that rows stay in place.
-    Raises:
-        NvretError: file and row, and what was expected there.
-    """
-    tables = joined(
-        texts(corpus, title=True, columns=columns, progress=progress),
-        texts(queries, title=False, columns=columns, progress=progress),
-        qrels(qrels, progress=progress),
-        keep_unjudged=keep_unjudged,
-    )
-    return RetrievalDataset(Path(corpus).stem, **tables)
-
-
-def load_pairs(
-    path: Path,
-    *,
-    query_column: str | None = None,
-    positive_columns: Sequence[str] = (),
-    corpus: Path | None = None,
-    columns: Columns = Columns(),
-    progress: bool = True,
-) -> RetrievalDataset:
-    """A data set from a file of texts and their positives; arguments as of `pairs`.
-
-    Args:
-        corpus: a file of more passages.
-        columns: its columns.
-    """
-    more = None
-    if corpus is not None:
-        more = texts(corpus, title=True, columns=columns, progress=progress)
-    chosen = {"query_column": query_column, "positive_columns": positive_columns}
-    tables = pairs(path, **chosen, corpus=more, progress=progress)
-    return RetrievalDataset(Path(path).stem, **tables)

@@ -1,7 +1,12 @@
-"""Columns of a file of rows, JSON Lines, Parquet, CSV or TSV, and the place of each row in it."""
+"""Columns of a file of rows, JSON Lines, Parquet, CSV or TSV, and the place of each row in it.
+
+Text files are read by Python's own parsers, Parquet by Arrow: Arrow's readers of JSON and CSV parse
+blocks at a time, and so cannot name the line of an error.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import json
@@ -10,17 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from nvret.utils.errors import NvretError
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
-BLOCK = 1 << 26  # bytes that are read of a .csv at a time: a row must fit
+LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 131,072
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Rows:
     """
 
     path: Path
-    columns: dict[str, pa.ChunkedArray | list[Any]]
+    columns: dict[str, list[Any]]
     lines: list[int] | None = None
 
     def __len__(self) -> int:
@@ -46,12 +48,9 @@ class Rows:
         >>> Rows(Path("a.jsonl"), {}, [1, 3]).place(1), Rows(Path("a.csv"), {}).place(1)
         ('a.jsonl:3', 'a.csv: row 2 below the header')
         """
-        if self.lines is not None:
-            return f"{self.path}:{self.lines[row]}"
-        below = " below the header" if self.path.suffix in (".csv", ".tsv") else ""
-        return f"{self.path}: row {row + 1}{below}"
+        return _place(self.path, row, self.lines)
 
-    def texts(self, name: str, *, ids: bool = False, null: str | None = None) -> pa.ChunkedArray:
+    def texts(self, name: str, *, ids: bool = False, null: str | None = None) -> list[str]:
         """A column of texts.
 
         Args:
@@ -60,49 +59,26 @@ class Rows:
         Raises:
             NvretError: names the first row that holds something else.
         """
-        values, wanted = self.columns[name], "a non-empty string" if ids else "a string"
-        if isinstance(values, list):
-            values = self._strings(name, values, ids, null, wanted)
-        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-        if not (_is_text(kind) or pa.types.is_null(kind) or (ids and pa.types.is_integer(kind))):
-            raise NvretError(f"{self.path}: column {name!r} is {kind}; expected text")
-        values = values.cast(pa.string())
-        if null is not None:
-            values = pc.fill_null(values, null)
-        wrong = pc.is_null(values)
-        if ids:
-            wrong = pc.or_(wrong, pc.equal(pc.fill_null(values, ""), ""))
-        if (row := pc.index(wrong, True).as_py()) >= 0:
-            said = values[row].as_py()
-            raise NvretError(f"{self.place(row)}: {name!r} is {said!r}; expected {wanted}")
-        return values
-
-    def _strings(
-        self, name: str, values: list[Any], ids: bool, null: str | None, wanted: str
-    ) -> pa.ChunkedArray:
-        found = []
-        for row, value in enumerate(values):
+        wanted, values = "a non-empty string" if ids else "a string", []
+        for row, value in enumerate(self.columns[name]):
             if ids and isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
             if value is None and null is not None:
                 value = null
-            if not isinstance(value, str):
+            if not isinstance(value, str) or (ids and not value):
                 raise NvretError(f"{self.place(row)}: {name!r} is {value!r}; expected {wanted}")
             check_unicode(value, self.place(row), name)
-            found.append(value)
-        return pa.chunked_array([pa.array(found, pa.string())])
+            values.append(value)
+        return values
 
-    def unique(self, name: str, values: pa.ChunkedArray) -> None:
-        """`NvretError` that names both rows where a value stands twice."""
-        codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
-        _, first, back = np.unique(codes, return_index=True, return_inverse=True)
-        again = np.flatnonzero(first[back] != np.arange(len(codes)))
-        if len(again):
-            row = int(again[0])
-            other = int(first[back][row])
-            before = f"line {self.lines[other]}" if self.lines is not None else f"row {other + 1}"
-            said = values[row].as_py()
-            raise NvretError(f"{self.place(row)}: {name} {said!r} stands in {before} too")
+    def unique(self, name: str, *columns: Sequence[str]) -> None:
+        """`NvretError` that names both rows where a value, or one of each column, stands twice."""
+        first: dict[tuple[str, ...], int] = {}
+        for row, values in enumerate(zip(*columns, strict=True)):
+            if (other := first.setdefault(values, row)) != row:
+                before = f"row {other + 1}" if self.lines is None else f"line {self.lines[other]}"
+                value = ", ".join(map(repr, values))
+                raise NvretError(f"{self.place(row)}: {name} {value} stands in {before} too")
 
 
 def check_unicode(text: str, place: str, name: str) -> None:
@@ -120,15 +96,20 @@ def names(path: Path) -> list[str]:
         NvretError: no such file, another kind of file, an empty one, a name that stands twice.
     """
     path, suffix = Path(path), _suffix(path)
-    if suffix == ".jsonl":
-        first = next(_objects(path, False), None)
+    if suffix == ".parquet":
+        with _arrow_errors(path):
+            found = pq.read_schema(path).names
+    elif suffix == ".jsonl":
+        number, first = next(_objects(path, False), (0, None))
         if first is None:
             raise NvretError(f"{path}: empty; expected a JSON object in each line")
-        for name in first[1]:
-            check_unicode(name, f"{path}:{first[0]}", name)
-        return list(first[1])
-    with _arrow_errors(path):
-        found = pq.read_schema(path).names if suffix == ".parquet" else _header(path, suffix)
+        found = list(first)
+        for name in found:
+            check_unicode(name, f"{path}:{number}", name)
+    else:
+        found = next(_cells(path), [])
+        if not found:
+            raise NvretError(f"{path}: empty; expected a header and rows")
     if twice := [name for name in found if found.count(name) > 1]:
         raise NvretError(f"{path}: column {twice[0]!r} stands there more than once")
     return found
@@ -144,38 +125,31 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
         NvretError: names the row that cannot be read, or what is wrong with the file.
     """
     path, suffix = Path(path), _suffix(path)
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    if suffix == ".parquet":
+        return Rows(path, _parquet(path, columns))
     if suffix == ".jsonl":
-        found: dict[str, list[Any]] = {name: [] for name in columns}
         lines = []
         for number, value in _objects(path, progress):
             lines.append(number)
             for name in columns:
-                found[name].append(value.get(name))
-        return Rows(path, found, lines)
-    wrong: list[pacsv.InvalidRow] = []
-    if suffix != ".parquet":
-        for _ in _decoded(path):  # Arrow would not name the line
-            pass
-    with _arrow_errors(path):
-        if suffix == ".parquet":
-            table = pq.read_table(path, columns=list(columns))
-        else:
-            table = pacsv.read_csv(path, **_csv_options(suffix, columns, wrong))
-    rows = Rows(path, {name: table[name] for name in columns})
-    if wrong:
-        row, said = wrong[0], wrong[0].text[:80]
-        place = rows.place(row.number - 2)
-        raise NvretError(
-            f"{place}: {said!r} has {row.actual_columns} columns, expected {row.expected_columns}"
-        )
-    if not table.num_rows:
+                values[name].append(value.get(name))
+        return Rows(path, values, lines)
+    rows = _cells(path)
+    header = next(rows, [])
+    chosen = [(values[name], header.index(name)) for name in columns]
+    row = -1
+    for row, cells in enumerate(rows):
+        if len(cells) != len(header):
+            text = ("\t" if suffix == ".tsv" else ",").join(cells)[:80]
+            raise NvretError(
+                f"{_place(path, row)}: {text!r} has {len(cells)} columns, expected {len(header)}"
+            )
+        for column, place in chosen:
+            column.append(cells[place])
+    if row < 0:
         raise NvretError(f"{path}: empty; expected rows")
-    for name in columns:
-        try:
-            table[name].validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise NvretError(f"{path}: column {name!r} is not UTF-8: {error}") from error
-    return rows
+    return Rows(path, values)
 
 
 def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str) -> str:
@@ -192,8 +166,8 @@ def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str)
     low = {name.lower(): name for name in found}
     near = [low[name] for key in wanted for name in difflib.get_close_matches(key.lower(), low)]
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    said = " or ".join(map(repr, wanted))
-    raise NvretError(f"{path}: no column {said}; it has {', '.join(found)}{hint}; {option}")
+    listed = " or ".join(map(repr, wanted))
+    raise NvretError(f"{path}: no column {listed}; it has {', '.join(found)}{hint}; {option}")
 
 
 def _suffix(path: Path) -> str:
@@ -204,13 +178,28 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON Lines file.
+def _place(path: Path, row: int, lines: list[int] | None = None) -> str:
+    if lines is not None:
+        return f"{path}:{lines[row]}"
+    return f"{path}: row {row + 1}{' below the header' if path.suffix in ('.csv', '.tsv') else ''}"
 
-    The parser is Python's and not Arrow's, which counts rows from the start of a block and so
-    cannot name the line of an error.
-    """
-    bar = tqdm(_decoded(path), desc=path.name, unit=" lines", disable=not progress)
+
+def _parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
+    with _arrow_errors(path):
+        table = pq.read_table(path, columns=list(columns))
+    if not table.num_rows:
+        raise NvretError(f"{path}: empty; expected rows")
+    for name in columns:
+        try:
+            table[name].validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise NvretError(f"{path}: column {name!r} is not UTF-8: {error}") from error
+    return {name: table[name].to_pylist() for name in columns}
+
+
+def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON Lines file."""
+    bar = tqdm(_lines(path), desc=path.name, unit=" lines", disable=not progress)
     for number, line in bar:
         if not line.strip():
             continue
@@ -223,7 +212,18 @@ def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]
         yield number, value
 
 
-def _decoded(path: Path) -> Iterator[tuple[int, str]]:
+def _cells(path: Path) -> Iterator[list[str]]:
+    """The header and the rows of a CSV or TSV; empty lines are none."""
+    tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    csv.field_size_limit(LONGEST)
+    reader = csv.reader((line for _, line in _lines(path)), strict=True, **tabs)
+    try:
+        yield from filter(None, reader)
+    except csv.Error as error:
+        raise NvretError(f"{path}:{reader.line_num}: cannot be read: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, text) of the lines of a file, without a byte order mark."""
     try:
         with path.open("rb") as stream:
@@ -236,56 +236,10 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
         raise NvretError(f"{path}: cannot be read: {error}") from error
 
 
-def _header(path: Path, suffix: str) -> list[str]:
-    lines = (text for _, text in _decoded(path))
-    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-    try:
-        found = next((row for row in csv.reader(lines, **style) if row), None)
-    except csv.Error as error:
-        raise NvretError(f"{path}: cannot be read: {error}") from error
-    if found is None:
-        raise NvretError(f"{path}: empty; expected a header and rows")
-    return found
-
-
-def _csv_options(suffix: str, columns: Sequence[str], wrong: list) -> dict[str, Any]:
-    def invalid(row: pacsv.InvalidRow) -> str:
-        if not wrong:
-            wrong.append(row)
-        return "skip"
-
-    tabs = suffix == ".tsv"
-    return {
-        # One thread: only then does Arrow know the numbers of wrong rows
-        "read_options": pacsv.ReadOptions(use_threads=False, block_size=BLOCK),
-        "parse_options": pacsv.ParseOptions(
-            delimiter="\t" if tabs else ",",
-            quote_char=False if tabs else '"',
-            newlines_in_values=not tabs,
-            invalid_row_handler=invalid,
-        ),
-        "convert_options": pacsv.ConvertOptions(
-            column_types=dict.fromkeys(columns, pa.string()),
-            include_columns=list(columns),
-            strings_can_be_null=False,
-        ),
-    }
-
-
-class _arrow_errors:
+@contextlib.contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
     """Arrow's errors as `NvretError` with the file's name, in one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)):
-            said = str(error).splitlines()[0]
-            raise NvretError(f"{self.path}: cannot be read: {said}") from error
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise NvretError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error

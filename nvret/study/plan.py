@@ -16,7 +16,7 @@ from nvret.assets import registry, resolve
 from nvret.cost import work
 from nvret.study import notebooks, paths
 from nvret.study.arms import Arm, arms
-from nvret.study.config import Lengths, Settings
+from nvret.study.config import Settings, TeacherSettings
 from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
@@ -53,7 +53,9 @@ class Assumed:
         """
         return operations / (self.tflops * TERA) / HOUR
 
-    def tokens(self, limits: Lengths | TrainingConfig, queries: int, passages: int) -> float:
+    def tokens(
+        self, limits: TeacherSettings | TrainingConfig, queries: int, passages: int
+    ) -> float:
         """Of so many texts, cut where a teacher or a student cuts them."""
         of_queries = queries * min(limits.query_max_length, self.query_tokens)
         return of_queries + passages * min(limits.passage_max_length, self.passage_tokens)

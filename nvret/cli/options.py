@@ -1,0 +1,167 @@
+"""Groups of options that several commands share: own data, and a profile's notebooks.
+
+A group is a class whose fields are the options; their types are checked, and its docstring is the
+help. ``group_of`` makes such a class of parameters that are declared elsewhere in the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import docstring_parser
+from cyclopts import Group, Parameter
+
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    from nvret.data import RetrievalDataset
+
+Profile = Annotated[Path, Parameter(help="a YAML file, for example params/quick.yaml")]
+Only = Annotated[list[str] | None, Parameter(help="only this notebook's arms; may be repeated")]
+Device = Annotated[str, Parameter(help="of models and search: cpu or cuda")]
+
+TITLES = ("your data", "model", "training", "teacher", "method", "filters", "sampling", "output")
+SETS = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"})
+
+
+def group(title: str) -> Callable[[type], type]:
+    """A class becomes a dataclass and a group of options.
+
+    Args:
+        title: of the group; the first line of the class's docstring stands below it.
+    """
+
+    def decorate(kind: type) -> type:
+        text = docstring_parser.parse(kind.__doc__).short_description
+        place = TITLES.index(title) + 2  # after the arguments, and the options without a group
+        shown = Group(title, help=text, sort_key=place)
+        return Parameter(name="*", group=shown)(dataclass(frozen=True, kw_only=True)(kind))
+
+    return decorate
+
+
+def group_of(title: str, text: str, options: Mapping[str, tuple[Any, str]]) -> type:
+    """A group of options that are declared elsewhere; each is None where it is not given.
+
+    Args:
+        title: of the group; ``text`` stands below it.
+        options: name -> type and help.
+    """
+    kinds = {name: Annotated[kind | None, Parameter(help=help)]
+             for name, (kind, help) in options.items()}  # fmt: skip
+    names = dict.fromkeys(options) | {
+        "__doc__": text,
+        "__module__": __name__,
+        "__annotations__": kinds,
+    }
+    return group(title)(type("Options", (), names))
+
+
+@group("your data")
+class OwnData:
+    """--data; or --corpus, --queries and --qrels; or --pairs, and --corpus or not.
+
+    Attributes:
+        data: a folder in BEIR's layout, a known set, or one of the hub as owner/name@revision
+        split: of --data: which of its qrels (the only one, or test)
+        corpus: passages: .jsonl, .parquet, .csv (quoted) or .tsv (unquoted)
+        queries: queries, in a file of the same kinds
+        qrels: labelled positives: query-id, corpus-id and score, above 0 if relevant
+        pairs: a query's text and its positives' in each row of such a file
+        id_column: of corpus and queries (_id or id)
+        text_column: of corpus and queries (text)
+        title_column: of the corpus (title, if there)
+        query_column: of --pairs (query, anchor, question; or the first)
+        positive_column: of --pairs; may be repeated (positive, positive_1, answer, …)
+    """
+
+    data: str | None = None
+    split: str | None = None
+    corpus: Path | None = None
+    queries: Path | None = None
+    qrels: Path | None = None
+    pairs: Path | None = None
+    id_column: str | None = None
+    text_column: str | None = None
+    title_column: str | None = None
+    query_column: str | None = None
+    positive_column: list[str] | None = None
+
+    def check(self, needs: str) -> None:
+        """`NvretError` for options that do not make a data set.
+
+        Args:
+            needs: how the message begins: "evaluate needs", for example.
+        """
+        names = [name for name in ("data", "pairs", "corpus", "queries", "qrels")
+                 if getattr(self, name) is not None]  # fmt: skip
+        if set(names) not in SETS:
+            listed = f"only {', '.join(map(spelled, sorted(names)))}" if names else "none"
+            raise NvretError(
+                f"{needs} as data --data alone, --pairs with or without --corpus, or --corpus, "
+                f"--queries and --qrels together; given: {listed}"
+            )
+        for option, owner in (
+            ("split", "data"), ("query_column", "pairs"), ("positive_column", "pairs"),
+            ("id_column", "corpus"), ("text_column", "corpus"), ("title_column", "corpus"),
+        ):  # fmt: skip
+            if getattr(self, option) is not None and getattr(self, owner) is None:
+                raise NvretError(f"{spelled(option)} is of {spelled(owner)}, which is not given")
+
+    def load(self, *, keep_unjudged: bool = False) -> RetrievalDataset:
+        """The data set; `NvretError` with file and row where the files do not make one.
+
+        Args:
+            keep_unjudged: keep the queries without labels, so that rows stay in place.
+        """
+        from nvret import data
+        from nvret.io import inputs
+
+        columns = inputs.Columns(self.id_column, self.text_column or "text", self.title_column)
+        if self.pairs is not None:
+            return inputs.load_pairs(
+                self.pairs,
+                query_column=self.query_column,
+                positive_columns=self.positive_column or (),
+                corpus=self.corpus,
+                columns=columns,
+            )
+        if self.data is not None:
+            hub = "hub" if "@" in self.data and not Path(self.data).exists() else None
+            dataset = data.load(
+                self.data, split=self.split, source=hub, keep_unjudged=keep_unjudged
+            )
+        else:
+            files = self.corpus, self.queries, self.qrels
+            dataset = inputs.load_files(*files, columns=columns, keep_unjudged=keep_unjudged)
+        inputs.check_positives(dataset.qrels, self.data or str(self.qrels))
+        return dataset
+
+
+def given(*groups: Any) -> dict[str, Any]:
+    """The options of some groups that differ from their defaults."""
+    return {
+        field.name: getattr(one, field.name)
+        for one in groups
+        for field in fields(one)
+        if getattr(one, field.name) != field.default
+    }
+
+
+def refuse(params: Path, *groups: Any) -> None:
+    """`NvretError` if options of own data stand beside a profile, which would not heed them."""
+    for name, value in given(*groups).items():
+        option = spelled(f"no_{name}" if value is False else name)
+        raise NvretError(f"{option} is not for a profile: {params} says it")
+
+
+def spelled(name: str) -> str:
+    """An option as it is typed.
+
+    >>> spelled("second_opinion")
+    '--second-opinion'
+    """
+    return f"--{name.replace('_', '-')}"
