@@ -1,0 +1,44 @@
+"""Untrained models of a few kilobytes, built with a seed of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nvret import assets
+
+NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+
+
+def _tokenizer(folder: Path) -> int:
+    """A real tokenizer saved into the folder; the size of its vocabulary."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("paraphrase-minilm-l3"))
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write_bert(folder: Path) -> None:
+    """BERT, with its usual dropout of 0.1."""
+    from transformers import BertConfig, BertModel
+
+    size = _tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=size, num_attention_heads=4, **NARROW)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+
+
+def write_llama(folder: Path) -> None:
+    """A causal decoder, whose queries share heads of keys and values."""
+    from transformers import LlamaConfig, LlamaModel
+
+    size = _tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=size, num_attention_heads=4, num_key_value_heads=2, **NARROW
+        )
+        LlamaModel(config).save_pretrained(folder)
