@@ -466,10 +466,9 @@ def own(folder):
 
 
 def test_mine_train_and_evaluate_own_data(tmp_path, capsys):
-    from test_paper_scale import beir_folder
-
     from nvret import data
     from nvret.study import mixtures
+    from test_paper_scale import beir_folder
 
     dataset = mixtures.sample_passages(mixtures.sample(data.load("squadshifts-nyt"), 80), 300)
     beir_folder(tmp_path / "own", dataset)

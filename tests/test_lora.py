@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_training import STATIC, assert_same, mined, toy, weights
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, TrainerCallback
 
 from nvret import assets, negatives, trainer
@@ -14,6 +13,7 @@ from nvret.models import layout, lora
 from nvret.training import finetune
 from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
+from test_training import STATIC, assert_same, mined, toy, weights
 
 TEXTS = ["the moon", "river stone and the law of the tide", "salt"]
 CONFIG = TrainingConfig(

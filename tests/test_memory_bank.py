@@ -5,6 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
 from helpers import examples
 from helpers.training import (
     CONFIG,
@@ -19,10 +23,6 @@ from helpers.training import (
     toy,
     weights,
 )  # fmt: skip
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file
-
 from nvret import negatives, trainer
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from test_architectures import bert
 
 from nvret import assets, data, evaluation, search
 from nvret.assets import local, registry
 from nvret.encode import Encoder
 from nvret.study import config, notebooks, plan
 from nvret.utils.errors import NvretError
+from test_architectures import bert
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "params" / "paper.yaml"

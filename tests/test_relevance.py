@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from helpers import examples
-from helpers.training import CONFIG, STATIC, Table, assert_same, changed, fitting, mined, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
+from helpers.training import CONFIG, STATIC, Table, assert_same, changed, fitting, mined, toy
 from nvret import negatives, teachers, trainer
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask

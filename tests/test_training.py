@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
+
 from helpers.training import (
     CONFIG,
     STATIC,
@@ -22,8 +24,6 @@ from helpers.training import (
     stopped_at,
     toy,
 )  # fmt: skip
-from pydantic import ValidationError
-
 from nvret import assets, negatives, trainer
 from nvret.encode import Encoder
 from nvret.losses import info_nce
