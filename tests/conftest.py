@@ -24,6 +24,10 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 FIRST = ["notebooks", "processes", "browser"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="record results of new recipe versions")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests on one worker, unless a test names a group of its own."""
@@ -82,17 +86,6 @@ def nyt() -> object:
     from nvret import data
 
     return data.load("squadshifts-nyt", progress=False)
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of the committed results."""
-    from nvret import site
-    from nvret.study.config import project_root
-
-    folder = tmp_path_factory.mktemp("built") / "site"
-    site.build(project_root() / "results", folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

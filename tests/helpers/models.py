@@ -42,3 +42,31 @@ def write_llama(folder: Path) -> None:
             vocab_size=size, num_attention_heads=4, num_key_value_heads=2, **NARROW
         )
         LlamaModel(config).save_pretrained(folder)
+
+
+def fill(model: torch.nn.Module) -> torch.nn.Module:
+    """Matrices that no generator draws, so that they are the same with every release of torch."""
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters(), 1):
+            if weight.ndim > 1:
+                angles = torch.arange(weight.numel(), dtype=torch.float64).add(number).mul(12.9898)
+                values = angles.sin().mul(43758.5453).frac()  # in (-1, 1), as if at random
+                weight.copy_(0.5 * values.reshape(weight.shape))
+    return model
+
+
+def write_causal(folder: Path) -> None:
+    """A Llama that says its next token, filled without a generator."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=_tokenizer(folder), num_attention_heads=4, **NARROW)
+    fill(LlamaForCausalLM(config)).save_pretrained(folder)
+
+
+def write_cross_encoder(folder: Path) -> None:
+    """A BERT that scores a pair of texts, filled without a generator."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    size = _tokenizer(folder)
+    config = BertConfig(vocab_size=size, num_attention_heads=4, num_labels=1, **NARROW)
+    fill(BertForSequenceClassification(config)).save_pretrained(folder)
