@@ -12,6 +12,7 @@ import nbformat
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 # What one notebook leaves behind, the next does not see; what it imported stays loaded
@@ -40,8 +41,8 @@ def execute(
     )
     try:
         for name in names:
-            notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
-            notebook = parameterize_notebook(notebook, values)
+            source = load_notebook_node(str(root / "notebooks" / f"{name}.ipynb"))
+            notebook = parameterize_notebook(source, values)
             try:
                 NotebookClient(notebook, km=manager, timeout=600).execute()
             except CellExecutionError as error:
