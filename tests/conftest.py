@@ -7,12 +7,14 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; what a test starts inherits it
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from filelock import FileLock
+
+import helpers
 
 # `helpers.examples` scales the number that a test states: 100 here is all of it
 hypothesis.settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)
@@ -22,6 +24,17 @@ hypothesis.settings.load_profile("ci")  # another one: --hypothesis-profile=thor
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 # What takes longest starts first, so that no worker is left with it at the end
 FIRST = ["notebooks", "processes", "browser"]
+
+
+def pytest_configure() -> None:
+    """Make the folder of what is shared; workers and what they start find it by its name."""
+    if helpers.SHARED not in os.environ:
+        os.environ[helpers.SHARED] = tempfile.mkdtemp(prefix="nvret-tests-")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ.pop(helpers.SHARED), ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,25 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared() -> Callable[..., Path]:
     """``shared(name, build)``: a folder that the first worker builds and all workers only read."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    root = root / "shared"
-    root.mkdir(exist_ok=True)
-
-    def folder(name: str, build: Callable[[Path], object]) -> Path:
-        target, partial = root / name, root / f"{name}.partial"
-        with FileLock(root / f"{name}.lock"):
-            if not target.exists():
-                shutil.rmtree(partial, ignore_errors=True)  # of a worker that failed
-                partial.mkdir()
-                build(partial)
-                partial.rename(target)
-        return target
-
-    return folder
+    return helpers.shared
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,6 +10,18 @@ import torch
 from nvret import assets
 
 NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+
+
+def write_static(folder: Path) -> None:
+    """A real static model cut to its first 16 dimensions: training steps take no time."""
+    from safetensors.torch import load_file, save_file
+
+    source = assets.model_path("potion-base-8m")
+    skip = shutil.ignore_patterns("manifest.json", "*.safetensors")
+    shutil.copytree(source, folder, ignore=skip, dirs_exist_ok=True)
+    weights = load_file(source / "model.safetensors")
+    narrow = {name: weight[:, :16].contiguous() for name, weight in weights.items()}
+    save_file(narrow, folder / "model.safetensors")
 
 
 def _tokenizer(folder: Path) -> int:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nvret import assets, trainer
+from helpers import shared
+from helpers.models import write_static
+from nvret import trainer
 from nvret.data import RetrievalDataset
 from nvret.training import finetune
 from nvret.training_config import TrainingConfig
 
-STATIC = assets.model_path("potion-base-8m")
+STATIC = shared("tiny-static", write_static)
 RATE = {"static": 0.1, "bert": 1e-3}  # a table of tokens needs a far higher learning rate
 CONFIG = TrainingConfig(batch_size=8, learning_rate=0.1, logging_steps=2, checkpoint_steps=0)
 
