@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from helpers.training import CONFIG, STATIC, Table, assert_same, changed, fitting, mined, toy
-from nvret import negatives, teachers, trainer
+from nvret import teachers, trainer
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask
+from nvret.negatives import Examples
 from nvret.training import finetune
 from nvret.utils.errors import NvretError
 

@@ -24,9 +24,10 @@ from helpers.training import (
     stopped_at,
     toy,
 )  # fmt: skip
-from nvret import assets, negatives, trainer
+from nvret import assets, trainer
 from nvret.encode import Encoder
 from nvret.losses import info_nce
+from nvret.negatives import Examples
 from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
