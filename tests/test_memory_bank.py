@@ -175,8 +175,8 @@ def test_resumed_is_the_same_as_uninterrupted(base, in_batch, tmp_path, monkeypa
         run(tmp_path / "resumed", config=config, **options)
     checkpoint = tmp_path / ".resumed.partial" / "checkpoints" / "checkpoint-3"
     saved = load_file(checkpoint / "model.safetensors")
-    assert saved["bank.vectors"].shape[0] == 150
-    assert 0 < (saved["bank.rows"] >= 0).sum() < 150
+    assert saved["memory.vectors"].shape[0] == 150
+    assert 0 < (saved["memory.rows"] >= 0).sum() < 150
     resumed = run(tmp_path / "resumed", config=config, **options)
     whole = run(tmp_path / "whole", config=config, **options)
     np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)

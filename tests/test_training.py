@@ -435,6 +435,10 @@ def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog)
         ({"dropout": 1.5}, "dropout\n +Input should be less than 1"),
         ({"chunk_tokens": 0}, "chunk_tokens\n +Input should be greater than 0"),
         ({"memory_bank": -1}, "memory_bank\n +Input should be greater than or equal to 0"),
+        ({"lora_rank": 0}, "lora_rank\n +Input should be greater than 0"),
+        ({"lora_alpha": 0}, "lora_alpha\n +Input should be greater than 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout\n +Input should be less than 1"),
+        ({"pooling": "max"}, "pooling\n +Input should be 'mean', 'cls' or 'last'"),
         ({"mask_margin": 0.0}, r"mask_margin is 0\.0, expected none without in_batch_negatives"),
         (
             {"mask_margin": float("nan"), "in_batch_negatives": True},
