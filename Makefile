@@ -2,16 +2,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A file's tests stay together, the longest files first: see tests/conftest.py
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test bench report lint lab clean
+.PHONY: reproduce test test-thorough bench report lint lab clean
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
 
 test: $(INSTALLED)  ## unit tests, then the notebooks end to end on params/smoke.yaml
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-thorough: $(INSTALLED)  ## every test at full depth: all examples, all sizes
+	$(PYTEST) -m "" --hypothesis-profile=thorough
 
 bench: $(INSTALLED)  ## every speed target side by side, and the cost model: results/benchmarks/
 	$(BIN)/python -m benchmarks

@@ -1,25 +1,88 @@
-"""What several test files use: the built site, and a real browser."""
+"""What several test files share: how deep and in which order they run, folders built once."""
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; what a test starts inherits it
+
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+import helpers
+
+# `helpers.examples` scales the number that a test states: 100 here is all of it
+hypothesis.settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=100, deadline=None)
+hypothesis.settings.load_profile("ci")  # another one: --hypothesis-profile=thorough
+
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# What takes longest starts first, so that no worker is left with it at the end
+FIRST = ["notebooks", "processes", "browser"]
+
+
+def pytest_configure() -> None:
+    """Make the folder of what is shared; workers and what they start find it by its name."""
+    if helpers.SHARED not in os.environ:
+        os.environ[helpers.SHARED] = tempfile.mkdtemp(prefix="nvret-tests-")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ.pop(helpers.SHARED), ignore_errors=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="record results of new recipe versions")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests on one worker, unless a test names a group of its own."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+    def place(item: pytest.Item) -> int:
+        group = item.get_closest_marker("xdist_group").args[0]
+        return FIRST.index(group) if group in FIRST else len(FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of the committed results."""
-    from nvret import site
-    from nvret.study.config import project_root
+def shared() -> Callable[..., Path]:
+    """``shared(name, build)``: a folder that the first worker builds and all workers only read."""
+    return helpers.shared
 
-    folder = tmp_path_factory.mktemp("built") / "site"
-    site.build(project_root() / "results", folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def tiny_bert(shared: Callable[..., Path]) -> Path:
+    """An untrained BERT of two narrow layers, with dropout and a real tokenizer."""
+    from helpers import models
+
+    return shared("tiny-bert", models.write_bert)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(shared: Callable[..., Path]) -> Path:
+    """An untrained Llama of two narrow layers with a real tokenizer."""
+    from helpers import models
+
+    return shared("tiny-llama", models.write_llama)
+
+
+@pytest.fixture(scope="session")
+def nyt() -> object:
+    """A real set of questions and passages; read-only."""
+    from nvret import data
+
+    return data.load("squadshifts-nyt", progress=False)
 
 
 @pytest.fixture(scope="session")

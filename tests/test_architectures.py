@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.architectures import ARCHITECTURES, write_nv_embed
 
+from helpers.architectures import ARCHITECTURES, write_nv_embed
 from nvret import evaluation, mining, teachers
 from nvret.data import load
 from nvret.encode import Encoder

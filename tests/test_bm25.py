@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
+from helpers import examples
 from nvret.bm25 import BM25, tokenize
 from nvret.utils.errors import NvretError
 
@@ -14,7 +15,7 @@ words = st.lists(st.sampled_from(list("abcdefghijklmnop")), max_size=12)
 texts = st.lists(words, min_size=5, max_size=40).filter(lambda ts: any(ts))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(texts, st.lists(words, min_size=1, max_size=5))
 def test_scores_equal_rank_bm25_where_its_formula_is_sound(passages, queries):
     common = {

@@ -13,10 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.files import write_beir, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.files import write_beir, write_rows
 from nvret import assets, cli, data, ensembles, methods, mining, negatives, teachers
 from nvret.analysis import judges
 from nvret.cli import mine as command_line

@@ -20,6 +20,7 @@ from nvret.search import PRODUCT
 from nvret.study import config, mixtures, runs, workspace
 from nvret.utils import processes, store
 
+pytestmark = pytest.mark.xdist_group("processes")
 SIZES = (1, 2, 63, 64, 65, 640, 1001)  # passages, in blocks of 64: fewer than processes, even, odd
 LARGE = 2 * PRODUCT + 77  # in blocks of the usual size
 TEXTS = 300

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
+from transformers import AutoModel, AutoTokenizer
 
 from nvret import assets
 from nvret.encode import Encoder, embed
@@ -54,17 +54,8 @@ def test_a_vector_does_not_depend_on_the_batch(folder):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_pooling_of_encoders_and_decoders(tmp_path, transformer, pooling, causal):
-    if causal:
-        torch.manual_seed(0)
-        tokenizer = AutoTokenizer.from_pretrained(transformer)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
-        )  # fmt: skip
-        LlamaModel(config).save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-    path = tmp_path if causal else transformer
+def test_pooling_of_encoders_and_decoders(tiny_llama, transformer, pooling, causal):
+    path = tiny_llama if causal else transformer
     encoder = Encoder.load(path, pooling=pooling)
     got = encoder.encode(TEXTS, max_length=40, progress=False)
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
@@ -194,17 +185,17 @@ def test_batches_cover_every_row_once_within_the_budget():
 def test_shards_and_threads_change_nothing_but_rounding(folder, monkeypatch):
     texts = [f"number {n} of {n % 7} texts" for n in range(50)] + TEXTS + TEXTS
     encoder = Encoder.load(folder)
-    expected = encoder.encode(texts, max_length=32, progress=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before, found = torch.get_num_threads(), []
     try:
-        alone = encoder.encode(texts, max_length=32, progress=False)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(encoder.encode(texts, max_length=32, progress=False))
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_allclose(alone, expected, atol=1e-6)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
     monkeypatch.setattr("nvret.encode.SHARD", 16)
     shards = encoder.encode(texts, max_length=32, progress=False)
-    np.testing.assert_allclose(shards, expected, atol=1e-6)
+    np.testing.assert_allclose(shards, found[0], atol=1e-6)
 
 
 def test_a_message_names_the_row_of_the_list_that_was_given(monkeypatch):

@@ -3,9 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret import data, ensembles
 from nvret.negatives import SCHEMA
 from nvret.utils.errors import NvretError
@@ -68,7 +69,7 @@ def by_hand(ranked, pairs, number, dedup):
 
 
 @given(case=rankings(), dedup=st.booleans())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_intra_sample_is_the_loop(case, dedup):
     pairs, number, ranked = case
     tables = [table(f"t{t}", lists) for t, lists in enumerate(ranked)]
@@ -79,7 +80,7 @@ def test_intra_sample_is_the_loop(case, dedup):
 
 
 @given(case=rankings(), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_cross_sample_takes_a_pair_from_one_teacher(case, seed):
     pairs, number, ranked = case
     tables = [table(f"t{t}", lists) for t, lists in enumerate(ranked)]

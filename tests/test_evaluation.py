@@ -12,56 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from nvret.data import RetrievalDataset
+from helpers import examples
+from helpers.evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
 from nvret.evaluation import Evaluation, evaluate, evaluate_hub_task, evaluate_ranking
 from nvret.search import top_k
 from nvret.utils import store
 from nvret.utils.errors import NvretError
-
-LENGTHS = {"query_max_length": 32, "passage_max_length": 64, "progress": False}
-PASSAGES = {
-    "moon": ("The Moon", "Apollo 11 landed on the Moon in July 1969 with two astronauts."),
-    "mars": ("", "The rover Curiosity has been driving across a crater on Mars since 2012."),
-    "bread": ("Bread", "Sourdough bread rises slowly because wild yeast ferments the flour."),
-    "beer": ("", "Brewers add hops to the boiling wort, then yeast turns sugar into alcohol."),
-    "wine": ("", "Wine is made of grapes that are pressed and fermented in barrels."),
-    "piano": ("", "A concert grand piano has eighty-eight keys and three pedals."),
-    "violin": ("Violin", "The violin is tuned in fifths and played with a bow of horsehair."),
-    "twin": ("", "A concert grand piano has eighty-eight keys and three pedals."),
-}
-QUERIES = {
-    "q1": "Which mission brought people to the Moon?",
-    "q2": "What makes dough rise?",
-    "q3": "How are alcoholic drinks made?",
-    "q4": "How many keys does a piano have?",
-    "q5": "Who won the elections?",
-}
-QRELS = [
-    ("q3", "beer", 2),
-    ("q1", "moon", 1),
-    ("q1", "mars", 0),
-    ("q2", "bread", 1),
-    ("q3", "wine", 1),
-    ("q3", "bread", 1),
-    ("q4", "piano", 1),
-]
-
-
-def make_dataset(passages, queries, qrels, name="toy"):
-    ids, texts = list(passages), list(passages.values())
-    corpus = {"id": ids, "title": [t[0] for t in texts], "text": [t[1] for t in texts]}
-    columns = zip(*qrels, strict=True) if qrels else ([], [], [])
-    types = (pa.string(), pa.string(), pa.int32())
-    named = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
-    return RetrievalDataset(
-        name=name,
-        corpus=pa.table(corpus),
-        queries=pa.table({"id": list(queries), "text": list(queries.values())}),
-        qrels=pa.table(named, names=["query_id", "corpus_id", "score"]),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +94,7 @@ def rankings(draw):
 
 
 @given(rankings(), st.sampled_from([(1,), (3, 10), (10, 2)]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_ranking_scores_match_the_definitions(case, cuts):
     names, ids, scores, grades = case
     queries = [f"q{row}" for row in range(len(ids))]
@@ -274,7 +233,7 @@ def test_needs_no_network_and_writes_only_to_the_cache(tmp_path, model_folder):
         import nvret.evaluation
         assert not {{"torch", "mteb"}} & set(sys.modules)
         from nvret.encode import Encoder
-        from test_evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
+        from helpers.evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
 
         encoder = Encoder.load({str(model_folder)!r})
         toy = make_dataset(PASSAGES, QUERIES, QRELS)

@@ -98,6 +98,7 @@ def _answers(address: str) -> bool:
 
 
 @pytest.mark.notebook
+@pytest.mark.xdist_group("browser")
 def test_notebook_opens_and_runs_in_jupyterlab(browser, lab):
     address, token, folder = lab
     browser.set_script_timeout(240)

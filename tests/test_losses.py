@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret.losses import info_nce
 from nvret.utils.errors import NvretError
 
@@ -41,7 +42,7 @@ def batches(draw):
     return queries, passages, positives, negatives, known
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(batches(), st.sampled_from([0.05, 0.5, 1.0]), st.booleans())
 def test_equals_the_definition(batch, temperature, in_batch):
     queries, passages, positives, negatives, known = batch
@@ -58,7 +59,7 @@ def test_equals_the_definition(batch, temperature, in_batch):
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(batches(), st.integers(0, 6), st.booleans(), st.integers(0, 2**32 - 1))
 def test_a_bank_equals_the_definition(batch, places, in_batch, seed):
     queries, passages, positives, negatives, known = batch

@@ -5,27 +5,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_relevance import Table
-from test_training import CONFIG, STATIC, assert_same, bert, fitting, mined, run, toy, weights
 
+from helpers import examples
+from helpers.training import (
+    CONFIG,
+    STATIC,
+    Table,
+    assert_same,
+    changed,
+    fitting,
+    mined,
+    run,
+    stopped_at,
+    toy,
+    weights,
+)  # fmt: skip
 from nvret import trainer
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask
-from nvret.training_config import TrainingConfig
-from nvret.utils.errors import NvretError
-
-__all__ = ["bert"]  # a fixture
+from nvret.negatives import Examples
 
 
 @pytest.fixture(params=["static", "bert"])
-def base(request, bert):
-    return STATIC if request.param == "static" else bert
+def base(request, tiny_bert):
+    return STATIC if request.param == "static" else tiny_bert
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(1, 6), st.lists(st.lists(st.integers(0, 9), max_size=8, unique=True)))
 def test_the_queue_is_a_list_without_repetitions(size, batches):
     bank, expected = CrossBatchMemory(size, 1), []
@@ -57,8 +66,8 @@ def student(base, config, guide=None, dataset=None, dropout=0.0):
 def test_loss_and_gradients_are_those_of_the_loop(in_batch, guided):
     """Over three batches, with a bank that holds the passages of about two."""
     margin = 0.1 if guided else None
-    config = replace(CONFIG, temperature=0.1, memory_bank=20)
-    config = replace(config, in_batch_negatives=in_batch, mask_margin=margin)
+    config = changed(CONFIG, temperature=0.1, memory_bank=20, in_batch_negatives=in_batch)
+    config = changed(config, mask_margin=margin)
     table = np.random.default_rng(5).random((40, 60)).astype(np.float32)
     model, batches, pairs, dataset = student(STATIC, config, Table(table) if guided else None)
     assert model.memory.vectors.dtype == torch.float64
@@ -116,7 +125,7 @@ def test_loss_and_gradients_are_those_of_the_loop(in_batch, guided):
 
 
 def test_only_training_fills_the_bank():
-    model, batches, *_ = student(STATIC, replace(CONFIG, memory_bank=8))
+    model, batches, *_ = student(STATIC, changed(CONFIG, memory_bank=8))
     model.eval()(**batches([0, 1]))
     assert (model.memory.rows < 0).all()
     model.train()(**batches([0, 1]))
@@ -125,7 +134,7 @@ def test_only_training_fills_the_bank():
 
 @pytest.mark.parametrize("in_batch", [False, True])
 def test_a_bank_of_known_positives_changes_nothing(in_batch):
-    config = replace(CONFIG, memory_bank=8, in_batch_negatives=in_batch)
+    config = changed(CONFIG, memory_bank=8, in_batch_negatives=in_batch)
     model, batches, *_ = student(STATIC, config)
     model.mask = FalseNegativeMask([np.arange(60)] * 40)  # every passage answers every query
     model(**batches([0, 1, 2]))
@@ -136,11 +145,13 @@ def test_a_bank_of_known_positives_changes_nothing(in_batch):
     torch.testing.assert_close(model(**batch)["loss"], with_bank, atol=0, rtol=0)
 
 
-def test_chunks_give_the_loss_the_gradients_and_the_bank_of_the_whole_batch(bert):
+def test_chunks_give_the_loss_the_gradients_and_the_bank_of_the_whole_batch(tiny_bert):
     found = []
     for chunk_tokens in (None, 80):
-        config = replace(CONFIG, temperature=0.1, memory_bank=16, in_batch_negatives=True)
-        model, batches, *_ = student(bert, replace(config, chunk_tokens=chunk_tokens), dropout=0.3)
+        config = changed(CONFIG, temperature=0.1, memory_bank=16, in_batch_negatives=True)
+        model, batches, *_ = student(
+            tiny_bert, changed(config, chunk_tokens=chunk_tokens), dropout=0.3
+        )
         torch.manual_seed(3)
         for chosen in ([0, 1, 2], [3, 4, 9]):
             batch = batches(chosen)
@@ -154,37 +165,23 @@ def test_chunks_give_the_loss_the_gradients_and_the_bank_of_the_whole_batch(bert
     torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-9)
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("in_batch", [False, True])
 def test_resumed_is_the_same_as_uninterrupted(base, in_batch, tmp_path, monkeypatch):
     """Stopped two steps after a checkpoint, with a bank that is not yet full there."""
     config = fitting(base, checkpoint_steps=3, memory_bank=150, in_batch_negatives=in_batch)
     dataset = toy(64, passages=200)
     options = {"dataset": dataset, "negatives": mined(dataset), "base": base}
-    forward, calls = trainer.Student.forward, []
-
-    def stopping(self, *args, **batch):
-        calls.append(self)
-        if len(calls) == 6:
-            raise Stopped
-        return forward(self, *args, **batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Student, "forward", stopping)
-        with pytest.raises(Stopped):
-            run(tmp_path / "resumed", config=config, **options)
+    with stopped_at(monkeypatch, 6):
+        run(tmp_path / "resumed", config=config, **options)
     checkpoint = tmp_path / ".resumed.partial" / "checkpoints" / "checkpoint-3"
     saved = load_file(checkpoint / "model.safetensors")
-    assert saved["bank.vectors"].shape[0] == 150
-    assert 0 < (saved["bank.rows"] >= 0).sum() < 150
+    assert saved["memory.vectors"].shape[0] == 150
+    assert 0 < (saved["memory.rows"] >= 0).sum() < 150
     resumed = run(tmp_path / "resumed", config=config, **options)
     whole = run(tmp_path / "whole", config=config, **options)
     np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)
     assert_same(tmp_path / "resumed", tmp_path / "whole", atol=1e-6)
-    run(tmp_path / "without", config=replace(config, memory_bank=0), **options)
+    run(tmp_path / "without", config=changed(config, memory_bank=0), **options)
     assert weights(tmp_path / "whole").keys() == weights(tmp_path / "without").keys()
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "whole", tmp_path / "without", atol=1e-4)
@@ -194,8 +191,3 @@ def test_training_with_a_bank_lowers_the_loss(base, tmp_path):
     log = run(tmp_path / "model", base=base, config=fitting(base, epochs=8, memory_bank=30))
     loss = log["loss"].to_pylist()
     assert loss[-1] < loss[2]  # the bank is filled by then
-
-
-def test_a_bad_size_is_refused():
-    with pytest.raises(NvretError, match="memory_bank is -1, expected >= 0"):
-        TrainingConfig(memory_bank=-1)

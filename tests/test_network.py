@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from nvret import assets
 from nvret.encode import Encoder
@@ -11,23 +10,9 @@ from nvret.encode import Encoder
 TEXTS = ["the moon", "the moon and the sun", "tides", "a much longer text about moon and sun"]
 
 
-@pytest.fixture
-def decoder(tmp_path):
-    """An untrained Llama of two layers with a real tokenizer."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("paraphrase-minilm-l3"))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-    LlamaModel(config).save_pretrained(tmp_path / "decoder")
-    tokenizer.save_pretrained(tmp_path / "decoder")
-    return tmp_path / "decoder"
-
-
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_sight_of_later_tokens_does_not_depend_on_padding(decoder, tmp_path, bidirectional):
-    encoder = Encoder.load(decoder, pooling="mean", bidirectional=bidirectional)
+def test_sight_of_later_tokens_does_not_depend_on_padding(tiny_llama, tmp_path, bidirectional):
+    encoder = Encoder.load(tiny_llama, pooling="mean", bidirectional=bidirectional)
     alone = encoder.encode(TEXTS, token_budget=1, progress=False)  # no row is padded
     padded = encoder.tokenize(TEXTS, progress=False)
     with torch.inference_mode():

@@ -1,8 +1,7 @@
-"""The notebooks end to end on the smoke profile: by papermill, by the command, and killed."""
+"""The notebooks end to end on the smoke profile: in a kernel, by papermill, killed and resumed."""
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,32 +13,32 @@ import pandas as pd
 import pytest
 import yaml
 
+from helpers import kernel
 from nvret import assets
 from nvret.study import config, notebooks
 from nvret.utils import store
 
-pytestmark = pytest.mark.notebook
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "params" / "smoke.yaml"
 ALONE = "05_rq3_sampling"  # a study that takes little
+CLAIMS = "10_claims"  # what comes after all studies
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+WARM = [name for name in NOTEBOOKS if name not in (ALONE, CLAIMS)]
 
 
-@pytest.fixture(scope="module")
-def fetched():
-    """The assets of the profile, in the real cache."""
-    assets.fetch(notebooks.assets_of(config.load(SMOKE)))
-    return store.cache_dir()
-
-
-@pytest.fixture
-def fresh(fetched, tmp_path):
-    """An environment with the fetched assets and nothing that was computed from them."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
+def environment(folder):
+    """The fetched assets, and nothing that was computed from them."""
+    cache = folder / "cache"
+    cache.mkdir(parents=True)
     for kind in ("models", "datasets"):
-        (cache / kind).symlink_to(fetched / kind)
-    return os.environ | {"NVRET_CACHE": str(cache), "NVRET_RESULTS": str(tmp_path / "results")}
+        (store.cache_dir() / kind).mkdir(parents=True, exist_ok=True)
+        (cache / kind).symlink_to(store.cache_dir() / kind)
+    return places(folder)
+
+
+def places(folder):
+    own = {"NVRET_CACHE": str(folder / "cache"), "NVRET_RESULTS": str(folder / "results")}
+    return os.environ | own
 
 
 def nvret(*arguments, env, **options):
@@ -47,9 +46,43 @@ def nvret(*arguments, env, **options):
     return subprocess.Popen(command, cwd=ROOT, env=env, **options)
 
 
-def tables(env):
-    folder = Path(env["NVRET_RESULTS"]) / "smoke" / "tables"
-    return {path.name: path.read_text() for path in sorted(folder.glob("*.csv"))}
+def tables(folder):
+    found = (folder / "results" / "smoke" / "tables").glob("*.csv")
+    return {path.name: path.read_text() for path in sorted(found)}
+
+
+@pytest.fixture(scope="session")
+def fetched():
+    """The assets of the profile, in the real cache."""
+    return assets.fetch(notebooks.assets_of(config.load(SMOKE)))
+
+
+@pytest.fixture(scope="session")
+def smoke(shared, fetched):
+    """A folder with the cache and the results of all notebooks but two, from one warm kernel."""
+
+    def build(folder):
+        output = folder / "results" / "smoke" / "notebooks"
+        env = environment(folder)
+        failures = kernel.execute(WARM, ROOT, output, config.read(SMOKE), env)
+        (folder / "failures.json").write_text(json.dumps(failures))
+
+    return shared("smoke", build)
+
+
+@pytest.fixture(scope="session")
+def alone(shared, fetched):
+    """A folder with what plain papermill made of one notebook, which computed all it needs."""
+
+    def build(folder):
+        command = ["papermill", f"notebooks/{ALONE}.ipynb", str(folder / "out.ipynb")]
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "-f", SMOKE, "-k", "python3", "--no-progress-bar"],
+            cwd=ROOT, env=environment(folder), timeout=600, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return shared("alone", build)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -62,74 +95,76 @@ def test_sources_hold_no_output_and_no_function(name):
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
 
 
-@pytest.fixture
-def small(tmp_path):
-    """The smoke profile with a single study, which is enough to be killed in the middle of."""
-    values = config.read(SMOKE)
-    values["studies"] = {ALONE: values["studies"][ALONE]}
-    values["notebooks"] = [ALONE, "10_claims"]
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+@pytest.mark.notebook
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("name", WARM)
+def test_a_notebook_runs_to_its_end(smoke, name):
+    failures = json.loads((smoke / "failures.json").read_text())
+    assert name not in failures, failures[name]
+    path = smoke / "results" / "smoke" / "notebooks" / f"{name}.ipynb"
+    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    text = path.read_text()
+    assert str(Path.home()) not in text
+    assert str(smoke) not in text
+    if name in config.load(SMOKE).notebooks:
+        assert any(table.startswith(name[:2]) for table in tables(smoke))
 
 
-def test_the_command_and_plain_papermill_give_the_same_tables(fresh, tmp_path):
-    done = nvret("run", SMOKE, env=fresh, stdout=subprocess.PIPE, text=True)
-    printed, _ = done.communicate(timeout=1500)
+@pytest.mark.notebook
+@pytest.mark.xdist_group("notebooks")
+def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smoke, alone):
+    done = nvret("run", SMOKE, "--only", ALONE, "--only", CLAIMS, env=places(smoke),
+                 stdout=subprocess.PIPE, text=True)  # fmt: skip
+    printed, _ = done.communicate(timeout=600)
     assert done.returncode == 0
-    settings = config.load(SMOKE)
-    results = Path(fresh["NVRET_RESULTS"]) / "smoke"
-    for name in settings.notebooks:
+    results = smoke / "results" / "smoke"
+    for name in (ALONE, CLAIMS):
         assert f"{name}.ipynb" in printed
+        executed = nbformat.read(results / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert executed.metadata["papermill"]["input_path"] == f"notebooks/{name}.ipynb"
         text = (results / "notebooks" / f"{name}.ipynb").read_text()
         assert str(Path.home()) not in text
-        assert str(tmp_path) not in text
-        assert any(path.name.startswith(name[:2]) for path in (results / "tables").iterdir())
+        assert str(smoke) not in text
     facts = json.loads((results / "provenance.json").read_text())
     assert {"train: nq-train", "data: nq", "model: potion-base-8m"} <= set(facts["fingerprints"])
     assert len(list((results / "figures").glob("*.png"))) >= 20
-    assert {path.stem for path in (results / "scores").iterdir()} == set(settings.studies)
+    assert {path.stem for path in (results / "scores").iterdir()} == set(config.load(SMOKE).studies)
     ledger = pd.read_csv(results / "tables" / "10_claims.csv")
     verdicts = {"reproduced", "not reproduced", "undecided", "not testable here", "not run"}
     assert set(ledger["verdict"]) <= verdicts
     assert (ledger["verdict"].isin(verdicts - {"not run", "not testable here"})).sum() > 20
-    first = tables(fresh)
-
-    alone = fresh | {"NVRET_CACHE": str(tmp_path / "other"), "NVRET_RESULTS": str(tmp_path / "own")}
-    (tmp_path / "other").mkdir()
-    for kind in ("models", "datasets"):
-        (tmp_path / "other" / kind).symlink_to(Path(fresh["NVRET_CACHE"]) / kind)
-    command = ["papermill", f"notebooks/{ALONE}.ipynb", str(tmp_path / "out.ipynb")]
-    subprocess.run(
-        [sys.executable, "-m", *command, "-f", str(SMOKE), "-k", "python3", "--no-progress-bar"],
-        cwd=ROOT, env=alone, check=True, timeout=600, capture_output=True,
-    )  # fmt: skip
-    second = tables(alone)
-    assert second == {name: text for name, text in first.items() if name.startswith(ALONE[:2])}
+    own = {name: text for name, text in tables(smoke).items() if name.startswith(ALONE[:2])}
+    assert own
+    assert tables(alone) == own
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_tables(fresh, small, tmp_path):
-    whole = fresh | {"NVRET_RESULTS": str(tmp_path / "whole")}
-    started = time.monotonic()
-    assert nvret("run", small, env=whole, stdout=subprocess.DEVNULL).wait(600) == 0
-    length = time.monotonic() - started
-
-    cache = tmp_path / "killed"
-    cache.mkdir()
-    for kind in ("models", "datasets"):
-        (cache / kind).symlink_to(Path(fresh["NVRET_CACHE"]) / kind)
-    killed = fresh | {"NVRET_CACHE": str(cache), "NVRET_RESULTS": str(tmp_path / "resumed")}
-    moments = random.Random(0)
-    for _ in range(2):
-        process = nvret(
-            "run", small, env=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        time.sleep(length * moments.uniform(0.2, 0.7))
+@pytest.mark.notebook
+@pytest.mark.xdist_group("processes")
+def test_killed_twice_the_command_ends_with_the_same_tables(alone, fetched, tmp_path):
+    """While it trains, and while it executes the notebook."""
+    values = config.read(SMOKE)
+    values |= {"studies": {ALONE: values["studies"][ALONE]}, "notebooks": [ALONE]}
+    profile = tmp_path / "small.yaml"
+    profile.write_text(yaml.safe_dump(values))
+    env = environment(tmp_path)
+    trained = tmp_path / "cache" / "training"
+    notebook = tmp_path / "results" / "smoke" / "notebooks" / f"{ALONE}.ipynb"
+    moments = [lambda: len(list(trained.glob("[!.]*"))) >= 2, lambda: tables(tmp_path)]
+    for reached in moments:
+        process = nvret("run", profile, env=env, stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        end = time.monotonic() + 300
+        while not reached():
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert nvret("run", small, env=killed, stdout=subprocess.DEVNULL).wait(600) == 0
-    assert tables(killed) == tables(whole)
+        assert not notebook.exists()
+    assert nvret("run", profile, env=env, stdout=subprocess.DEVNULL).wait(600) == 0
+    assert notebook.exists()
+    assert tables(tmp_path) == tables(alone)
 
 
 def test_a_misspelt_key_stops_the_command_in_one_line(tmp_path):

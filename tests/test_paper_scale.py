@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from helpers.architectures import write_bert
 
+from helpers.architectures import write_bert
 from nvret import assets, data, evaluation, search
 from nvret.assets import registry, resolve
 from nvret.cost import calibration

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret import search
 from nvret.search import top_k, top_k_scores
 from nvret.utils.errors import NvretError
@@ -59,7 +60,7 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_equals_the_oracle(tiles, device):
-    @settings(max_examples=150, deadline=None)
+    @examples(150)
     @given(problems())
     def check(problem):
         queries, corpus, k, ceiling, exclude = problem

@@ -66,6 +66,7 @@ def test_a_partial_folder_is_kept_for_the_next_call(tmp_path):
     assert (tmp_path / "run" / "step").read_text() == "1"
 
 
+@pytest.mark.xdist_group("processes")
 def test_killed_while_writing(cache):
     program = textwrap.dedent("""
         import sys, time
@@ -85,6 +86,7 @@ def test_killed_while_writing(cache):
     assert visible(folder) == ["inputs.json", "whole"]
 
 
+@pytest.mark.xdist_group("processes")
 def test_two_processes_compute_a_stage_once(cache):
     program = textwrap.dedent("""
         import time

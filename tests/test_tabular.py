@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.files import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.files import write_rows
 from nvret.io import inputs, tabular
 from nvret.io.inputs import Columns
 from nvret.utils.errors import NvretError

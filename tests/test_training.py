@@ -11,101 +11,33 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
+from pydantic import ValidationError
 
+from helpers.training import (
+    CONFIG,
+    STATIC,
+    assert_same,
+    changed,
+    fitting,
+    mined,
+    run,
+    stopped_at,
+    toy,
+)  # fmt: skip
 from nvret import assets, trainer
-from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.losses import info_nce
-from nvret.training import finetune
+from nvret.negatives import Examples
 from nvret.training_config import TrainingConfig
 from nvret.utils.errors import NvretError
 
-STATIC = assets.model_path("potion-base-8m")
+POTION = assets.model_path("potion-base-8m")
 BERT = assets.model_path("paraphrase-minilm-l3")
-RATE = {"static": 0.1, "bert": 1e-3}  # a table of tokens needs a far higher learning rate
-CONFIG = TrainingConfig(batch_size=8, learning_rate=0.1, logging_steps=2, checkpoint_steps=0)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    """An untrained BERT of two narrow layers, with dropout and a real tokenizer."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("bert")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    config = BertConfig(vocab_size=30522, num_attention_heads=4, **sizes)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BERT).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(params=["static", "bert"])
-def base(request, bert):
-    return STATIC if request.param == "static" else bert
-
-
-def fitting(base, **changes):
-    """A configuration with the learning rate that the kind of model needs."""
-    kind = "static" if base == STATIC else "bert"
-    return replace(CONFIG, learning_rate=RATE[kind], **changes)
-
-
-def toy(queries=40, passages=60, words=12, seed=0):
-    """Random words; some queries have two positives."""
-    rng = np.random.default_rng(seed)
-    vocabulary = ["river", "stone", "moon", "market", "tide", "law", "garden", "engine", "salt"]
-
-    def text(n):
-        return " ".join(rng.choice(vocabulary, int(rng.integers(2, n))))
-
-    qrels = {(int(q), int(rng.integers(passages))) for q in [*range(queries), *range(5)]}
-    rows = [(f"q{q}", f"p{p}", 1) for q, p in sorted(qrels)]
-    columns = [pa.array(list(column)) for column in zip(*rows, strict=True)]
-    ids = [f"p{i}" for i in range(passages)]
-    texts = [text(words) for _ in range(passages)]
-    return RetrievalDataset(
-        "toy",
-        corpus=pa.table({"id": ids, "title": [""] * passages, "text": texts}),
-        queries=pa.table(
-            {"id": [f"q{i}" for i in range(queries)], "text": [text(6) for _ in range(queries)]}
-        ),
-        qrels=pa.table(columns, names=["query_id", "corpus_id", "score"]),
-    )
-
-
-def mined(dataset, per_pair=3, seed=0, skip=()):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for query, positive in zip(*dataset.pairs, strict=True):
-        allowed = np.setdiff1d(np.arange(dataset.corpus.num_rows), dataset.positives[query])
-        if query in skip:
-            continue
-        for rank, negative in enumerate(rng.choice(allowed, per_pair, replace=False), 1):
-            rows.append((f"q{query}", f"p{positive}", f"p{negative}", rank))
-    names = ["query_id", "positive_id", "negative_id", "rank"]
-    order = rng.permutation(len(rows))  # the table's order must not matter
-    return pa.table([pa.array([rows[i][c] for i in order]) for c in range(4)], names=names)
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same(a, b, atol=0.0):
-    a, b = weights(a), weights(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=name)
-
-
-def run(output, dataset=None, negatives=None, config=CONFIG, base=STATIC, seed=1):
-    dataset = dataset or toy()
-    negatives = mined(dataset) if negatives is None else negatives
-    return finetune(
-        base, dataset, negatives, output, config, seed=seed, device="cpu", progress=False
-    )
+def base(request, tiny_bert):
+    return STATIC if request.param == "static" else tiny_bert
 
 
 def test_examples_join_pairs_and_negatives():
@@ -153,7 +85,7 @@ def test_negatives_that_do_not_fit_are_named(row, message):
 def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     """Against every text encoded on its own, no text shared, in float64."""
     dataset = toy()
-    config = replace(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
+    config = changed(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
     encoder = Encoder.load(base, dropout=0.0).double().train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
     batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
@@ -193,7 +125,7 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
 
 def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes):
     """A student in training mode and its collator, which makes many small groups."""
-    config = replace(CONFIG, temperature=0.1, **changes)
+    config = changed(CONFIG, temperature=0.1, **changes)
     encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
     batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
@@ -219,9 +151,10 @@ def loss_and_gradients(model, batch, chunk_tokens, scale=1.0, precision=None):
     return loss.detach(), gradients, torch.rand(1, device=device).item()
 
 
-@pytest.mark.parametrize("in_batch", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("dropout", "in_batch", "scale"),
+    [(0.0, False, 1.0), (0.3, True, 1.0), (0.3, False, 0.25), (0.0, True, 0.25)],
+)
 def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(base, dropout, in_batch, scale):
     """In float64. Queries, positives and negatives are shared between the pairs of the batch."""
     model, batches = student(base, toy(passages=20), dropout, in_batch_negatives=in_batch)
@@ -240,8 +173,8 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(base, dropout, in
             torch.testing.assert_close(found[name], expected[name], atol=1e-12, rtol=1e-9)
 
 
-def test_chunked_gradients_add_up_over_batches(bert):
-    model, batches = student(bert, toy(), 0.0)
+def test_chunked_gradients_add_up_over_batches(tiny_bert):
+    model, batches = student(tiny_bert, toy(), 0.0)
     first, second = (loss_and_gradients(model, batches(c), 50)[1] for c in ([0, 1], [7, 8, 9]))
     model.zero_grad()
     sum(model(**batches(chosen))["loss"] for chosen in ([0, 1], [7, 8, 9])).backward()
@@ -250,9 +183,9 @@ def test_chunked_gradients_add_up_over_batches(bert):
 
 
 @pytest.mark.parametrize("within", [False, True])  # backward too, though it should not be
-def test_chunks_under_autocast(bert, within):
+def test_chunks_under_autocast(tiny_bert, within):
     """Casts of the weights without a graph must not be used again: every weight has a gradient."""
-    model, batches = student(bert, toy(), 0.1, dtype=torch.float32)
+    model, batches = student(tiny_bert, toy(), 0.1, dtype=torch.float32)
     batch = batches(range(8))
     exact = loss_and_gradients(model, batch, 80)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=within):
@@ -305,8 +238,8 @@ class Saved:
                 self.held.now -= self.tensor.untyped_storage().nbytes()
 
 
-def test_chunks_bound_the_activations_that_are_held(bert):
-    model, batches = student(bert, toy(), 0.1, dtype=torch.float32)
+def test_chunks_bound_the_activations_that_are_held(tiny_bert):
+    model, batches = student(tiny_bert, toy(), 0.1, dtype=torch.float32)
     small, large = batches(range(8)), batches(range(32))
 
     def most(batch, chunk_tokens):
@@ -328,7 +261,7 @@ def test_a_run_in_chunks_ends_with_the_weights_of_the_plain_run(base, tmp_path):
     dataset = toy(24)
     config = fitting(base, dropout=0.0, precision="float32", in_batch_negatives=True)
     plain = run(tmp_path / "plain", dataset, base=base, config=config)
-    config = replace(config, chunk_tokens=60)
+    config = changed(config, chunk_tokens=60)
     chunked = run(tmp_path / "chunked", dataset, base=base, config=config)
     np.testing.assert_allclose(chunked["loss"], plain["loss"], atol=1e-5)
     np.testing.assert_allclose(chunked["grad_norm"], plain["grad_norm"], rtol=1e-3)
@@ -338,9 +271,9 @@ def test_a_run_in_chunks_ends_with_the_weights_of_the_plain_run(base, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_chunks_on_cuda(bert, precision):
+def test_chunks_on_cuda(tiny_bert, precision):
     """The dropout is drawn by the device's own generator, in a thread of ``backward``."""
-    model, batches = student(bert, toy(), 0.3, device="cuda", dtype=torch.float32)
+    model, batches = student(tiny_bert, toy(), 0.3, device="cuda", dtype=torch.float32)
     batch = to("cuda", batches(range(8)))
     loss, expected, after = loss_and_gradients(model, batch, sys.maxsize, 0.5, precision)
     found_loss, found, found_after = loss_and_gradients(model, batch, 80, 0.5, precision)
@@ -373,8 +306,7 @@ def test_equal_runs_end_with_equal_weights(base, tmp_path):
         assert_same(tmp_path / "a", tmp_path / "c")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize(("precision", "in_batch"), [("float32", False), ("bfloat16", True)])
 def test_training_lowers_the_loss(base, tmp_path, precision, in_batch):
     config = fitting(base, epochs=8, precision=precision, in_batch_negatives=in_batch)
     log = run(tmp_path / "model", base=base, config=config)
@@ -385,7 +317,7 @@ def test_training_lowers_the_loss(base, tmp_path, precision, in_batch):
     assert log["epoch"][-1].as_py() == pytest.approx(8)
 
 
-@pytest.mark.parametrize("base", [STATIC, BERT])
+@pytest.mark.parametrize("base", [POTION, BERT])
 def test_the_folder_loads_elsewhere_with_the_same_vectors(base, tmp_path):
     from sentence_transformers import SentenceTransformer
 
@@ -394,7 +326,7 @@ def test_the_folder_loads_elsewhere_with_the_same_vectors(base, tmp_path):
         tmp_path / "model",
         dataset,
         base=base,
-        config=replace(CONFIG, learning_rate=0.1 if base == STATIC else 1e-4),
+        config=changed(CONFIG, learning_rate=0.1 if base == POTION else 1e-4),
     )
     ours = Encoder.load(tmp_path / "model").encode(dataset.passages, progress=False)
     before = Encoder.load(base).encode(dataset.passages, progress=False)
@@ -435,27 +367,23 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_training as t
+from helpers import training as t
 base = Path({base!r})
-config = t.fitting(base, checkpoint_steps=3, chunk_tokens={chunk_tokens})
-t.run(Path({output!r}), t.toy(64), base=base, config=config)
+t.run(Path({output!r}), t.toy(64), base=base, config=t.fitting(base, **{changes!r}))
 """
 
 
-@pytest.mark.parametrize(
-    ("base", "chunk_tokens"), [("static", None), ("bert", None), ("bert", 60)], indirect=["base"]
-)
-def test_killed_and_resumed_is_the_same_as_uninterrupted(base, chunk_tokens, tmp_path):
+@pytest.mark.xdist_group("processes")
+def test_killed_and_resumed_is_the_same_as_uninterrupted(tiny_bert, tmp_path):
+    """With dropout and chunks, so that the random state and the gradients are put together."""
     output = tmp_path / "killed"
+    changes = {"checkpoint_steps": 3, "chunk_tokens": 60}
     code = SCRIPT.format(
-        tests=os.path.dirname(__file__),
-        output=str(output),
-        base=str(base),
-        chunk_tokens=chunk_tokens,
+        tests=os.path.dirname(__file__), output=str(output), base=str(tiny_bert), changes=changes
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     partial = tmp_path / ".killed.partial" / "checkpoints"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(partial.glob(f"checkpoint-*/{trainer.COMPLETE}")):
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
@@ -466,14 +394,25 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(base, chunk_tokens, tmp
     cut_off = partial / "checkpoint-999"  # as if the kill had come in the middle of a checkpoint
     cut_off.mkdir()
     (cut_off / "model.safetensors").write_bytes(b"half")
-    config = fitting(base, checkpoint_steps=3, chunk_tokens=chunk_tokens)
-    dataset = toy(64)
-    resumed = run(output, dataset, base=base, config=config)
-    whole = run(tmp_path / "whole", dataset, base=base, config=config)
+    config, dataset = fitting(tiny_bert, **changes), toy(64)
+    resumed = run(output, dataset, base=tiny_bert, config=config)
+    whole = run(tmp_path / "whole", dataset, base=tiny_bert, config=config)
     assert resumed["step"].equals(whole["step"])
     np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)
     assert_same(output, tmp_path / "whole", atol=1e-6)
     assert not (output / "checkpoints").exists()
+
+
+def test_stopped_and_resumed_is_the_same_as_uninterrupted(base, tmp_path, monkeypatch):
+    """Two steps after a checkpoint, by an error."""
+    config, dataset = fitting(base, checkpoint_steps=3), toy(64)
+    with stopped_at(monkeypatch, 6):
+        run(tmp_path / "stopped", dataset, base=base, config=config)
+    resumed = run(tmp_path / "stopped", dataset, base=base, config=config)
+    whole = run(tmp_path / "whole", dataset, base=base, config=config)
+    assert resumed["step"].equals(whole["step"])
+    np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)
+    assert_same(tmp_path / "stopped", tmp_path / "whole", atol=1e-6)
 
 
 def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog):
@@ -488,21 +427,31 @@ def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0, expected > 0"),
-        ({"temperature": float("nan")}, "temperature is nan, expected > 0"),
-        ({"warmup_ratio": 1.0}, r"warmup_ratio is 1.0, expected in \[0, 1\)"),
-        ({"precision": "fp8"}, "precision is 'fp8'"),
-        ({"schedule": "step"}, "schedule is 'step'"),
-        ({"dropout": 1.5}, "dropout is 1.5"),
-        ({"chunk_tokens": 0}, "chunk_tokens is 0, expected > 0"),
+        ({"batch_size": 0}, "batch_size\n +Input should be greater than 0"),
+        ({"temperature": float("nan")}, "temperature\n +Input should be greater than 0"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio\n +Input should be less than 1"),
+        ({"precision": "fp8"}, "precision\n +Input should be 'float32' or 'bfloat16'"),
+        ({"schedule": "step"}, "schedule\n +Input should be 'linear', "),
+        ({"dropout": 1.5}, "dropout\n +Input should be less than 1"),
+        ({"chunk_tokens": 0}, "chunk_tokens\n +Input should be greater than 0"),
+        ({"memory_bank": -1}, "memory_bank\n +Input should be greater than or equal to 0"),
+        ({"lora_rank": 0}, "lora_rank\n +Input should be greater than 0"),
+        ({"lora_alpha": 0}, "lora_alpha\n +Input should be greater than 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout\n +Input should be less than 1"),
+        ({"pooling": "max"}, "pooling\n +Input should be 'mean', 'cls' or 'last'"),
+        ({"mask_margin": 0.0}, r"mask_margin is 0\.0, expected none without in_batch_negatives"),
+        (
+            {"mask_margin": float("nan"), "in_batch_negatives": True},
+            "mask_margin\n +Input should be a finite number",
+        ),
     ],
 )
 def test_a_bad_configuration_is_refused(change, message):
-    with pytest.raises(NvretError, match=message):
+    with pytest.raises(ValidationError, match=message):
         TrainingConfig(**change)
 
 
 def test_weights_that_blow_up_are_not_saved(tmp_path):
     with pytest.raises(NvretError, match="not finite"):
-        run(tmp_path / "model", config=replace(CONFIG, learning_rate=1e38, max_grad_norm=0))
+        run(tmp_path / "model", config=changed(CONFIG, learning_rate=1e38, max_grad_norm=0))
     assert not (tmp_path / "model").exists()

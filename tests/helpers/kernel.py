@@ -1,0 +1,66 @@
+"""Notebooks executed one after the other in a single warm kernel, as papermill would in many."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.manager import start_new_kernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+# What one notebook leaves behind, the next does not see; what it imported stays loaded
+FORGET = "import matplotlib.pyplot as _p, pandas as _d; _p.close('all'); _d.reset_option('all')"
+
+
+def execute(
+    names: Iterable[str], root: Path, output: Path, values: dict[str, Any], env: dict[str, str]
+) -> dict[str, str]:
+    """Execute notebooks with a profile's values and write each, whole or as far as it came.
+
+    Args:
+        names: without ``.ipynb``.
+        root: of the project; the kernel's working directory.
+        output: folder of the executed notebooks.
+        values: what papermill would inject.
+        env: the kernel's environment.
+    Returns:
+        for each notebook that failed, the number of the cell, its source and its error.
+    """
+    failures = {}
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # keys that a notebook does not repeat
+    output.mkdir(parents=True, exist_ok=True)
+    manager, client = start_new_kernel(
+        kernel_name="python3", env=env, cwd=str(root), extra_arguments=["--log-level=40"]
+    )
+    try:
+        for name in names:
+            source = load_notebook_node(str(root / "notebooks" / f"{name}.ipynb"))
+            notebook = parameterize_notebook(source, values)
+            try:
+                NotebookClient(notebook, km=manager, timeout=600).execute()
+            except CellExecutionError as error:
+                failures[name] = f"{name}: cell {_failed(notebook)}: {error}"
+            nbformat.write(notebook, output / f"{name}.ipynb")
+            for code in (FORGET, "%reset -f"):
+                with contextlib.redirect_stdout(None):
+                    reply = client.execute_interactive(code, timeout=60)
+                assert reply["content"]["status"] == "ok", reply
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    return failures
+
+
+def _failed(notebook: nbformat.NotebookNode) -> int:
+    """Number of the cell, code and text alike, from 1, whose output is an error."""
+    for number, cell in enumerate(notebook.cells, 1):
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            return number
+    return 0
