@@ -1,4 +1,4 @@
-"""The book: guide, executed notebooks, ledger, API. Nothing is executed, nothing needs a network."""
+"""The book: guide, executed notebooks, ledger, API. Nothing is run, nothing needs a network."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from nvret import __version__  # noqa: E402
 
 project = "nvret"
 author = "The nvret authors"
-copyright = "The nvret authors. Code: Apache-2.0"  # noqa: A001
+copyright = "The nvret authors. Code: Apache-2.0"
 version = release = __version__
 language = "en"
 
@@ -39,7 +39,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 default_role = "code"
 suppress_warnings = ["ref.python"]  # two classes with a field of the same name
-python_maximum_signature_line_length = 80
+python_maximum_signature_line_length = 100
 
 html_theme = "sphinx_book_theme"
 html_title = "nvret"
@@ -52,7 +52,8 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
-    "show_navbar_depth": 1,
+    "max_navbar_depth": 2,
+    "navbar_persistent": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

@@ -1,4 +1,4 @@
-"""Docstrings are written to be read in the source; what reStructuredText reads otherwise is adapted.
+"""Docstrings are written to be read in the source; here they become reStructuredText.
 
 A Markdown table becomes a list-table, lines ``name: text`` become a list, and bars are bars.
 """

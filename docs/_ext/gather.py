@@ -72,7 +72,9 @@ def _profile(folder: Path) -> dict[str, str]:
     """The executed notebooks of a profile, and a page that leads to them."""
     paths = sorted((folder / "notebooks").glob("*.ipynb"))
     if not paths:
-        raise ExtensionError(f"{folder} has no executed notebooks; run: nvret run params/quick.yaml")
+        raise ExtensionError(
+            f"{folder} has no executed notebooks; run: nvret run params/quick.yaml"
+        )
     pages, rows = {}, []
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
@@ -116,16 +118,20 @@ def _tidy(notebook: NotebookNode) -> None:
             heading = headings[-1] if headings else heading
         if cell.cell_type != "code":
             continue
+        shown = cell.metadata.setdefault("mystnb", {})
         tags = cell.metadata.setdefault("tags", [])
         if {"parameters", "injected-parameters"} & set(tags):
             tags.append("hide-input")
+            shown["code_prompt_show"] = shown["code_prompt_hide"] = "Parameters of the profile"
         cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.outputs:
             html = output.get("data", {}).get("text/html")
-            if html:  # pandas' own style knows no dark page
-                output.data["text/html"] = re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL)
+            if html:  # pandas' own style knows no dark page; the theme's is for its class
+                html = re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL)
+                html = re.sub(r"<table(?![^>]*class=)", '<table class="dataframe"', html)
+                output.data["text/html"] = html
         words = f"Figure, {heading.rstrip('.?!:')}. {_next_sentence(notebook.cells[place + 1 :])}"
-        cell.metadata["mystnb"] = {"image": {"alt": re.sub(r"[*`$]", "", words).strip()}}
+        shown["image"] = {"alt": re.sub(r"[*`$]", "", words).strip()}
 
 
 def _next_sentence(cells: list[NotebookNode]) -> str:

@@ -3,7 +3,7 @@
 {
   const ledger = document.querySelector(".ledger");
   const words = ledger.querySelector("#words");
-  const rows = [...ledger.querySelectorAll("tr.row")];
+  const rows = [...ledger.querySelectorAll("tr.one")];
 
   const update = () => {
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
