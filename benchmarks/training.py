@@ -128,7 +128,7 @@ def mined() -> tuple[RetrievalDataset, negatives.Examples]:
     ids = np.random.default_rng(0).permutation(dataset.queries["id"].to_pylist())
     dataset = dataset.select(ids[:PAIRS].tolist())
     table = mining.mine(dataset, "bm25", NaiveTopK(), NEGATIVES, progress=False)
-    return dataset, negatives.build(dataset, table)
+    return dataset, Examples.of(dataset, table)
 
 
 def some(number: int) -> negatives.Examples:
@@ -147,10 +147,10 @@ class Ours:
     ) -> None:
         self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
         self.pairs, self.config = pairs, config
-        self.trainer = trainer.trainer(self.encoder, self.tokenized(), config, 0, folder, False)
+        self.trainer = trainer.make_trainer(self.encoder, self.tokenized(), config, 0, folder, False)
 
     def tokenized(self) -> trainer.Collator:
-        return trainer.collator(self.encoder, mined()[0], self.pairs, self.config, False)
+        return trainer.Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
         self.trainer.data_collator = self.tokenized()

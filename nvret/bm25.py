@@ -27,43 +27,13 @@ from nvret import search
 from nvret.utils.errors import NvretError
 
 # Lucene's English stop words
-STOP_WORDS = frozenset(
-    {
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "but",
-        "by",
-        "for",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "such",
-        "that",
-        "the",
-        "their",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "was",
-        "will",
-        "with",
-    }
-)
+STOP_WORDS = frozenset({
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it",
+    "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these",
+    "they", "this", "to", "was", "will", "with",
+})  # fmt: skip
+# Passages of one sparse matrix: few enough that 256 queries' scores fit into the search's buffer
+PART = 262_144
 
 
 def tokenize(text: str) -> list[str]:
@@ -73,10 +43,6 @@ def tokenize(text: str) -> list[str]:
     ['who', 'wrote', 'origin', 'species', '1859']
     """
     return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
-
-
-# Passages of one sparse matrix: few enough that 256 queries' scores fit into the search's buffer
-PART = 262_144
 
 
 class BM25:

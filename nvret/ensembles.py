@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from nvret import negatives
 from nvret.data import RetrievalDataset
+from nvret.negatives import rows_of
 from nvret.sampling import pair_keys, random_bits
 from nvret.utils.errors import NvretError
 
@@ -130,13 +130,13 @@ def _places(
     """
     if len(tables) < 2:
         raise NvretError(f"an ensemble of {len(tables)} teachers, expected two or more")
-    slots = [negatives.slots(dataset, table) for table in tables]
-    width = max(1, *(int(place.max(initial=-1)) + 1 for _, place, _ in slots))
+    joined = [rows_of(table, dataset) for table in tables]
+    width = max([1, *(int(part["place"].max()) + 1 for part in joined if len(part))])
     rows = np.full((len(tables), len(dataset.pairs[0]), width), -1)
     passages = rows.copy()
-    for teacher, (pair, place, passage) in enumerate(slots):
-        rows[teacher, pair, place] = np.arange(len(pair))
-        passages[teacher, pair, place] = passage
+    for teacher, part in enumerate(joined):
+        rows[teacher, part["pair"], part["place"]] = np.arange(len(part))
+        passages[teacher, part["pair"], part["place"]] = part["negative"]
     return rows, passages, np.cumsum([0, *(table.num_rows for table in tables[:-1])])
 
 

@@ -1,25 +1,11 @@
-"""InfoNCE over mined negatives, those of the batch and those of a memory bank.
+"""InfoNCE over mined negatives, those of the batch and those of a memory of earlier batches.
 
 Cosine similarities divided by a temperature, softmax over the positive and its negatives, minus the
 positive's log-probability (arXiv 2407.15831, section 2.1; arXiv 1807.03748).
 
-[memory] A memory bank: passages of earlier batches, with the vectors they had then, as negatives.
-
-A large batch's worth of negatives at the price of a matrix product. The vectors are those of a
-slightly older model and get no gradient; cross-batch memory rests on their drifting slowly.
-
-Source: XBM, arXiv 1912.06798, section 3 (the queue, same encoder); the queue comes from MoCo, arXiv
-1911.05722, whose momentum encoder is not here.
-
-[relevance] Which passages may not be negatives of a query: labelled, or suspected by a guide.
-
 Mined negatives are filtered where they are mined. Negatives that come by chance, those of the batch
-and of the memory bank, are checked here: against the labels and, as an option, against a teacher
-("guide") that scores them next to the pair's own positive. What the guide places above the positive
-is probably relevant and unlabelled.
-
-Source: GISTEmbed, arXiv 2402.16829 (margin 0); Qwen3-Embedding, arXiv 2506.05176, masks what is
-above the positive's score + 0.1. Both also mask queries against queries; here are passages alone.
+and of the memory, are filtered by a `FalseNegativeMask`. `CrossBatchMemory` gives a large batch's
+worth of negatives at the price of a matrix product.
 """
 
 from __future__ import annotations
@@ -123,12 +109,16 @@ def info_nce(
 class CrossBatchMemory(nn.Module):
     """A queue of M passages, first in, first out; a state of buffers, so that a checkpoint has it.
 
-    A passage stands in it once, with its newest vector: hard negatives recur in batch after batch,
-    and would otherwise count as often as they recurred.
+    The vectors are those of a slightly older model and get no gradient; the method rests on their
+    drifting slowly. A passage stands in it once, with its newest vector: hard negatives recur in
+    batch after batch, and would otherwise count as often as they recurred.
 
     Attributes:
         vectors: (M, D), without gradient; oldest first, after those places that are empty.
         rows: (M,) int64, corpus rows; -1 where a place is empty.
+
+    Source: XBM, arXiv 1912.06798, section 3 (the queue, same encoder); the queue comes from MoCo,
+    arXiv 1911.05722, whose momentum encoder is not here.
 
     >>> bank = CrossBatchMemory(3, 2)
     >>> bank.push(torch.tensor([5, 7]), torch.eye(2))
@@ -163,14 +153,21 @@ class CrossBatchMemory(nn.Module):
 class FalseNegativeMask:
     """Relevant or suspected passages of (query, positive) pairs, by rows of one data set.
 
+    Such a passage may not be a negative by chance: it is labelled, or a teacher (the guide) places
+    it above the pair's own positive, so that it is probably relevant and unlabelled.
+
     Attributes:
         positives: for each query the corpus rows that are labelled relevant.
         guide: a teacher that has read the data set; None: the labels alone.
         margin: how far above the pair's positive a passage must score to be suspected, in the
             guide's own units (cosines, BM25 sums); below 0 it is suspected earlier.
 
-    >>> relevance = FalseNegativeMask([np.array([4]), np.array([0, 2])])
-    >>> relevance(np.array([0, 1]), np.array([4, 2]), np.array([0, 1, 2, 4])).astype(int)
+    Source: GISTEmbed, arXiv 2402.16829 (margin 0); Qwen3-Embedding, arXiv 2506.05176, masks what is
+    above the positive's score + 0.1. Both also mask queries against queries; here are passages
+    alone.
+
+    >>> mask = FalseNegativeMask([np.array([4]), np.array([0, 2])])
+    >>> mask(np.array([0, 1]), np.array([4, 2]), np.array([0, 1, 2, 4])).astype(int)
     array([[0, 0, 0, 1],
            [1, 0, 1, 0]])
     """

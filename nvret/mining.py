@@ -5,14 +5,12 @@ negatives: those that score strictly below a *ceiling*, after *skip* leading ran
 the two positive-aware methods the ceiling depends on the positive's own score, since a candidate
 that the teacher places as high as the positive is likely to be a positive that nobody labelled.
 
+One search serves a whole sweep of methods. Under any ceiling the best candidates are a run of the
+ranking without one: those above it are its first ranks. So a ranking that is a little deeper than a
+method needs answers every method whose ceiling cuts off no more than that, and only the pairs that
+it cuts deeper are searched again, under their own ceiling.
+
 Source: NV-Retriever, arXiv 2407.15831, section 3.1 (methods) and section 4.3 (sampling).
-
-[candidates] The candidates that each method allows, from one search for a whole sweep of methods.
-
-Under any ceiling the best candidates are a run of the ranking without one: those above it are its
-first ranks. So a ranking that is a little deeper than a method needs answers every method whose
-ceiling cuts off no more than that, and only the pairs that it cuts deeper are searched again, under
-their own ceiling.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +36,6 @@ from nvret.methods import (
     TopKPercPos,
     TopKShifted,
 )
-from nvret.negatives import SCHEMA, load, provenance, save
 from nvret.sampling import (
     SampledTopK,
     Sampling,
@@ -49,88 +46,10 @@ from nvret.sampling import (
     gumbel_noise,
     pair_keys,
 )
-from nvret.teachers import Scorer
 from nvret.utils.errors import NvretError
 from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
 
-SPARE = 64  # ranks of a shared search beyond those that a method needs
-
-
-class Candidates(NamedTuple):
-    """The first candidates of each pair, in rank order.
-
-    ids: (P, K) int64 rows of the corpus, -1 where there are fewer.
-    scores: (P, K) float32, -inf there.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-
-
-def rank(
-    scorer: Scorer,
-    query_rows: np.ndarray,
-    methods: Sequence[Method],
-    ceilings: Sequence[np.ndarray],
-    depth: int,
-    banned: Sequence[np.ndarray],
-    *,
-    progress: bool = True,
-) -> list[Candidates]:
-    """For each method the first ``depth`` candidates of each pair, after the ranks that it skips.
-
-    Args:
-        scorer: the teacher.
-        query_rows: (P,) the pairs' queries.
-        methods, ceilings: M methods, and the (P,) ceilings that each of them sets.
-        depth: K.
-        banned: for each pair the rows of the corpus that are no candidates.
-    """
-    if not methods:
-        return []
-    needed = max(method.skip for method in methods) + depth
-    loosest = np.max(ceilings, axis=0)
-    spare = SPARE if len(methods) > 1 else 0
-    shared = _top_k(scorer, query_rows, needed + spare, loosest, banned, progress)
-    found = []
-    for method, ceiling in zip(methods, ceilings, strict=True):
-        first = (shared.scores >= ceiling[:, None]).sum(1)
-        columns = first[:, None] + np.arange(method.skip, method.skip + depth)
-        inside = columns < shared.ids.shape[1]
-        columns = np.where(inside, columns, 0)
-        ids = np.where(inside, np.take_along_axis(shared.ids, columns, 1), -1)
-        scores = np.where(inside, np.take_along_axis(shared.scores, columns, 1), -np.inf)
-        # Cut off by the end of the ranking and not by the end of the corpus
-        short = np.flatnonzero(~inside[:, -1] & (shared.ids[:, -1] >= 0))
-        if len(short):
-            again = _top_k(
-                scorer,
-                query_rows[short],
-                method.skip + depth,
-                ceiling[short],
-                [banned[pair] for pair in short],
-                progress,
-            )
-            ids[short], scores[short] = again.ids[:, method.skip :], again.scores[:, method.skip :]
-        found.append(Candidates(ids, scores))
-    return found
-
-
-def _top_k(
-    scorer: Scorer,
-    query_rows: np.ndarray,
-    k: int,
-    ceiling: np.ndarray,
-    banned: Sequence[np.ndarray],
-    progress: bool,
-) -> Candidates:
-    unlimited = np.isposinf(ceiling).all()
-    result = scorer.top_k(query_rows, k, None if unlimited else ceiling, banned, progress=progress)
-    return Candidates(result.ids.numpy(), result.scores.numpy())
-
-
 __all__ = [
-    "SCHEMA",
     "NaiveTopK",
     "RandomNegatives",
     "SampledTopK",
@@ -140,14 +59,13 @@ __all__ = [
     "TopKMarginPos",
     "TopKPercPos",
     "TopKShifted",
-    "load",
+    "exclusions",
     "mine",
-    "provenance",
-    "save",
     "sweep",
 ]
 
 logger = logging.getLogger("nvret")
+SPARE = 64  # ranks of a shared search beyond those that a method needs
 
 
 def mine(
@@ -227,35 +145,18 @@ def sweep(
     """
     if num_negatives < 1:
         raise NvretError(f"num_negatives is {num_negatives}, expected at least 1")
-    query_rows, positive_rows = dataset.pairs
-    if len(query_rows) == 0:
+    if len(dataset.pairs[0]) == 0:
         raise NvretError(
             f"{dataset.name}: no query has a positive, so there is nothing to mine for"
         )
     depth = sampling.depth(num_negatives)
     scorer = teachers.prepare(teacher, dataset, progress=progress)
-    pos_scores = scorer.pair_scores(query_rows, positive_rows)
-    below_zero = int((pos_scores < 0).sum())
-    literal = negative_positives == "literal"
-    if below_zero and literal and any(method.scales_with_positive for method in methods):
-        logger.warning(
-            "%s: %d of %d positives score below 0, where the ceiling score * perc lies above the "
-            "positive; negative_positives='safe' avoids it",
-            dataset.name,
-            below_zero,
-            len(pos_scores),
-        )
-    limiting = pos_scores
-    if ceiling_positive == "lowest":
-        limiting = _lowest_of_query(query_rows, pos_scores)
     if exclude is None:
         exclude = exclusions(dataset, near_duplicates)
-    banned = [exclude[row] for row in query_rows]
-    pairs = {
-        "query_id": dataset.queries["id"].take(pa.array(query_rows)),
-        "positive_id": dataset.corpus["id"].take(pa.array(positive_rows)),
-    }
-    keys = pair_keys(*pairs.values(), seed)
+    pairs = _Pairs.of(dataset, scorer, exclude, seed)
+    literal = negative_positives == "literal"
+    if literal:
+        _warn_of_negative_positives(dataset.name, pairs.scores, methods)
     facts = {
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
@@ -267,44 +168,24 @@ def sweep(
         "ceiling_positive": ceiling_positive,
         "negative_positives": negative_positives,
         "near_duplicates": near_duplicates,
-        "pairs": len(query_rows),
-        "positives_below_zero": below_zero,
+        "pairs": len(pairs.scores),
+        "positives_below_zero": int((pairs.scores < 0).sum()),
     }
-
     ranking = [method for method in methods if not isinstance(method, RandomNegatives)]
+    limiting = pairs.lowest if ceiling_positive == "lowest" else pairs.scores
     ceilings = [method.ceiling(limiting, safe=not literal) for method in ranking]
-    ranked = iter(rank(scorer, query_rows, ranking, ceilings, depth, banned, progress=progress))
-    found = getattr(scorer, "approximation", lambda _: None)(depth) if ranking else None
-    if found:
-        facts["search"] = found
+    ranked = iter(
+        rank(scorer, pairs.queries, ranking, ceilings, depth, pairs.exclude, progress=progress)
+    )
+    if ranking and (approximation := getattr(scorer, "approximation", lambda _: None)(depth)):
+        facts["search"] = approximation
     tables = []
     for method in methods:
         if isinstance(method, RandomNegatives):
-            ids = draw_rows(keys, dataset.corpus.num_rows, num_negatives, banned)
-            ranks = np.broadcast_to(np.arange(1, num_negatives + 1), ids.shape)
-            pair, column = np.nonzero(ids >= 0)
-            scores = np.full(ids.shape, -np.inf, np.float32)
-            scores[pair, column] = scorer.pair_scores(query_rows[pair], ids[pair, column])
+            chosen = _random(pairs, scorer, dataset.corpus.num_rows, num_negatives)
         else:
-            allowed = next(ranked)
-            chosen = np.broadcast_to(np.arange(num_negatives), (len(keys), num_negatives))
-            if isinstance(sampling, SampledTopK):
-                noise = gumbel_noise(keys, depth)
-                chosen = draw(allowed.scores, noise, num_negatives, sampling)
-            ids = np.take_along_axis(allowed.ids, chosen, 1)
-            scores = np.take_along_axis(allowed.scores, chosen, 1)
-            ranks = chosen + method.skip + 1
-        columns = {**pairs, "positive_score": pos_scores, "teacher": scorer.name}
-        table = negatives.assemble(dataset, columns | {"method": str(method)}, ids, ranks, scores)
-        filled = (ids >= 0).sum(1)
-        said = {
-            **facts,
-            "method": method.record,
-            "pairs_short": int((filled < num_negatives).sum()),
-            "pairs_empty": int((filled == 0).sum()),
-            "negatives_missing": int((num_negatives - filled).sum()),
-        }
-        tables.append(table.replace_schema_metadata({"nvret": json.dumps(said, sort_keys=True)}))
+            chosen = _sampled(next(ranked), pairs.keys, num_negatives, sampling, method.skip)
+        tables.append(_table(dataset, scorer.name, pairs, method, chosen, num_negatives, facts))
     return tables
 
 
@@ -339,7 +220,177 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
     ]
 
 
-def _lowest_of_query(query_rows: np.ndarray, pos_scores: np.ndarray) -> np.ndarray:
-    lowest = np.full(query_rows.max() + 1, np.inf, np.float32)
-    np.minimum.at(lowest, query_rows, pos_scores)
-    return lowest[query_rows]
+class Candidates(NamedTuple):
+    """The first candidates of each pair, in rank order.
+
+    ids: (P, K) int64 rows of the corpus, -1 where there are fewer.
+    scores: (P, K) float32, -inf there.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+
+def rank(
+    scorer: teachers.Scorer,
+    query_rows: np.ndarray,
+    methods: Sequence[Method],
+    ceilings: Sequence[np.ndarray],
+    depth: int,
+    exclude: Sequence[np.ndarray],
+    *,
+    progress: bool = True,
+) -> list[Candidates]:
+    """For each method the first ``depth`` candidates of each pair, after the ranks that it skips.
+
+    Args:
+        scorer: the teacher.
+        query_rows: (P,) the pairs' queries.
+        methods, ceilings: M methods, and the (P,) ceilings that each of them sets.
+        depth: K.
+        exclude: for each pair the rows of the corpus that are no candidates.
+    """
+    if not methods:
+        return []
+    needed = max(method.skip for method in methods) + depth
+    loosest = np.max(ceilings, axis=0)
+    spare = SPARE if len(methods) > 1 else 0
+    shared = _top_k(scorer, query_rows, needed + spare, loosest, exclude, progress)
+    ranked = []
+    for method, ceiling in zip(methods, ceilings, strict=True):
+        first = (shared.scores >= ceiling[:, None]).sum(1)
+        columns = first[:, None] + np.arange(method.skip, method.skip + depth)
+        inside = columns < shared.ids.shape[1]
+        columns = np.where(inside, columns, 0)
+        ids = np.where(inside, np.take_along_axis(shared.ids, columns, 1), -1)
+        scores = np.where(inside, np.take_along_axis(shared.scores, columns, 1), -np.inf)
+        # Cut off by the end of the ranking and not by the end of the corpus
+        short = np.flatnonzero(~inside[:, -1] & (shared.ids[:, -1] >= 0))
+        if len(short):
+            again = _top_k(
+                scorer,
+                query_rows[short],
+                method.skip + depth,
+                ceiling[short],
+                [exclude[pair] for pair in short],
+                progress,
+            )
+            ids[short], scores[short] = again.ids[:, method.skip :], again.scores[:, method.skip :]
+        ranked.append(Candidates(ids, scores))
+    return ranked
+
+
+def _top_k(
+    scorer: teachers.Scorer,
+    query_rows: np.ndarray,
+    k: int,
+    ceiling: np.ndarray,
+    exclude: Sequence[np.ndarray],
+    progress: bool,
+) -> Candidates:
+    limits = None if np.isposinf(ceiling).all() else ceiling
+    result = scorer.top_k(query_rows, k, limits, exclude, progress=progress)
+    return Candidates(result.ids.numpy(), result.scores.numpy())
+
+
+class _Pairs(NamedTuple):
+    """The P (query, positive) pairs of a data set, and what all methods need of them."""
+
+    queries: np.ndarray  # (P,) rows
+    scores: np.ndarray  # (P,) float32, the teacher's, of the positives
+    ids: dict[str, pa.ChunkedArray]  # query_id and positive_id
+    exclude: list[np.ndarray]  # corpus rows that are no candidates of a pair
+    keys: np.ndarray  # (P,) uint64, state of each pair's random stream
+
+    @classmethod
+    def of(
+        cls,
+        dataset: RetrievalDataset,
+        scorer: teachers.Scorer,
+        exclude: Sequence[np.ndarray],
+        seed: int,
+    ) -> _Pairs:
+        queries, positives = dataset.pairs
+        ids = {
+            "query_id": dataset.queries["id"].take(pa.array(queries)),
+            "positive_id": dataset.corpus["id"].take(pa.array(positives)),
+        }
+        return cls(
+            queries,
+            scorer.pair_scores(queries, positives),
+            ids,
+            [exclude[row] for row in queries],
+            pair_keys(*ids.values(), seed),
+        )
+
+    @property
+    def lowest(self) -> np.ndarray:
+        """(P,) the score of the lowest positive of a pair's query."""
+        lowest = np.full(self.queries.max() + 1, np.inf, np.float32)
+        np.minimum.at(lowest, self.queries, self.scores)
+        return lowest[self.queries]
+
+
+class _Chosen(NamedTuple):
+    """(P, num_negatives) rows of the corpus (-1: none), their ranks and scores."""
+
+    ids: np.ndarray
+    ranks: np.ndarray
+    scores: np.ndarray
+
+
+def _random(pairs: _Pairs, scorer: teachers.Scorer, passages: int, num_negatives: int) -> _Chosen:
+    ids = draw_rows(pairs.keys, passages, num_negatives, pairs.exclude)
+    ranks = np.broadcast_to(np.arange(1, num_negatives + 1), ids.shape)
+    pair, column = np.nonzero(ids >= 0)
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    scores[pair, column] = scorer.pair_scores(pairs.queries[pair], ids[pair, column])
+    return _Chosen(ids, ranks, scores)
+
+
+def _sampled(
+    candidates: Candidates, keys: np.ndarray, num_negatives: int, sampling: Sampling, skip: int
+) -> _Chosen:
+    columns = np.broadcast_to(np.arange(num_negatives), (len(keys), num_negatives))
+    if isinstance(sampling, SampledTopK):
+        noise = gumbel_noise(keys, candidates.ids.shape[1])
+        columns = draw(candidates.scores, noise, num_negatives, sampling)
+    ids = np.take_along_axis(candidates.ids, columns, 1)
+    scores = np.take_along_axis(candidates.scores, columns, 1)
+    return _Chosen(ids, columns + skip + 1, scores)
+
+
+def _table(
+    dataset: RetrievalDataset,
+    teacher: str,
+    pairs: _Pairs,
+    method: Method,
+    chosen: _Chosen,
+    num_negatives: int,
+    facts: dict[str, Any],
+) -> pa.Table:
+    """The table of one method, with its provenance."""
+    columns = {**pairs.ids, "positive_score": pairs.scores, "teacher": teacher}
+    table = negatives.assemble(dataset, columns | {"method": str(method)}, *chosen)
+    filled = (chosen.ids >= 0).sum(1)
+    facts = facts | {
+        "method": method.record,
+        "pairs_short": int((filled < num_negatives).sum()),
+        "pairs_empty": int((filled == 0).sum()),
+        "negatives_missing": int((num_negatives - filled).sum()),
+    }
+    return table.replace_schema_metadata({"nvret": json.dumps(facts, sort_keys=True)})
+
+
+def _warn_of_negative_positives(
+    name: str, pos_scores: np.ndarray, methods: Sequence[Method]
+) -> None:
+    below_zero = int((pos_scores < 0).sum())
+    if below_zero and any(method.scales_with_positive for method in methods):
+        logger.warning(
+            "%s: %d of %d positives score below 0, where the ceiling score * perc lies above the "
+            "positive; negative_positives='safe' avoids it",
+            name,
+            below_zero,
+            len(pos_scores),
+        )

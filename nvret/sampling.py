@@ -104,14 +104,14 @@ def gumbel_noise(keys: np.ndarray, columns: int) -> np.ndarray:
     return -np.log(-np.log(uniform))
 
 
-def draw_rows(keys: np.ndarray, size: int, num: int, banned: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of a corpus, uniformly and without replacement, none of them banned.
+def draw_rows(keys: np.ndarray, size: int, num: int, exclude: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of a corpus, uniformly and without replacement, none of them excluded.
 
     Args:
         keys: (P,) of `pair_keys`.
         size: N, rows of the corpus.
         num: rows for each key.
-        banned: P arrays of rows that may not be drawn.
+        exclude: P arrays of rows that may not be drawn.
     Returns:
         (P, num) int64; -1 where too few are left.
 
@@ -122,17 +122,19 @@ def draw_rows(keys: np.ndarray, size: int, num: int, banned: Sequence[np.ndarray
     columns = 4 * num + 16
     drawn = (random_bits(keys, columns) % np.uint64(size)).astype(np.int64)
     places = drawn + size * np.arange(count)[:, None]
-    taboo = np.concatenate([np.asarray(ids, np.int64) + size * p for p, ids in enumerate(banned)])
+    excluded = np.concatenate(
+        [np.asarray(ids, np.int64) + size * p for p, ids in enumerate(exclude)]
+    )
     order = np.argsort(drawn, axis=1, kind="stable")
     ranked = np.take_along_axis(drawn, order, 1)
     again = np.zeros(drawn.shape, bool)
     np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
-    good = ~(again | np.isin(places, taboo))
-    first = np.argsort(~good, axis=1, kind="stable")[:, :num]
+    free = ~(again | np.isin(places, excluded))
+    first = np.argsort(~free, axis=1, kind="stable")[:, :num]
     rows = np.take_along_axis(drawn, first, 1)
-    for p in np.flatnonzero(good.sum(1) < num):  # a corpus hardly larger than what is wanted
+    for p in np.flatnonzero(free.sum(1) < num):  # a corpus hardly larger than what is wanted
         shuffled = np.argsort(random_bits(~keys[p : p + 1], size)[0])
-        left = shuffled[~np.isin(shuffled, banned[p])][:num]
+        left = shuffled[~np.isin(shuffled, exclude[p])][:num]
         rows[p] = -1
         rows[p, : len(left)] = left
     return rows

@@ -4,17 +4,14 @@ A positive-aware mining method knows the highest score that a negative may have 
 starts. So mining is one search, "the k best below the ceiling, leaving out these ids", and not
 "the k' best, filtered afterwards", which runs dry where many candidates are too good.
 
-The result is ordered by (-score, id). Equal scores are therefore no accident of the tile size, the
-number of threads or the device. (The scores themselves are float32 dot products: another tile
-size or device may round the last bit differently.)
+The result is ordered by (-score, id), so equal scores do not depend on the tile size, the number of
+threads or the device. (The scores themselves are float32 dot products: another tile size or device
+may round the last bit differently.)
 
-Nearly all of the time is the matrix product's; how the best are picked is in ``nvret.search``.
-
-[tile] Which scores of a tile are the best: exact top-k that reads the scores hardly more than once.
-
-A tile is reduced to the maxima of blocks of 64 scores. The k best scores of a row lie in the k
-blocks of its largest maxima, so that only those blocks are read again. A ceiling costs as little:
-only a block whose maximum reaches it can hold a score that is too high.
+Nearly all of the time is the matrix product's, because the scores are read hardly more than once. A
+tile is reduced to the maxima of blocks of 64 scores; the k best scores of a row lie in the k blocks
+of its largest maxima, and only those blocks are read again. A ceiling costs as little: only a block
+whose maximum reaches it can hold a score that is too high.
 """
 
 from __future__ import annotations
@@ -152,10 +149,6 @@ class Tile:
         return SearchResult(columns, ranked)
 
 
-pass
-pass
-
-
 def top_k(
     queries: Tensor | np.ndarray,
     corpus: Tensor | np.ndarray,
@@ -209,9 +202,9 @@ def top_k(
         if latest is None or latest[0] != columns:  # the same passages for all queries in turn
             latest = None  # one of them at a time
             latest = columns, corpus[columns].to(device, torch.float32)
-        some = queries[rows].to(device, torch.float32)
+        vectors = queries[rows].to(device, torch.float32)
         for passages, scores in zip(latest[1].split(PRODUCT), out.split(PRODUCT, 1), strict=True):
-            torch.mm(some, passages.T, out=scores)
+            torch.mm(vectors, passages.T, out=scores)
 
     return top_k_scores(
         product,

@@ -1,19 +1,21 @@
-"""Teachers: a name → something that scores (query, passage) pairs and ranks a corpus."""
+"""Teachers: something that scores (query, passage) pairs and ranks a corpus.
+
+A teacher is made once and reads any data set; what it then is, a scorer, knows that set's texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from nvret import search
 from nvret.bm25 import BM25, tokenize
 from nvret.data import RetrievalDataset
-from nvret.scale import distributed
-from nvret.scale.faiss_index import Index, Searcher
+from nvret.encode import Encoder, embed
+from nvret.utils import processes
 from nvret.utils.store import fingerprint
 
 
@@ -46,6 +48,20 @@ class Teacher(Protocol):
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> Scorer: ...
 
 
+def prepare(
+    teacher: str | Teacher | Scorer, dataset: RetrievalDataset, *, progress: bool = True
+) -> Scorer:
+    """A scorer of one data set.
+
+    Args:
+        teacher: ``"bm25"``, the name or folder of a model, a teacher, or a scorer that has read
+            this data set already.
+    """
+    if isinstance(teacher, str):
+        teacher = BM25Teacher() if teacher == "bm25" else DenseTeacher(teacher)
+    return teacher.prepare(dataset, progress=progress) if hasattr(teacher, "prepare") else teacher
+
+
 @dataclass(frozen=True)
 class DenseTeacher:
     """An embedding model; scores are cosines.
@@ -54,7 +70,7 @@ class DenseTeacher:
         name: of the model, as ``nvret.assets`` knows it, or a folder.
         query_max_length, passage_max_length: tokens that are read of each text.
         device, dtype: where and in which precision the model runs.
-        index: search approximately, with faiss; None: exactly.
+        index: `nvret.scale.faiss_index.Index` to search approximately; None: exactly.
     """
 
     name: str
@@ -62,44 +78,56 @@ class DenseTeacher:
     passage_max_length: int = 128
     device: str = "cpu"
     dtype: str = "float32"
-    index: Index | None = None
+    index: Any = None
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
         from nvret import assets  # a name leads out of the core here
-        from nvret.encode import Encoder, embed
 
         encoder = Encoder.load(assets.model_folder(self.name), device=self.device, dtype=self.dtype)
-        queries = embed(
-            encoder,
-            dataset.query_texts,
-            "query",
-            max_length=self.query_max_length,
-            progress=progress,
-        )
-        corpus = embed(
-            encoder,
-            dataset.passages,
-            "passage",
-            max_length=self.passage_max_length,
-            progress=progress,
-        )
         lengths = [self.query_max_length, self.passage_max_length]
-        parts = [encoder.fingerprint, lengths, self.dtype]
-        if self.index:
-            parts.append(vars(self.index))
-        return DenseScorer(self.name, fingerprint(*parts), queries, corpus, self.device, self.index)
+        queries, corpus = (
+            embed(encoder, texts, kind, max_length=length, progress=progress)
+            for texts, kind, length in zip(
+                (dataset.query_texts, dataset.passages), ("query", "passage"), lengths, strict=True
+            )
+        )
+        key = [encoder.fingerprint, lengths, self.dtype]
+        return dense_scorer(self.name, key, queries, corpus, self.device, self.index)
+
+
+def dense_scorer(
+    name: str,
+    key: list[Any],
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    device: str = "cpu",
+    index: Any = None,
+) -> DenseScorer:
+    """A scorer of given vectors.
+
+    Args:
+        name: for tables.
+        key: what the vectors rest on; part of the scorer's fingerprint, as the index is.
+        queries, corpus: (Q, D) and (N, D) float32; unit length makes the scores cosines.
+        device: of the search.
+        index: as of `DenseTeacher`.
+    """
+    if index is None:
+        return DenseScorer(name, fingerprint(*key), queries, corpus, device)
+    from nvret.scale.faiss_index import IndexedScorer
+
+    return IndexedScorer(name, fingerprint(*key, vars(index)), queries, corpus, device, index)
 
 
 @dataclass(frozen=True)
 class DenseScorer:
-    """Vectors of one data set: queries (Q, D) and corpus (N, D), unit length."""
+    """Vectors of one data set: queries (Q, D) and corpus (N, D)."""
 
     name: str
     fingerprint: str
     queries: np.ndarray
     corpus: np.ndarray
     device: str = "cpu"
-    index: Index | None = None
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         scores = np.empty(len(query_rows), np.float32)
@@ -111,27 +139,11 @@ class DenseScorer:
             )
         return scores
 
-    @cached_property
-    def _searcher(self) -> Searcher:
-        return Searcher(self.corpus, self.index)
-
-    def approximation(self, k: int) -> dict | None:
-        """What an approximate index is and how much of the k best it finds; None: all of them."""
-        return self._searcher.facts(self.queries, k, self.device) if self.index else None
-
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
-        if self.index:
-
-            def some(rows: slice) -> search.SearchResult:
-                limits = None if ceiling is None else ceiling[rows]
-                banned = None if exclude is None else exclude[rows]
-                vectors = self.queries[query_rows[rows]]
-                return self._searcher.top_k(
-                    vectors, k, ceiling=limits, exclude=banned, progress=progress
-                )
-
-            return distributed.by_query(len(query_rows), some)
-        return distributed.top_k(
+        top_k = search.top_k
+        if processes.world()[1] > 1:
+            from nvret.scale.distributed import top_k
+        return top_k(
             self.queries[query_rows],
             self.corpus,
             k,
@@ -169,25 +181,25 @@ class BM25Scorer:
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         queries = [self.queries[row] for row in query_rows]
 
-        def some(rows: slice) -> search.SearchResult:
+        def top_k(rows: slice) -> search.SearchResult:
             limits = None if ceiling is None else ceiling[rows]
-            banned = None if exclude is None else exclude[rows]
+            excluded = None if exclude is None else exclude[rows]
             return self.index.top_k(
-                queries[rows], k, ceiling=limits, exclude=banned, progress=progress
+                queries[rows], k, ceiling=limits, exclude=excluded, progress=progress
             )
 
-        return distributed.by_query(len(queries), some)
+        return by_query(len(queries), top_k)
 
 
-def prepare(
-    teacher: str | Teacher | Scorer, dataset: RetrievalDataset, *, progress: bool = True
-) -> Scorer:
-    """A scorer of one data set.
+def by_query(number: int, top_k: Callable[[slice], search.SearchResult]) -> search.SearchResult:
+    """A search whose queries, and not its passages, are divided among the processes.
 
     Args:
-        teacher: ``"bm25"``, the name or folder of a model, a teacher, or a scorer that has read
-            this data set already.
+        number: of queries.
+        top_k: the result of a slice of them.
     """
-    if isinstance(teacher, str):
-        teacher = BM25Teacher() if teacher == "bm25" else DenseTeacher(teacher)
-    return teacher.prepare(dataset, progress=progress) if hasattr(teacher, "prepare") else teacher
+    if processes.world()[1] == 1:
+        return top_k(slice(0, number))
+    from nvret.scale import distributed
+
+    return distributed.by_query(number, top_k)

@@ -7,31 +7,57 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask, info_nce
 from nvret.models import lora
 from nvret.models.batching import Ragged, token_budget_batches
 from nvret.negatives import Examples
-from nvret.scale import cross_process
-from nvret.scale.grad_cache import chunked_loss
+from nvret.teachers import Scorer
 from nvret.training_config import TrainingConfig
 from nvret.utils import processes
-
-if TYPE_CHECKING:
-    from nvret.data import RetrievalDataset
-    from nvret.teachers import Scorer
 
 # Tokens of a batch, and of its padding. On a CPU a batch should stay near its caches, yet each
 # further one adds up the gradients of all weights once more.
 BUDGETS = {"cpu": (2048, 64), "cuda": (32768, 2048)}
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
+
+
+def make_trainer(
+    encoder: Encoder,
+    batches: Collator,
+    config: TrainingConfig,
+    seed: int,
+    folder: Path,
+    progress: bool,
+) -> Trainer:
+    """transformers' ``Trainer``, quiet, with our order of the pairs and one progress bar.
+
+    Args:
+        encoder: is trained in place.
+        batches: of the pairs.
+        config: hyperparameters.
+        seed: of the order and the dropout.
+        folder: of the checkpoints.
+        progress: show a bar.
+    """
+    run = _OrderedTrainer(
+        model=Student(encoder, config, batches.mask),
+        args=_arguments(config, seed, folder, encoder.device.type),
+        train_dataset=batches.examples,
+        data_collator=batches,
+        callbacks=[_Progress(len(batches.examples), config.epochs, folder, progress)],
+    )
+    run.remove_callback(PrinterCallback)
+    return run
 
 
 @dataclass(frozen=True)
@@ -43,7 +69,7 @@ class Collator:
         encoder: says how token ids become a batch.
         queries, passages: token ids of the data set's texts, by ``query_slot``, ``passage_slot``.
         query_slot, passage_slot: data set row -> row of the token ids.
-        relevance: says which passages may not be negatives by chance; None: there are none such.
+        mask: says which passages may not be negatives by chance; None: the loss takes none.
         budget, slack: tokens of a batch and of its padding (`token_budget_batches`).
     """
 
@@ -53,9 +79,36 @@ class Collator:
     passages: Ragged
     query_slot: np.ndarray
     passage_slot: np.ndarray
-    relevance: FalseNegativeMask | None = None
+    mask: FalseNegativeMask | None = None
     budget: int = 2048
     slack: int = 64
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        dataset: RetrievalDataset,
+        pairs: Examples,
+        config: TrainingConfig,
+        progress: bool,
+        guide: Scorer | None = None,
+    ) -> Collator:
+        """Tokenize the texts that the pairs use, once."""
+        queries, query_slot = _tokens(
+            encoder, dataset.query_texts, "query", pairs.queries, config.query_max_length, progress
+        )
+        used = np.append(pairs.positives, pairs.negatives)
+        passages, passage_slot = _tokens(
+            encoder, dataset.passages, "passage", used, config.passage_max_length, progress
+        )
+        mask = None
+        if config.in_batch_negatives or config.memory_bank:
+            mask = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
+        budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
+        budget = min(budget, config.chunk_tokens or budget)
+        if encoder.layout.static:  # pads nothing and looks up all texts at once
+            budget = slack = sys.maxsize
+        return cls(pairs, encoder, queries, passages, query_slot, passage_slot, mask, budget, slack)
 
     def _groups(self, tokens: Ragged, rows: np.ndarray) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Batches of the rows, and where each row's vector stands in their concatenation."""
@@ -85,36 +138,52 @@ class Collator:
             "positives": torch.from_numpy(inverse[:, 0].copy()),
             "negatives": torch.from_numpy(inverse[:, 1:].copy()),
         }
-        if self.relevance is not None:
+        if self.mask is not None:
             queries = self.examples.queries[chosen]
-            inputs["known"] = torch.from_numpy(self.relevance(queries, listed[:, 0], pool))
+            inputs["known"] = torch.from_numpy(self.mask(queries, listed[:, 0], pool))
             inputs["query_rows"] = torch.from_numpy(queries)
             inputs["passage_rows"] = torch.from_numpy(pool)
         return inputs
+
+
+def _tokens(
+    encoder: Encoder,
+    texts: Sequence[str],
+    kind: str,
+    used: np.ndarray,
+    max_length: int,
+    progress: bool,
+) -> tuple[Ragged, np.ndarray]:
+    """Token ids of the texts whose rows are used, and (N,) where each row's ids stand; -1: none."""
+    rows = np.unique(used[used >= 0])
+    slot = np.full(len(texts), -1, np.int64)
+    slot[rows] = np.arange(len(rows))
+    chosen = [texts[row] for row in rows]
+    return encoder.tokenize(chosen, kind, max_length=max_length, progress=progress), slot
 
 
 class Student(nn.Module):
     """The encoder with its loss, in the form that ``Trainer`` calls.
 
     Attributes:
-        bank: passages of earlier batches, None without; in the checkpoints, not in the model.
-        relevance: says which of them may not be negatives of a query; needed for a bank.
+        memory: passages of earlier batches, None without; in the checkpoints, not in the model.
+        mask: says which passages may not be negatives by chance; needed for a memory.
     """
 
     def __init__(
-        self, encoder: Encoder, config: TrainingConfig, relevance: FalseNegativeMask | None = None
+        self, encoder: Encoder, config: TrainingConfig, mask: FalseNegativeMask | None = None
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
-        self.chunk_tokens = config.chunk_tokens or sys.maxsize
+        self.chunk_tokens = config.chunk_tokens
         self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
         if config.lora_rank:
             lora.checkpoint_trained_only(self)
-        self.relevance, self.bank = relevance, None
+        self.mask, self.memory = mask, None
         if config.memory_bank:
             dtype = torch.promote_types(encoder.dtype, torch.float32)
-            self.bank = CrossBatchMemory(config.memory_bank, encoder.dimension, dtype)
+            self.memory = CrossBatchMemory(config.memory_bank, encoder.dimension, dtype)
 
     def forward(
         self,
@@ -128,32 +197,35 @@ class Student(nn.Module):
         query_rows: Tensor | None = None,
         passage_rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Loss of one batch as `nvret.trainer.Collator` makes it.
-
-        In training its passages then go into the memory bank.
-        """
+        """Loss of one batch as `Collator` makes it; in training its passages go into the memory."""
         count = len(query_batches)
-        skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
 
         def loss_of(vectors: list[Tensor]) -> Tensor:  # called once, in chunks as well
+            queries = torch.cat(vectors[:count])[query_order]
             passages = torch.cat(vectors[count:])[passage_order]
-            places, chance, bank, bank_known = (positives, negatives), known, None, None
-            if passage_rows is not None:
-                mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
-                listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
+            if passage_rows is None:  # mined negatives alone
+                return info_nce(
+                    queries, passages, positives, negatives, temperature=self.temperature
+                )
+            mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
+            listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
+            places, rows, chance = (positives, negatives), passage_rows, known
+            if processes.world()[1] > 1:
+                from nvret.scale import cross_process
+
                 pool = cross_process.pool(passages, passage_rows)
-                if pool.vectors is not passages:
-                    chance = cross_process.known(self.relevance, query_rows, listed, pool)
-                    places = (positives + pool.offset, negatives + pool.offset * (negatives >= 0))
-                    passages = pool.vectors
-            if self.bank is not None:
-                bank = self.bank.vectors
-                bank_known = self._bank_known(query_rows, listed, pool.rows)
+                chance = cross_process.known(self.mask, query_rows, listed, pool)
+                places = (positives + pool.offset, negatives + pool.offset * (negatives >= 0))
+                passages, rows = pool.vectors, pool.rows
+            bank = bank_known = None
+            if self.memory is not None:
+                bank = self.memory.vectors
+                bank_known = self._bank_known(query_rows, listed, rows)
                 if self.training:
-                    order = pool.rows.argsort()[(pool.rows < 0).sum() :]  # as in one process
-                    self.bank.push(pool.rows[order], passages[order])
+                    order = rows.argsort()[(rows < 0).sum() :]  # as in one process
+                    self.memory.push(rows[order], passages[order])
             return info_nce(
-                torch.cat(vectors[:count])[query_order],
+                queries,
                 passages,
                 *places,
                 temperature=self.temperature,
@@ -164,25 +236,35 @@ class Student(nn.Module):
             )
 
         batches = [*query_batches, *passage_batches]
+        skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
+        if self.chunk_tokens is None:
+            return {"loss": loss_of(self.encoder.forward_all(batches, skips))}
+        from nvret.scale.grad_cache import chunked_loss
+
         return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
 
     def _bank_known(self, queries: Tensor, listed: Tensor, passages: Tensor) -> Tensor:
-        """(B, M) bool, places of the bank that are empty or no further negatives of a pair.
+        """(B, M) bool, places of the memory that are empty or no further negatives of a pair.
 
         Args:
             queries: (B,) query rows.
             listed: (B, 1 + K) corpus rows of the pairs' positives and mined negatives, -1 for none.
             passages: (V,) corpus rows of the batch.
         """
-        rows = self.bank.rows
-        known = self.bank.listed(listed[:, 1:]) | (rows < 0)
+        rows = self.memory.rows
+        known = self.memory.listed(listed[:, 1:]) | (rows < 0)
         if self.in_batch:  # what is in the batch counts with its new vector
             known |= torch.isin(rows, passages)
         filled = rows >= 0
         pairs = (queries, listed[:, 0], rows[filled])
-        relevant = self.relevance(*(index.cpu().numpy() for index in pairs))
+        relevant = self.mask(*(index.cpu().numpy() for index in pairs))
         known[:, filled] |= torch.from_numpy(relevant).to(known.device)
         return known
+
+
+class _OrderedTrainer(Trainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffle:
+        return Shuffle(len(self.train_dataset), self.args.seed)
 
 
 class Shuffle(torch.utils.data.Sampler[int]):
@@ -206,86 +288,45 @@ class Shuffle(torch.utils.data.Sampler[int]):
         return iter(rng.permutation(self.size).tolist())
 
 
-def collator(
-    encoder: Encoder,
-    dataset: RetrievalDataset,
-    pairs: Examples,
-    config: TrainingConfig,
-    progress: bool,
-    guide: Scorer | None = None,
-) -> Collator:
-    """Tokenize the texts that the pairs use, once."""
-    texts = (dataset.query_texts, dataset.passages)
-    used = (pairs.queries, np.append(pairs.positives, pairs.negatives))
-    lengths = (config.query_max_length, config.passage_max_length)
-    tokens, slots = [], []
-    for kind, text, rows, length in zip(("query", "passage"), texts, used, lengths, strict=True):
-        rows = np.unique(rows[rows >= 0])
-        slot = np.full(len(text), -1, np.int64)
-        slot[rows] = np.arange(len(rows))
-        chosen = [text[row] for row in rows]
-        tokens.append(encoder.tokenize(chosen, kind, max_length=length, progress=progress))
-        slots.append(slot)
-    relevance = None
-    if config.in_batch_negatives or config.memory_bank:
-        relevance = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
-    budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
-    budget = min(budget, config.chunk_tokens or budget)
-    if encoder.layout.static:  # pads nothing and looks up all texts at once
-        budget = slack = sys.maxsize
-    return Collator(
-        pairs, encoder, *tokens, *slots, relevance=relevance, budget=budget, slack=slack
-    )
+class _Progress(TrainerCallback):
+    """One bar, counted in pairs; checkpoints that are marked when they are complete."""
+
+    def __init__(self, size: int, epochs: float, folder: Path, progress: bool) -> None:
+        self.total, self.folder, self.progress = round(size * epochs), folder, progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step = args.train_batch_size * args.world_size
+        self.bar = tqdm(
+            total=self.total,
+            initial=min(state.global_step * self.step, self.total),
+            desc="train",
+            unit="pair",
+            disable=not (self.progress and state.is_world_process_zero),
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(min(self.step, self.total - self.bar.n))
+        # a checkpoint starts a new window of the mean loss, so that a resumed log is the same
+        control.should_log |= control.should_save or state.global_step == state.max_steps
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            for path in checkpoint.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            (checkpoint / COMPLETE).touch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
 
 
-def trainer(
-    encoder: Encoder,
-    batches: Collator,
-    config: TrainingConfig,
-    seed: int,
-    folder: Path,
-    progress: bool,
-) -> Any:
-    """transformers' ``Trainer``, quiet, with our order of the pairs and one progress bar."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    size = len(batches.examples)
-
-    class Callback(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.step = args.train_batch_size * args.world_size
-            done = min(state.global_step * self.step, round(size * config.epochs))
-            total = round(size * config.epochs)
-            self.bar = tqdm(
-                total=total, initial=done, desc="train", unit="pair",
-                disable=not (progress and state.is_world_process_zero),
-            )  # fmt: skip
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.update(min(self.step, self.bar.total - self.bar.n))
-            # a checkpoint starts a new window of the mean loss, so that a resumed log is the same
-            control.should_log |= control.should_save or state.global_step == state.max_steps
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoint = folder / f"checkpoint-{state.global_step}"
-            if state.is_world_process_zero:
-                for path in checkpoint.iterdir():
-                    with path.open("rb") as stream:
-                        os.fsync(stream.fileno())
-                (checkpoint / COMPLETE).touch()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.close()
-
-    class Ordered(Trainer):
-        def _get_train_sampler(self, train_dataset: Any = None) -> Shuffle:
-            return Shuffle(size, seed)
-
-    arguments = TrainingArguments(
+def _arguments(config: TrainingConfig, seed: int, folder: Path, device: str) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size // processes.world()[1],
@@ -296,25 +337,16 @@ def trainer(
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=config.precision == "bfloat16",
-        use_cpu=encoder.device.type == "cpu",
+        use_cpu=device == "cpu",
         seed=seed,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.checkpoint_steps else "no",
         save_steps=config.checkpoint_steps or 1,
         save_total_limit=2,  # the older one is whole while the newer one is being written
-        dataloader_pin_memory=encoder.device.type == "cuda",
+        dataloader_pin_memory=device == "cuda",
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
         log_level="error",
     )
-    made = Ordered(
-        model=Student(encoder, config, batches.relevance),
-        args=arguments,
-        train_dataset=batches.examples,
-        data_collator=batches,
-        callbacks=[Callback()],
-    )
-    made.remove_callback(PrinterCallback)
-    return made

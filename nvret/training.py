@@ -12,42 +12,23 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from nvret import trainer
+from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.models import lora
+from nvret.negatives import Examples
+from nvret.teachers import Scorer
 from nvret.training_config import TrainingConfig
 from nvret.utils import processes, store
 from nvret.utils.errors import NvretError
 
-if TYPE_CHECKING:
-    from nvret.data import RetrievalDataset
-    from nvret.teachers import Scorer
-
 log = logging.getLogger("nvret")
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those cut off are removed."""
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
-    for step in sorted(found, reverse=True):
-        if (found[step] / trainer.COMPLETE).exists():
-            return found[step]
-        shutil.rmtree(found[step])
-    return None
-
-
-def _log_table(history: list[dict[str, float]]) -> pa.Table:
-    rows = [row for row in history if "loss" in row]
-    columns = {"step": pa.int32(), "epoch": pa.float64(), "loss": pa.float64()}
-    columns |= {"learning_rate": pa.float64(), "grad_norm": pa.float64()}
-    schema = pa.schema(list(columns.items()))
-    return pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows], schema)
 
 
 def finetune(
@@ -85,16 +66,13 @@ def finetune(
             that is not finite; a guide without ``mask_margin`` or the other way round; a static
             model with LoRA, or with a pooling or attention to choose.
     """
-    if guide is None and config.mask_margin is not None:
-        raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
-    if guide is not None and config.mask_margin is None:
-        raise NvretError(f"guide {guide.name!r} is given, but mask_margin is None")
+    _check_guide(config, guide)
+    _check_processes(config)
     output = Path(output)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pairs = negatives.build(dataset, negatives)
+    pairs = Examples.of(dataset, negatives)
     encoder = Encoder.load(
         base,
-        device=device,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         pooling=config.pooling,
         bidirectional=config.bidirectional,
         dropout=config.dropout,
@@ -108,54 +86,85 @@ def finetune(
         "config": config.model_dump(),
         "seed": seed,
     }
+    if guide is not None:
+        inputs["guide"] = guide.fingerprint
+    _prepare(encoder, config, seed)  # after the fingerprint, which is the base model's
+    with store.shared_folder(output, keep_partial=True) as partial:
+        if partial is None:
+            _check_inputs(output, inputs)
+            return pq.read_table(output / "training_log.parquet")
+        main = processes.is_main_process()
+        resume = processes.broadcast_object(_resumed(partial, inputs) if main else None)
+        batches = trainer.Collator.of(encoder, dataset, pairs, config, progress and main, guide)
+        run = trainer.make_trainer(
+            encoder, batches, config, seed, partial / "checkpoints", progress
+        )
+        run.train(resume_from_checkpoint=str(resume) if resume else None)
+        log_table = _log_table(run.state.log_history)
+        if config.lora_rank:
+            lora.merge(encoder)
+        if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
+            raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
+        if main:
+            encoder.eval().save(partial)
+            pq.write_table(log_table, partial / "training_log.parquet")
+            shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+    return log_table
+
+
+def _check_guide(config: TrainingConfig, guide: Scorer | None) -> None:
+    if guide is None and config.mask_margin is not None:
+        raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
+    if guide is not None and config.mask_margin is None:
+        raise NvretError(f"guide {guide.name!r} is given, but mask_margin is None")
+
+
+def _check_processes(config: TrainingConfig) -> None:
     number = processes.world()[1]
     if config.batch_size % number:
         raise NvretError(f"batch_size is {config.batch_size}, expected a multiple of {number}")
     if number > 1 and config.chunk_tokens:
         raise NvretError("chunk_tokens is for one process, expected None under torchrun")
-    if guide is not None:
-        inputs["guide"] = guide.fingerprint
+
+
+def _prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
+    """Switch on checkpointing of activations, and add adapters."""
     if config.gradient_checkpointing and not encoder.layout.static:
-        backbone = encoder.backbone
         with warnings.catch_warnings():  # newer releases of transformers have another name for it
             warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.lora_rank:  # after the fingerprint, which is the base model's
+            encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.lora_rank:
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
-    with store.shared_folder(output, keep_partial=True) as partial:
-        if partial is None:
-            _check_inputs(output, inputs)
-            return pq.read_table(output / "training_log.parquet")
-        checkpoints, resume = partial / "checkpoints", None
-        if first := processes.is_main_process():
-            if (partial / "training.json").exists() and not _same_inputs(partial, inputs):
-                log.warning("%s: an interrupted run had other inputs, starting anew", output)
-                shutil.rmtree(checkpoints, ignore_errors=True)
-            store.write_json(partial / "training.json", inputs)
-            resume = _last_checkpoint(checkpoints)
-        resume = processes.broadcast_object(resume)
-        if resume and first:
-            log.info("%s: continuing from %s", output, resume.name)
-        batches = trainer.collator(encoder, dataset, pairs, config, progress and first, guide)
-        run = trainer.trainer(encoder, batches, config, seed, checkpoints, progress)
-        run.train(resume_from_checkpoint=str(resume) if resume else None)
-        table = _log_table(run.state.log_history)
-        if config.lora_rank:
-            lora.merge(encoder)
-        if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
-            raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
-        if first:
-            encoder.eval().save(partial)
-            pq.write_table(table, partial / "training_log.parquet")
-            shutil.rmtree(checkpoints, ignore_errors=True)
-    return table
+
+
+def _resumed(partial: Path, inputs: dict[str, Any]) -> Path | None:
+    """The checkpoint to continue from; those of a run with other inputs are removed."""
+    checkpoints = partial / "checkpoints"
+    if (partial / "training.json").exists() and not _same_inputs(partial, inputs):
+        log.warning("%s: an interrupted run had other inputs, starting anew", partial)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    store.write_json(partial / "training.json", inputs)
+    steps = {int(path.name.rpartition("-")[2]): path for path in checkpoints.glob("checkpoint-*")}
+    for step in sorted(steps, reverse=True):
+        if (steps[step] / trainer.COMPLETE).exists():
+            log.info("%s: continuing from %s", partial, steps[step].name)
+            return steps[step]
+        shutil.rmtree(steps[step])  # was cut off while it was written
+    return None
+
+
+def _log_table(history: list[dict[str, float]]) -> pa.Table:
+    columns = {"step": pa.int32(), "epoch": pa.float64(), "loss": pa.float64()}
+    columns |= {"learning_rate": pa.float64(), "grad_norm": pa.float64()}
+    rows = [{name: row.get(name) for name in columns} for row in history if "loss" in row]
+    return pa.Table.from_pylist(rows, pa.schema(list(columns.items())))
 
 
 def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:
-    said = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    kept = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     # a run from before there was an option is one without it
-    said["config"] = TrainingConfig().model_dump() | said.get("config", {})
-    return said == inputs
+    kept["config"] = TrainingConfig().model_dump() | kept.get("config", {})
+    return kept == inputs
 
 
 def _check_inputs(folder: Path, inputs: dict[str, Any]) -> None:

@@ -54,8 +54,8 @@ def student(base, config=CONFIG, seed=1, trained=False):
                 if weight.requires_grad:
                     weight.normal_(0, 0.1)
     dataset = toy(16)
-    pairs = negatives.build(dataset, mined(dataset))
-    batch = trainer.collator(encoder, dataset, pairs, config, False)(range(8))
+    pairs = Examples.of(dataset, mined(dataset))
+    batch = trainer.Collator.of(encoder, dataset, pairs, config, False)(range(8))
     return trainer.Student(encoder, config), batch
 
 
@@ -131,7 +131,7 @@ def test_resumed_is_the_same_as_uninterrupted(decoder, tmp_path, monkeypatch):
             if state.global_step == 3:  # one step after the checkpoint
                 raise KeyboardInterrupt
 
-    plain = trainer.trainer
+    plain = trainer.make_trainer
 
     def interrupted(*arguments):
         made = plain(*arguments)
@@ -139,12 +139,12 @@ def test_resumed_is_the_same_as_uninterrupted(decoder, tmp_path, monkeypatch):
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "trainer", interrupted)
+        patch.setattr(trainer, "make_trainer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(decoder, tmp_path / "resumed", config, queries=24)
     checkpoint = tmp_path / ".resumed.partial" / "checkpoints" / "checkpoint-2"
     assert (checkpoint / trainer.COMPLETE).exists()
-    kept = {name for name in weights(checkpoint) if not name.startswith("bank.")}
+    kept = {name for name in weights(checkpoint) if not name.startswith("memory.")}
     assert all(".lora_" in name for name in kept)
     resumed = run(decoder, tmp_path / "resumed", config, queries=24)
     whole = run(decoder, tmp_path / "whole", config, queries=24)

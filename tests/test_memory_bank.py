@@ -46,11 +46,11 @@ def student(base, config, guide=None, dataset=None, dropout=0.0):
     """In float64 and in training mode, with its collator and pairs."""
     dataset = dataset or toy()
     encoder = Encoder.load(base, dropout=dropout).double().train()
-    pairs = negatives.build(dataset, mined(dataset, skip={2}))
+    pairs = Examples.of(dataset, mined(dataset, skip={2}))
     batches = replace(
-        trainer.collator(encoder, dataset, pairs, config, False, guide), budget=40, slack=4
+        trainer.Collator.of(encoder, dataset, pairs, config, False, guide), budget=40, slack=4
     )
-    return trainer.Student(encoder, config, batches.relevance), batches, pairs, dataset
+    return trainer.Student(encoder, config, batches.mask), batches, pairs, dataset
 
 
 @pytest.mark.parametrize(("in_batch", "guided"), [(False, False), (True, False), (True, True)])
@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_the_loop(in_batch, guided):
     config = replace(config, in_batch_negatives=in_batch, mask_margin=margin)
     table = np.random.default_rng(5).random((40, 60)).astype(np.float32)
     model, batches, pairs, dataset = student(STATIC, config, Table(table) if guided else None)
-    assert model.bank.vectors.dtype == torch.float64
+    assert model.memory.vectors.dtype == torch.float64
     encoder = model.encoder
 
     def vector(text, kind, length):
@@ -112,27 +112,27 @@ def test_loss_and_gradients_are_those_of_the_loop(in_batch, guided):
         queue = [*queue, *((row, new[row].detach()) for row in pool)][-20:]
     assert older > 20
     assert left_out > 20
-    assert model.bank.rows.tolist() == [row for row, _ in queue]
+    assert model.memory.rows.tolist() == [row for row, _ in queue]
 
 
 def test_only_training_fills_the_bank():
     model, batches, *_ = student(STATIC, replace(CONFIG, memory_bank=8))
     model.eval()(**batches([0, 1]))
-    assert (model.bank.rows < 0).all()
+    assert (model.memory.rows < 0).all()
     model.train()(**batches([0, 1]))
-    assert (model.bank.rows >= 0).sum() == min(8, len(batches([0, 1])["passage_rows"]))
+    assert (model.memory.rows >= 0).sum() == min(8, len(batches([0, 1])["passage_rows"]))
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
 def test_a_bank_of_known_positives_changes_nothing(in_batch):
     config = replace(CONFIG, memory_bank=8, in_batch_negatives=in_batch)
     model, batches, *_ = student(STATIC, config)
-    model.relevance = FalseNegativeMask([np.arange(60)] * 40)  # every passage answers every query
+    model.mask = FalseNegativeMask([np.arange(60)] * 40)  # every passage answers every query
     model(**batches([0, 1, 2]))
     batch = batches([7, 8, 9])
     with_bank = model(**batch)["loss"]
-    assert (model.bank.rows >= 0).all()
-    model.bank = None
+    assert (model.memory.rows >= 0).all()
+    model.memory = None
     torch.testing.assert_close(model(**batch)["loss"], with_bank, atol=0, rtol=0)
 
 
@@ -150,7 +150,7 @@ def test_chunks_give_the_loss_the_gradients_and_the_bank_of_the_whole_batch(bert
             loss = model(**batch)["loss"]
             loss.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        found.append((loss.detach(), model.bank.state_dict(), gradients))
+        found.append((loss.detach(), model.memory.state_dict(), gradients))
     torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-9)
 
 

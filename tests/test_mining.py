@@ -188,7 +188,7 @@ def _check_a_sweep(sampling, problem, num):
     tables = mining.sweep(data, MatrixTeacher(scores), methods, **ask)
     for method, table in zip(methods, tables, strict=True):
         assert table.equals(mining.mine(data, MatrixTeacher(scores), method, **ask))
-        assert negatives.provenance(table)["method"] == str(method)
+        assert negatives.provenance(table)["method"] == method.record
 
 
 def test_random_rows_are_uniform_distinct_and_allowed():

@@ -93,9 +93,9 @@ def test_real_guides(teacher):
 def test_the_batch_says_what_the_guide_suspects():
     dataset = toy()
     scorer = guide(dataset)
-    pairs = negatives.build(dataset, mined(dataset))
+    pairs = Examples.of(dataset, mined(dataset))
     encoder = Encoder.load(STATIC)
-    collate = trainer.collator(encoder, dataset, pairs, GUIDED, False, scorer)
+    collate = trainer.Collator.of(encoder, dataset, pairs, GUIDED, False, scorer)
     batch = collate([0, 3, 9, 21])
     known, rows = batch["known"].numpy(), batch["passage_rows"].numpy()
     assert batch["query_rows"].tolist() == pairs.queries[[0, 3, 9, 21]].tolist()
@@ -109,7 +109,7 @@ def test_the_batch_says_what_the_guide_suspects():
             assert known[b, u] == (row in dataset.positives[query] or above)
             suspects += above
     assert suspects > 5
-    plain = trainer.collator(encoder, dataset, pairs, fitting(STATIC), False)([0, 3])
+    plain = trainer.Collator.of(encoder, dataset, pairs, fitting(STATIC), False)([0, 3])
     assert "known" not in plain
 
 

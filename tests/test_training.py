@@ -110,7 +110,7 @@ def run(output, dataset=None, negatives=None, config=CONFIG, base=STATIC, seed=1
 
 def test_examples_join_pairs_and_negatives():
     dataset = toy()
-    pairs = negatives.build(dataset, mined(dataset, skip={3, 7}))
+    pairs = Examples.of(dataset, mined(dataset, skip={3, 7}))
     queries, positives = dataset.pairs
     np.testing.assert_array_equal(pairs.queries, queries)
     np.testing.assert_array_equal(pairs.positives, positives)
@@ -129,8 +129,8 @@ def test_examples_join_pairs_and_negatives():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("q0", "p0", "nowhere", 1), "negatives row 1: negative_id 'nowhere' is not in the data"),
-        (("q0", "p59", "p1", 1), r"row 1: \('q0', 'p59'\) is not a positive pair of toy"),
+        (("q0", "p0", "nowhere", 1), "negatives row 1: negative_id 'nowhere' is not in toy"),
+        (("q0", "p59", "p1", 1), "row 1: 'p59' is no labelled positive of query 'q0'"),
     ],
 )
 def test_negatives_that_do_not_fit_are_named(row, message):
@@ -140,13 +140,13 @@ def test_negatives_that_do_not_fit_are_named(row, message):
     good = (f"q{query}", f"p{positive}", f"p{(positive + 1) % 60}", 1)
     table = pa.table([pa.array(list(c)) for c in zip(good, row, strict=True)], names=names)
     with pytest.raises(NvretError, match=message):
-        negatives.build(dataset, table)
+        Examples.of(dataset, table)
     own = (f"q{query}", f"p{positive}", f"p{positive}", 1)
     table = pa.table([pa.array([c]) for c in own], names=names)
     with pytest.raises(NvretError, match="is the pair's own positive"):
-        negatives.build(dataset, table)
+        Examples.of(dataset, table)
     with pytest.raises(NvretError, match="no column 'rank'"):
-        negatives.build(dataset, table.drop_columns("rank"))
+        Examples.of(dataset, table.drop_columns("rank"))
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
@@ -155,8 +155,8 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     dataset = toy()
     config = replace(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
     encoder = Encoder.load(base, dropout=0.0).double().train()
-    pairs = negatives.build(dataset, mined(dataset, skip={2}))
-    batches = trainer.collator(encoder, dataset, pairs, config, False)
+    pairs = Examples.of(dataset, mined(dataset, skip={2}))
+    batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
     batches = replace(batches, budget=40, slack=4)
     chosen = [0, 1, 2, 9]
     loss = trainer.Student(encoder, config)(**batches(chosen))["loss"]
@@ -195,8 +195,8 @@ def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes
     """A student in training mode and its collator, which makes many small groups."""
     config = replace(CONFIG, temperature=0.1, **changes)
     encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
-    pairs = negatives.build(dataset, mined(dataset, skip={2}))
-    batches = trainer.collator(encoder, dataset, pairs, config, False)
+    pairs = Examples.of(dataset, mined(dataset, skip={2}))
+    batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
     return trainer.Student(encoder, config), replace(batches, budget=40, slack=4)
 
 

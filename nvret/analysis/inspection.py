@@ -21,12 +21,12 @@ from nvret import methods, negatives, teachers
 from nvret.analysis import ceilings, hidden_labels, suspects
 from nvret.data import RetrievalDataset
 from nvret.methods import Method
-from nvret.negatives import read, rows_of
+from nvret.negatives import rows_of
 from nvret.sampling import draw_rows, pair_keys
 from nvret.utils.errors import NvretError
 from nvret.utils.store import atomic_file
 
-__all__ = ["Inspection", "inspect", "is_suspect", "read"]
+__all__ = ["Inspection", "inspect", "is_suspect"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
+    from nvret import negatives
     from nvret.analysis import inspection
     from nvret.io import inputs
 
@@ -28,7 +29,7 @@ def run(chosen: argparse.Namespace) -> None:
     # Before the work, and again when the report is written
     if chosen.output.is_dir() or (chosen.output.exists() and not chosen.overwrite):
         raise NvretError(f"{chosen.output} exists, expected a new file or --overwrite")
-    table = inspection.read(chosen.negatives)
+    table = negatives.load(chosen.negatives)
     hidden = None if chosen.hidden is None else inputs.qrels(chosen.hidden)[0]
     dataset = own_data.load(chosen)
     found = inspection.inspect(table, dataset, hidden=hidden, teacher=chosen.teacher)

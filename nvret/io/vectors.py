@@ -5,14 +5,13 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nvret.data import RetrievalDataset
-from nvret.scale.faiss_index import Index
-from nvret.teachers import DenseScorer
+from nvret.teachers import DenseScorer, dense_scorer
 from nvret.utils.errors import NvretError
-from nvret.utils.store import fingerprint
 
 STEP = 1 << 14  # rows that are checked at a time
 UNIT = 1e-5  # a norm is 1 to so much where a float32 vector was normalised
@@ -34,7 +33,7 @@ class VectorTeacher:
     corpus: Path
     normalise: bool = True
     device: str = "cpu"
-    index: Index | None = None
+    index: Any = None
     name: str = "vectors"
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
@@ -56,10 +55,8 @@ class VectorTeacher:
                 f"{self.queries} has vectors of {queries.shape[1]} numbers and {self.corpus} of "
                 f"{corpus.shape[1]}, expected as many"
             )
-        parts = ["vectors", Path(self.queries), Path(self.corpus), self.normalise]
-        if self.index:
-            parts.append(vars(self.index))
-        return DenseScorer(self.name, fingerprint(*parts), queries, corpus, self.device, self.index)
+        key = ["vectors", Path(self.queries), Path(self.corpus), self.normalise]
+        return dense_scorer(self.name, key, queries, corpus, self.device, self.index)
 
 
 def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.ndarray:

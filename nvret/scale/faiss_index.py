@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from nvret import search
 from nvret.search import SearchResult
+from nvret.teachers import DenseScorer, by_query
 from nvret.utils.errors import NvretError
 
 BATCH = 4096  # questions that are searched at once
@@ -165,6 +167,32 @@ class Searcher:
         recall = sum(hits) / max(1, int((exact >= 0).sum()))
         said = {"factory": self.index.factory, "probes": self.index.probes}
         return {**said, "recall": round(recall, 4), "k": k, "questions": len(rows)}
+
+
+@dataclass(frozen=True)
+class IndexedScorer(DenseScorer):
+    """A teacher's vectors in an index."""
+
+    index: Index = None
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self.corpus, self.index)
+
+    def approximation(self, k: int) -> dict[str, Any]:
+        """What the index is, and how much of the k best it finds."""
+        return self._searcher.facts(self.queries, k, self.device)
+
+    def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
+        def top_k(rows: slice) -> SearchResult:
+            limits = None if ceiling is None else ceiling[rows]
+            excluded = None if exclude is None else exclude[rows]
+            vectors = self.queries[query_rows[rows]]
+            return self._searcher.top_k(
+                vectors, k, ceiling=limits, exclude=excluded, progress=progress
+            )
+
+        return by_query(len(query_rows), top_k)
 
 
 def _faiss() -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nvret.encode import Network
+from nvret.encode import Encoder
 
 
 def chunks(batches: Sequence[dict[str, Tensor]], most: int) -> list[slice]:
@@ -35,7 +35,7 @@ def chunks(batches: Sequence[dict[str, Tensor]], most: int) -> list[slice]:
 
 
 def chunked_loss(
-    network: Network,
+    encoder: Encoder,
     batches: Sequence[dict[str, Tensor]],
     prompt_tokens: Sequence[int],
     most: int,
@@ -48,19 +48,19 @@ def chunked_loss(
     what ``DistributedDataParallel`` hooks into would fire once a chunk.
 
     Args:
-        network: a static one takes the plain way, since it keeps token ids and nothing else.
-        batches, prompt_tokens: as `Network.forward_all` takes them.
+        encoder: a static one takes the plain way, since it keeps token ids and nothing else.
+        batches, prompt_tokens: as `Encoder.forward_all` takes them.
         most: tokens, padding included, whose activations may be held at once. Above them come one
             word vector a token and its gradient, for the whole batch: the gradient of the word
             table is dense, and would else be cleared and added up once a chunk.
         loss_of: scalar loss of the vectors, one (B, D) tensor a batch.
     """
     parts = chunks(batches, most)
-    if network.layout.static or len(parts) == 1 or not torch.is_grad_enabled():
-        return loss_of(network.forward_all(batches, prompt_tokens))
+    if encoder.layout.static or len(parts) == 1 or not torch.is_grad_enabled():
+        return loss_of(encoder.forward_all(batches, prompt_tokens))
 
-    kind = network.device.type
-    devices = [network.device] if kind == "cuda" else []
+    kind = encoder.device.type
+    devices = [encoder.device] if kind == "cuda" else []
     autocast = torch.autocast(
         kind,
         dtype=torch.get_autocast_dtype(kind),
@@ -71,7 +71,7 @@ def chunked_loss(
     with torch.no_grad():
         for part in parts:
             states.append((torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)))
-            leaves += network.forward_all(batches[part], prompt_tokens[part])
+            leaves += encoder.forward_all(batches[part], prompt_tokens[part])
     # autocast keeps copies of the weights; older torch would take those without a graph again
     torch.clear_autocast_cache()
     with torch.enable_grad():
@@ -82,14 +82,14 @@ def chunked_loss(
     def carry_on(scale: Tensor) -> None:
         # the thread of ``backward`` has modes of its own, and the dropout is that of the first pass
         with torch.enable_grad(), torch.random.fork_rng(devices):
-            words = network.words(batches)
+            words = encoder.word_vectors(batches)
             ends = [word.detach().requires_grad_(word.requires_grad) for word in words]
             for part, (state, *others) in zip(parts, states, strict=True):
                 torch.set_rng_state(state)
                 for device, other in zip(devices, others, strict=True):
                     torch.cuda.set_rng_state(other, device)
                 with autocast:
-                    vectors = network.forward_all(batches[part], prompt_tokens[part], ends[part])
+                    vectors = encoder.forward_all(batches[part], prompt_tokens[part], ends[part])
                 torch.autograd.backward(vectors, [scale * g for g in gradients[part]])
                 del vectors
             if words[0].requires_grad:
