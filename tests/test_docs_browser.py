@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 from bs4 import BeautifulSoup
+
 from helpers import book
 
 pytestmark = pytest.mark.xdist_group("browser")

@@ -16,10 +16,8 @@ from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-CORE = (  # in reading order
-    "data", "encode", "search", "bm25", "teachers", "methods", "sampling", "mining", "ensembles",
-    "negatives", "losses", "training_config", "training", "trainer", "evaluation",
-)  # fmt: skip
+import nvret
+
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, frozen at its start
 SENTENCE = re.compile(r"^(.+?[.:?])(?:\s|$)", re.DOTALL)
 
@@ -30,8 +28,6 @@ def gather(app: Sphinx) -> None:
     pages = dict(_api(root / "nvret"))
     for profile in app.config.profiles:
         pages |= _profile(root / "results" / profile)
-    if not (docs / "benchmarks.md").is_file():
-        pages["results/benchmarks.md"] = _benchmarks(root / "results" / "benchmarks")
     for folder in ("api", "results"):
         for path in (docs / folder).rglob("*.*"):
             if path.relative_to(docs).as_posix() not in pages:
@@ -44,9 +40,11 @@ def gather(app: Sphinx) -> None:
 
 
 def _api(package: Path) -> Iterator[tuple[str, str]]:
-    """A page for each module of the core, in reading order, and one for each room."""
+    """A page for each module of the core, in the order of ``nvret.__doc__``, and one a room."""
     flat = {path.stem for path in package.glob("[!_]*.py")}
-    core = [name for name in CORE if name in flat] + sorted(flat - set(CORE))
+    listed = re.findall(r"^\d+\. ([^:]+):", nvret.__doc__ or "", re.MULTILINE)
+    order = re.findall(r"`(\w+)`", " ".join(listed))
+    core = [name for name in order if name in flat] + sorted(flat - set(order))
     rooms = sorted(
         path.parent.name for path in package.glob("*/__init__.py") if path.parent.name != "cli"
     )
@@ -60,7 +58,8 @@ def _api(package: Path) -> Iterator[tuple[str, str]]:
         yield f"api/{room}.rst", "\n".join([*page, *sections])
     for name, pages in (("core", core), ("rooms", rooms)):
         title = {"core": "The method, in reading order", "rooms": "The rooms around it"}[name]
-        lines = [title, "=" * len(title), "", ".. toctree::", "   :maxdepth: 1", ""]
+        about = [".. automodule:: nvret", ""] if name == "core" else []
+        lines = [title, "=" * len(title), "", *about, ".. toctree::", "   :maxdepth: 1", ""]
         yield f"api/{name}.rst", "\n".join([*lines, *(f"   {page}" for page in pages), ""])
 
 
@@ -148,14 +147,6 @@ def _link(notebook: NotebookNode, names: set[str]) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and names:
             cell.source = re.sub(rf"(?<!\[)`({pattern})`", r"[`\1`](\1.ipynb)", cell.source)
-
-
-def _benchmarks(folder: Path) -> str:
-    """The table of ``python -m benchmarks`` as it is."""
-    return (
-        "# Benchmarks\n\nEvery speed target beside the tool that one would use instead.\n\n"
-        f"```{{csv-table}}\n:file: ../../results/{folder.name}/table.csv\n:header-rows: 1\n```\n"
-    )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
