@@ -1,4 +1,4 @@
-# Each target is also a plain command; see the README.
+# Each target is also a plain command; `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough bench report lint lab clean
+.PHONY: reproduce test test-thorough bench report docs lint lab clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -23,15 +23,21 @@ bench: $(INSTALLED)  ## every speed target side by side, and the cost model: res
 	$(BIN)/python -m benchmarks
 	$(BIN)/nvret run params/quick.yaml --only 11_cost
 
-report: $(INSTALLED)  ## tables, ledger and README from the committed scores; all of it as pages: site/
+report: $(INSTALLED)  ## tables, ledger and README from the committed scores; then the book
 	$(BIN)/nvret report params/quick.yaml
-	$(BIN)/python -m nvret site
+	$(MAKE) docs
 
-lint: $(INSTALLED)
+docs: $(INSTALLED)  ## the book: guide, executed notebooks, ledger, API: docs/_build/html/index.html
+	$(BIN)/sphinx-build -W -q docs docs/_build/html
+
+lint: $(INSTALLED)  ## ruff's rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 lab: $(INSTALLED)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 clean:  ## remove the environment; downloads and results stay
 	rm -rf $(VENV)

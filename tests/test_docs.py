@@ -1,0 +1,211 @@
+"""What README, CONTRIBUTING and the book's pages name exists, and what they show runs."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvret import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+COMMANDS = ("mine", "inspect", "train", "evaluate", "cost", "plan", "fetch", "run", "report")
+FOLDERS = "nvret|params|docs|results|notebooks|tests|examples"
+
+
+def _notebook(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells)
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    """All prose: the pages, and the notebooks with their code."""
+    return TEXTS | {path.name: _notebook(path) for path in NOTEBOOKS}
+
+
+@pytest.fixture
+def options(capsys: pytest.CaptureFixture[str]) -> dict[str, set[str]]:
+    """The options of each command, as its help lists them."""
+    listed = {}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        listed[command] = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
+    return listed
+
+
+def test_commands_and_their_options_exist(texts, options):
+    seen = 0
+    for name, text in texts.items():
+        joined = re.sub(r"\\\n\s*", " ", text)
+        for command, rest in re.findall(r"\bnvret ([a-z]+)\b((?: [^`\n;|]*)?)", joined):
+            if command not in options and not rest.lstrip().startswith(("-", "params/")):
+                continue  # a sentence about nvret
+            assert command in {*options, "encode"}, f"{name}: nvret {command}"
+            wanted = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*(?![\w-])", rest.split("#")[0]))
+            if command in options:
+                assert wanted <= options[command], f"{name}: nvret {command} {rest}"
+            seen += 1
+    assert seen > 20
+
+
+def test_options_in_the_guide_exist(options):
+    """Options that stand alone, in the pages on own data; other tools' have underscores."""
+    known = set.union(*options.values())
+    for name in ("own_data.md", "coming_from.md", "README.md"):
+        for code in re.findall(r"`([^`\n]+)`", TEXTS[name]):
+            if not code.startswith(("--", "nvret ")):
+                continue
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                assert "_" in option or option in known | {"--print-completion"}, (name, code)
+
+
+def test_modules_and_functions_exist(texts):
+    seen = 0
+    for name, text in texts.items():
+        for dotted in set(re.findall(r"\bnvret(?:\.[A-Za-z_]\w*)+", text)):
+            if not re.match(r"nvret\.(md|py|yaml)", dotted):
+                assert _resolves(dotted), f"{name}: {dotted}"
+                seen += 1
+    assert seen > 5
+
+
+def _resolves(dotted: str) -> bool:
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            if not hasattr(value, part):
+                return False
+            value = getattr(value, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_python_on_the_pages_uses_what_exists(name):
+    for code in re.findall(r"```python\n(.*?)```", TEXTS[name], re.DOTALL):
+        tree = ast.parse(code)
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names: dict[str, object] = {}
+        exec(compile(ast.Module(imports, []), name, "exec"), names)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = names.get(node.value.id)
+                assert module is None or hasattr(module, node.attr), ast.unparse(node)
+
+
+def test_paths_exist():
+    """The book's pages of results are made when it is built, which checks links to them."""
+    for name, text in TEXTS.items():
+        for path in re.findall(rf"(?<![\w/.~<-])((?:{FOLDERS})/[\w./-]*\w)(?![\w<*{{])", text):
+            if not re.search(r"NN_|_build|results/.*\.ipynb", path):
+                assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+def test_links_resolve():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[page.name]):
+            assert target.startswith("http") or (ROOT / target).exists(), f"{page.name}: {target}"
+
+
+def test_notebooks_that_are_named_exist(texts):
+    known = {path.stem for path in NOTEBOOKS}
+    for name, text in texts.items():
+        for notebook in re.findall(r"`(\d\d_[a-z]\w*)`", text):
+            assert notebook in known, f"{name}: {notebook}"
+
+
+def test_make_help_lists_every_target_and_the_pages_name_no_other():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = dict(re.findall(r"^make ([a-z-]+) +(\S.*)$", done.stdout, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(listed) == set(phony[1].split())
+    for name, text in TEXTS.items():
+        for target in re.findall(r"(?:^\$? ?|`)make ([a-z-]+)", text, re.MULTILINE):
+            assert target in listed, f"{name}: make {target}"
+
+
+def test_own_data_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """The block as it stands, from the heredoc to the last command."""
+    block = re.search(r"```bash\ncat > (\S+) <<'END'\n(.*?)END\n(.*?)```", TEXTS["README.md"], re.S)
+    monkeypatch.chdir(tmp_path)
+    Path(block[1]).write_text(block[2], encoding="utf-8")
+    commands = block[3].strip().splitlines()
+    assert len(commands) == 4
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "nvret"
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    assert (tmp_path / "model" / "modules.json").is_file()
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch):
+    """A module of ``docs/_ext`` by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    yield importlib.import_module
+    for name in ("docstrings", "gather", "ledger_table", "mathml"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["docstrings", "ledger_table"])
+def test_examples_of_the_books_own_code(extension, name):
+    outcome = doctest.testmod(extension(name))
+    assert outcome.attempted
+    assert not outcome.failed
+
+
+@pytest.mark.parametrize("latex", ["a^b^c", r"\nosuchcommand{x}"])
+def test_wrong_formula_is_an_error_and_not_a_gap(extension, latex):
+    from sphinx.errors import ExtensionError
+
+    with pytest.raises(ExtensionError, match=r"formula '"):
+        extension("mathml").formula(latex, "inline")
+
+
+def test_results_without_notebooks_are_an_error(extension, tmp_path):
+    from sphinx.errors import ExtensionError
+
+    with pytest.raises(ExtensionError, match="no executed notebooks"):
+        extension("gather")._profile(tmp_path)
+
+
+def test_progress_bars_go_and_figures_get_a_text(extension):
+    import nbformat
+
+    gather = extension("gather")
+    bar = nbformat.v4.new_output("display_data", {gather.WIDGET: {"model_id": "1"}})
+    figure = nbformat.v4.new_output("display_data", {"image/png": "AAAA"})
+    notebook = nbformat.v4.new_notebook(
+        metadata={"widgets": {}},
+        cells=[
+            nbformat.v4.new_markdown_cell("## How *far*?"),
+            nbformat.v4.new_code_cell("plot()", outputs=[bar, figure]),
+            nbformat.v4.new_markdown_cell("Right of `0` is better. See `01_data`."),
+        ],
+    )
+    gather._tidy(notebook)
+    gather._link(notebook, {"01_data"})
+    assert "widgets" not in notebook.metadata
+    assert notebook.cells[1].outputs == [figure]
+    assert notebook.cells[1].metadata["mystnb"]["image"]["alt"] == (
+        "Figure, How far. Right of 0 is better."
+    )
+    assert notebook.cells[2].source.endswith("See [`01_data`](01_data.ipynb).")
