@@ -30,13 +30,14 @@ from transformers import PrinterCallback
 
 from benchmarks.harness import Case, interleaved
 from benchmarks.table import PEER
-from nvret import assets, data, mining, trainer
+from nvret import assets, data, mining
 from nvret.cost.calibration import MEBIBYTE, Run
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK
 from nvret.negatives import Examples
-from nvret.training_config import TrainingConfig
+from nvret.training import trainer
+from nvret.training.config import TrainingConfig
 
 PAIRS = 2_200  # questions that are mined
 NEGATIVES = 4

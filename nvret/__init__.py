@@ -8,7 +8,7 @@ be negatives. The method lies flat in this folder; read it in this order:
 3. `teachers`: what scores a query and a passage.
 4. `methods`, `sampling`: the five rules as ceilings; which of the candidates are taken.
 5. `mining`, `ensembles`, `negatives`: the table of negatives, of one teacher or several.
-6. `losses`, `training_config`, `trainer`, `training`: InfoNCE, and fine-tuning with it.
+6. `losses`, and the folder `training`: InfoNCE, and fine-tuning with it.
 7. `evaluation`: scores per query, by mteb.
 
 Around it: `models` (model folders, batching), `io` (own data in, negatives out), `assets` (names to

@@ -416,18 +416,10 @@ class Encoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        if self.layout.static:
-            from safetensors.torch import save_file
-
-            weight = self.backbone.weight.detach().cpu().contiguous()
-            save_file({"embedding.weight": weight}, folder / "model.safetensors")
-            self.tokenizer.save(str(folder / "tokenizer.json"))
-        elif self.layout.latent:
+        if self.layout.latent:
             nv_embed.save(folder, self.backbone, self.pooler, self._tokenizer)
         else:
-            with backbones.quiet():
-                self.backbone.save_pretrained(folder)
-                self._tokenizer.save_pretrained(folder)
+            backbones.save(folder, self.backbone, self._tokenizer)
         layout.write(folder, self.layout, self.dimension)
 
 

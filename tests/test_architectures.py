@@ -16,7 +16,7 @@ from nvret.data import load
 from nvret.encode import Encoder
 from nvret.study import mixtures
 from nvret.training import finetune
-from nvret.training_config import TrainingConfig
+from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 TEXTS = ["The moon moves the sea.", "salt", "A river carries stones to the sea, and salt too."]

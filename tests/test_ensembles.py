@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from nvret import data, ensembles
+from nvret.analysis import overlap
 from nvret.negatives import SCHEMA
 from nvret.utils.errors import NvretError
 
@@ -104,9 +105,9 @@ def test_cross_sample_draws_every_teacher_alike_and_by_the_pair_alone():
 
 def test_jaccard_by_hand():
     one, two = table("a", [[1, 2, 3, 4], [2]]), table("b", [[3, 4, 5, 6], [2]])
-    assert ensembles.jaccard([one, two])[0, 1] == pytest.approx((2 / 6 + 1) / 2)
-    assert ensembles.jaccard([one, two], depth=2)[0, 1] == pytest.approx((0 + 1) / 2)
-    assert ensembles.jaccard([one, one]).tolist() == [[1, 1], [1, 1]]
+    assert overlap.jaccard([one, two])[0, 1] == pytest.approx((2 / 6 + 1) / 2)
+    assert overlap.jaccard([one, two], depth=2)[0, 1] == pytest.approx((0 + 1) / 2)
+    assert overlap.jaccard([one, one]).tolist() == [[1, 1], [1, 1]]
 
 
 def test_one_teacher_is_no_ensemble():

@@ -6,12 +6,11 @@ import torch
 from transformers import AutoModel, TrainerCallback
 
 from helpers.training import STATIC, assert_same, changed, mined, toy, weights
-from nvret import trainer
 from nvret.encode import Encoder
-from nvret.models import layout, lora
+from nvret.models import layout
 from nvret.negatives import Examples
-from nvret.training import finetune
-from nvret.training_config import TrainingConfig
+from nvret.training import finetune, lora, trainer
+from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 TEXTS = ["the moon", "river stone and the law of the tide", "salt"]

@@ -23,10 +23,10 @@ from helpers.training import (
     toy,
     weights,
 )  # fmt: skip
-from nvret import trainer
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask
 from nvret.negatives import Examples
+from nvret.training import trainer
 
 
 @pytest.fixture(params=["static", "bert"])

@@ -206,7 +206,7 @@ def training(shared: Callable) -> Any:
     import tempfile
 
     from nvret import assets, mining, training
-    from nvret.training_config import TrainingConfig
+    from nvret.training.config import TrainingConfig
 
     dataset = toy()
     teacher = MatrixTeacher(grid(6, 12, 7))

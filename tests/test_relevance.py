@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from helpers.training import CONFIG, STATIC, Table, assert_same, changed, fitting, mined, toy
-from nvret import teachers, trainer
+from nvret import teachers
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask
 from nvret.negatives import Examples
-from nvret.training import finetune
+from nvret.training import finetune, trainer
 from nvret.utils.errors import NvretError
 
 GUIDED = changed(CONFIG, in_batch_negatives=True, mask_margin=0.1)

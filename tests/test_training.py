@@ -24,11 +24,12 @@ from helpers.training import (
     stopped_at,
     toy,
 )  # fmt: skip
-from nvret import assets, trainer
+from nvret import assets
 from nvret.encode import Encoder
 from nvret.losses import info_nce
 from nvret.negatives import Examples
-from nvret.training_config import TrainingConfig
+from nvret.training import trainer
+from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 POTION = assets.model_path("potion-base-8m")

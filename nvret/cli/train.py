@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from nvret.cli import options, profile
 from nvret.cli.options import Only, OwnData, Profile, spelled
-from nvret.training_config import TrainingConfig
+from nvret.training.config import TrainingConfig
 from nvret.utils import settings
 from nvret.utils.errors import NvretError
 

@@ -23,7 +23,7 @@ import numpy as np
 from nvret import search
 
 if TYPE_CHECKING:
-    from nvret.training_config import TrainingConfig
+    from nvret.training.config import TrainingConfig
 
 SEARCH_TERMS = (
     "call",

@@ -117,3 +117,17 @@ def load_transformer(
         names = ", ".join(missing[:4])
         raise NvretError(f"{folder}: {len(missing)} weights are missing: {names}")
     return backbone, tokenizer
+
+
+def save(folder: Path, backbone: nn.Module, tokenizer: Any) -> None:
+    """Write weights and tokenizer as `load_static` or `load_transformer` reads them."""
+    if isinstance(backbone, nn.EmbeddingBag):
+        from safetensors.torch import save_file
+
+        weight = backbone.weight.detach().cpu().contiguous()
+        save_file({"embedding.weight": weight}, folder / "model.safetensors")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        return
+    with quiet():
+        backbone.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
 
 from nvret import methods
-from nvret.training_config import TrainingConfig
+from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section, explain
 

@@ -17,7 +17,7 @@ from nvret.cost import work
 from nvret.study import notebooks, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, TeacherSettings
-from nvret.training_config import TrainingConfig
+from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 
 GIGA, TERA, HOUR = 1e9, 1e12, 3600

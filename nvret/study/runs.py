@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from nvret import assets, ensembles, methods, mining, negatives, sampling, teachers
+from nvret.analysis import overlap
 from nvret.data import RetrievalDataset
 from nvret.models import batching
 from nvret.study import mixtures, paths
@@ -25,7 +26,7 @@ from nvret.study.arms import Arm, arms
 from nvret.study.scores import Results
 from nvret.study.tables import mined as mined_table
 from nvret.study.workspace import Workspace, inputs, model_fingerprint, stored
-from nvret.training_config import TrainingConfig
+from nvret.training.config import TrainingConfig
 from nvret.utils import store
 
 
@@ -317,7 +318,7 @@ class Study:
         """How many different passages each ensemble gives a pair, and what repeats weigh."""
         ensembled = [arm for arm in self.arms if arm.ensemble is not None]
         return pd.DataFrame(
-            {"arm": arm.label, **ensembles.repeats(self.negatives(arm, seed))} for arm in ensembled
+            {"arm": arm.label, **overlap.repeats(self.negatives(arm, seed))} for arm in ensembled
         )
 
     def composition(self) -> pd.DataFrame:

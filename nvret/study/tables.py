@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nvret import ensembles, methods
-from nvret.analysis import statistics
+from nvret import methods
+from nvret.analysis import overlap, statistics
 from nvret.analysis.statistics import Interval
 from nvret.data import RetrievalDataset
 from nvret.sampling import draw_rows, pair_keys
@@ -373,7 +373,7 @@ def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]], depth: int = 
     rows = []
     for dataset, by_teacher in negatives.items():
         names = list(by_teacher)
-        matrix = ensembles.jaccard(list(by_teacher.values()), depth)
+        matrix = overlap.jaccard(list(by_teacher.values()), depth)
         for a, b in itertools.combinations(range(len(names)), 2):
             rows.append((names[a], names[b], dataset, matrix[a, b]))
     return pd.DataFrame(rows, columns=["teacher_a", "teacher_b", "dataset", "jaccard"])

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 from helpers import shared
 from helpers.models import write_static
-from nvret import trainer
 from nvret.data import RetrievalDataset
-from nvret.training import finetune
-from nvret.training_config import TrainingConfig
+from nvret.training import finetune, trainer
+from nvret.training.config import TrainingConfig
 
 STATIC = shared("tiny-static", write_static)
 RATE = {"static": 0.1, "bert": 1e-3}  # a table of tokens needs a far higher learning rate

@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nvret import trainer
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
-from nvret.models import lora
 from nvret.negatives import Examples
 from nvret.teachers import Scorer
-from nvret.training_config import TrainingConfig
+from nvret.training import lora, trainer
+from nvret.training.config import TrainingConfig
 from nvret.utils import processes, store
 from nvret.utils.errors import NvretError
 

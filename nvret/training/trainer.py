@@ -18,11 +18,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask, info_nce
-from nvret.models import lora
 from nvret.models.batching import Ragged, token_budget_batches
 from nvret.negatives import Examples
 from nvret.teachers import Scorer
-from nvret.training_config import TrainingConfig
+from nvret.training import lora
+from nvret.training.config import TrainingConfig
 from nvret.utils import processes
 
 # Tokens of a batch, and of its padding. On a CPU a batch should stay near its caches, yet each
