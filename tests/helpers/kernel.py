@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from jupyter_client.manager import start_new_kernel
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 # What one notebook leaves behind, the next does not see; what it imported stays loaded
-FORGET = "import matplotlib.pyplot as _p, pandas as _d; _p.close('all'); _d.reset_option('all')"
+FORGET = """
+import matplotlib.pyplot, pandas, warnings
+with warnings.catch_warnings(action="ignore"):
+    pandas.reset_option("all")
+matplotlib.pyplot.close("all")
+%reset -f
+"""
 
 
 def execute(
@@ -36,9 +42,8 @@ def execute(
     failures = {}
     logging.getLogger("papermill").setLevel(logging.ERROR)  # keys that a notebook does not repeat
     output.mkdir(parents=True, exist_ok=True)
-    manager, client = start_new_kernel(
-        kernel_name="python3", env=env, cwd=str(root), extra_arguments=["--log-level=40"]
-    )
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env=env, cwd=str(root), extra_arguments=["--IPKernelApp.log_level=40"])
     try:
         for name in names:
             source = load_notebook_node(str(root / "notebooks" / f"{name}.ipynb"))
@@ -48,12 +53,9 @@ def execute(
             except CellExecutionError as error:
                 failures[name] = f"{name}: cell {_failed(notebook)}: {error}"
             nbformat.write(notebook, output / f"{name}.ipynb")
-            for code in (FORGET, "%reset -f"):
-                with contextlib.redirect_stdout(None):
-                    reply = client.execute_interactive(code, timeout=60)
-                assert reply["content"]["status"] == "ok", reply
+            forget = new_notebook(cells=[new_code_cell(FORGET)])
+            NotebookClient(forget, km=manager, timeout=60).execute()
     finally:
-        client.stop_channels()
         manager.shutdown_kernel(now=True)
     return failures
 
