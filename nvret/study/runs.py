@@ -142,7 +142,7 @@ class Study:
         }
         missing = [method for method, folder in folders.items() if not store.find(folder)]
         if arm.method in missing:
-            exclude = self.workspace.forbidden(train)
+            exclude = self.workspace.exclusions(train)
             tables = mining.sweep(
                 dataset, scorer, missing, arm.num_negatives, arm.sampling, seed,
                 **options, exclude=exclude, progress=False,
