@@ -270,9 +270,7 @@ class Study:
         for name, test in self.workspace.tests_of(arm.student, **self._tested_on).items():
 
             def build(target: Path, test: RetrievalDataset = test) -> None:
-                scores = evaluation.evaluate(
-                    encoder(), test, **lengths, cache=False, progress=False
-                ).scores
+                scores = evaluation.evaluate(encoder(), test, **lengths, progress=False).scores
                 scores = scores.select(["query_id", "ndcg_at_10", "recall_at_100"])
                 scores.to_pandas().to_parquet(target / "scores.parquet")
 
