@@ -230,7 +230,7 @@ def test_needs_no_network_and_writes_only_to_the_cache(tmp_path, model_folder):
     assert done.stderr == ""
     assert list(home.rglob("*")) == []
     written = {path.name for path in store.cache_dir().iterdir()}
-    assert written == {"evaluation", "mteb"}
+    assert written == {"mteb"}
 
 
 # --- bad input ---------------------------------------------------------------------------------
