@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def soups(built: Path) -> dict[Path, BeautifulSoup]:
-    pages = built.rglob("*.html")
+    pages = [page for page in built.rglob("*.html") if "_static" not in page.parts]
     return {page: BeautifulSoup(page.read_text("utf-8"), "html.parser") for page in pages}
 
 
