@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests on one worker, unless a test names a group of its own."""
     for item in items:
         if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            in_browser = "browser" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("browser" if in_browser else item.path.stem))
 
     def place(item: pytest.Item) -> int:
         group = item.get_closest_marker("xdist_group").args[0]
@@ -75,14 +76,6 @@ def tiny_llama(shared: Callable[..., Path]) -> Path:
     from helpers import models
 
     return shared("tiny-llama", models.write_llama)
-
-
-@pytest.fixture(scope="session")
-def nyt() -> object:
-    """A real set of questions and passages; read-only."""
-    from nvret import data
-
-    return data.load("squadshifts-nyt", progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from helpers import models
@@ -51,6 +53,14 @@ POSITIVES = [[0, 1], [4], [5, 6], [9], [7, 8], [11]]
 
 def toy() -> RetrievalDataset:
     return from_texts("toy", PASSAGES, QUESTIONS, POSITIVES)
+
+
+def clustered(dataset: RetrievalDataset) -> RetrievalDataset:
+    """The set with the near-duplicate cluster of each passage."""
+    from nvret.utils.near_duplicates import clusters
+
+    labels = clusters(dataset.passages, threshold=0.5, measure="overlap")
+    return replace(dataset, corpus=dataset.corpus.append_column("cluster", pa.array(labels)))
 
 
 def grid(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -247,7 +257,7 @@ def splits(shared: Callable) -> Any:
     from nvret.study import mixtures
     from nvret.study import splits as parts
 
-    dataset = parts.with_clusters(toy(), threshold=0.5)
+    dataset = clustered(toy())
     other = from_texts("other", [PASSAGES[1], PASSAGES[6]], [QUESTIONS[2], "new"], [[0], [1]])
     result: dict[str, Any] = {"clusters": dataset.corpus["cluster"].to_pylist()}
     for seed in (0, 1):
@@ -263,7 +273,6 @@ def splits(shared: Callable) -> Any:
 
 def hidden_labels(shared: Callable) -> Any:
     from nvret.analysis import audit
-    from nvret.study import splits as parts
 
     result = {}
     for seed in range(4):
@@ -271,7 +280,7 @@ def hidden_labels(shared: Callable) -> Any:
         result[f"hidden, seed {seed}"] = hidden.pairs.to_pydict()
         result[f"seen, seed {seed}"] = hidden.dataset.qrels.to_pydict()
     one_each = from_texts("one", PASSAGES, QUESTIONS, [rows[:1] for rows in POSITIVES])
-    derived = audit.cluster_labels(parts.with_clusters(one_each, threshold=0.5))
+    derived = audit.cluster_labels(clustered(one_each))
     result["derived"] = derived.pairs.to_pydict()
     return result
 
