@@ -35,8 +35,8 @@ from nvret.cost.calibration import MEBIBYTE, Run
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK
-from nvret.negatives import Examples
 from nvret.training import trainer
+from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 
 PAIRS = 2_200  # questions that are mined
@@ -149,8 +149,8 @@ class Ours:
             self.encoder, self.tokenized(), config, 0, folder, False
         )
 
-    def tokenized(self) -> trainer.Collator:
-        return trainer.Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
+    def tokenized(self) -> Collator:
+        return Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
         self.trainer.data_collator = self.tokenized()

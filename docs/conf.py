@@ -48,6 +48,7 @@ html_css_files = ["book.css"]
 html_math_renderer = "mathml"
 html_show_sphinx = False
 html_show_sourcelink = html_copy_source = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,

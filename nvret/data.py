@@ -154,25 +154,19 @@ def from_texts(
     >>> from_texts("toy", ["Paris", "Rome"], ["capital of France?"], [[0]]).positives
     [array([0])]
     """
-    pairs = [(f"q{query}", f"p{row}") for query, rows in enumerate(positives) for row in rows]
+    ids = [f"p{row}" for row in range(len(passages))]
+    query_ids = [f"q{row}" for row in range(len(queries))]
+    pairs = [(q, ids[row]) for q, rows in zip(query_ids, positives, strict=True) for row in rows]
     return RetrievalDataset(
         name,
-        pa.table(
-            {
-                "id": [f"p{row}" for row in range(len(passages))],
-                "title": [""] * len(passages),
-                "text": list(passages),
-            }
-        ),
-        pa.table({"id": [f"q{row}" for row in range(len(queries))], "text": list(queries)}),
-        pa.table(
-            {
-                "query_id": pa.array([pair[0] for pair in pairs], pa.string()),
-                "corpus_id": pa.array([pair[1] for pair in pairs], pa.string()),
-                "score": pa.array([1] * len(pairs), pa.int32()),
-            }
-        ),
-    )
+        pa.table({"id": ids, "title": [""] * len(ids), "text": list(passages)}),
+        pa.table({"id": query_ids, "text": list(queries)}),
+        pa.table({
+            "query_id": pa.array([query for query, _ in pairs], pa.string()),
+            "corpus_id": pa.array([passage for _, passage in pairs], pa.string()),
+            "score": pa.array([1] * len(pairs), pa.int32()),
+        }),
+    )  # fmt: skip
 
 
 def load(name: str | Path, **options: Any) -> RetrievalDataset:

@@ -1,14 +1,11 @@
 """The table of mined negatives: a row for each, with rank, scores, teacher and method.
 
-Its metadata says what made it, and how many negatives it could not find. For training each pair
-of the data set becomes an example, whether or not a method found negatives for it, so that all
-methods train on the same queries in the same order.
+Its metadata says what made it, and how many negatives it could not find.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -167,44 +164,3 @@ def _pairs(query: np.ndarray, positive: np.ndarray, dataset: RetrievalDataset) -
         return np.full(len(wanted), -1)
     place = np.searchsorted(known, wanted).clip(max=len(known) - 1)  # the pairs are in order
     return np.where(known[place] == wanted, place, -1)
-
-
-@dataclass(frozen=True)
-class Examples:
-    """P pairs and their negatives as row indices of the data set.
-
-    Attributes:
-        queries: (P,) int64, query rows.
-        positives: (P,) int64, corpus rows.
-        negatives: (P, K) int64, corpus rows by rank, -1 where a pair has fewer than K.
-    """
-
-    queries: np.ndarray
-    positives: np.ndarray
-    negatives: np.ndarray
-
-    @classmethod
-    def of(cls, dataset: RetrievalDataset, table: pa.Table) -> Examples:
-        """Join the data set's pairs, in its order, with a table of negatives as in `rows_of`.
-
-        Raises:
-            NvretError: as `rows_of`; no pair at all, or a pair's own positive as its negative.
-        """
-        queries, positives = dataset.pairs
-        if not len(queries):
-            raise NvretError(f"{dataset.name}: no query with a positive, nothing to train on")
-        rows = rows_of(table, dataset)
-        if (own := (rows["negative"] == rows["positive"]).to_numpy()).any():
-            row = int(own.argmax())
-            passage = table["negative_id"][row].as_py()
-            raise NvretError(f"negatives row {row}: {passage!r} is the pair's own positive")
-        depth = int(rows["place"].max()) + 1 if len(rows) else 0
-        negatives = np.full((len(queries), depth), -1, np.int64)
-        negatives[rows["pair"], rows["place"]] = rows["negative"]
-        return cls(queries, positives, negatives)
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    def __getitem__(self, index: int) -> int:
-        return index  # the collator looks up the whole batch at once

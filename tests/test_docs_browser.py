@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def soups(built: Path) -> dict[Path, BeautifulSoup]:
-    pages = built.rglob("*.html")
+    pages = [page for page in built.rglob("*.html") if "_static" not in page.parts]
     return {page: BeautifulSoup(page.read_text("utf-8"), "html.parser") for page in pages}
 
 
@@ -58,6 +58,7 @@ def test_every_executed_notebook_and_module_has_a_page(built):
 
 def test_links_and_images_resolve(built, soups):
     seen = 0
+    anchors = {page: {e["id"] for e in soup.find_all(id=True)} for page, soup in soups.items()}
     for page, soup in soups.items():
         for element in soup.find_all(["a", "img", "link", "script"]):
             address = element.get("href") or element.get("src")
@@ -67,7 +68,7 @@ def test_links_and_images_resolve(built, soups):
             target = (page.parent / unquote(name.partition("?")[0])).resolve() if name else page
             assert target.is_file(), f"{page.relative_to(built)}: {address}"
             if anchor and target in soups:
-                assert soups[target].find(id=unquote(anchor)), f"{page.name}: {address}"
+                assert unquote(anchor) in anchors[target], f"{page.name}: {address}"
             seen += 1
     assert seen > 1000
 
@@ -86,7 +87,8 @@ def test_figures_have_a_text_and_formulas_are_drawn(built, soups):
     for page in (built / "index.html", built / "ledger.html", *folder.glob("*.html")):
         for image in soups[page].select("article img"):
             assert len(image["alt"]) > 10, page
-    assert soups[folder / "00_the_method.html"].find("math")
+    assert soups[built / "index.html"].find("math")
+    assert soups[folder / "06_rq3_methods.html"].find("math")
     for page in folder.glob("*.html"):
         for cell in soups[page].select("article p"):
             assert not re.search(r"\\[a-z]{3,}|\$\$", cell.get_text()), page
@@ -118,7 +120,7 @@ def test_page_loads_without_an_error_or_a_request(browser, root, page):
     for log in ("performance", "browser"):  # of the pages that were open before
         browser.get_log(log)
     browser.get(f"{root}/{page}")
-    assert browser.get_log("browser") == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
     sizes = browser.execute_script(SIZES)
     assert all(width > 0 for _, width in sizes), sizes
     requests = [entry for entry in browser.get_log("performance") if "requestWill" in str(entry)]

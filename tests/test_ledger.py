@@ -180,7 +180,7 @@ def test_shares_and_overlaps():
          "low": [0.55, 0.2, -np.inf, np.nan], "high": [0.7, 0.4, 0.8, np.nan]}
     )  # fmt: skip
     found = verdicts.from_reductions(one, table)
-    assert [d.verdict for d in found.differences()] == [
+    assert [d.verdict for d in found.values()] == [
         "reproduced", "not reproduced", "undecided", "undecided"]  # fmt: skip
     with pytest.raises(selection.NotRun):
         verdicts.from_reductions(one, table.assign(method="other"))

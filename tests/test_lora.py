@@ -8,8 +8,8 @@ from transformers import AutoModel, TrainerCallback
 from helpers.training import STATIC, assert_same, changed, mined, toy, weights
 from nvret.encode import Encoder
 from nvret.models import layout
-from nvret.negatives import Examples
 from nvret.training import finetune, lora, trainer
+from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 
@@ -43,7 +43,7 @@ def student(base, config=CONFIG, seed=1, trained=False):
                     weight.normal_(0, 0.1)
     dataset = toy(16)
     pairs = Examples.of(dataset, mined(dataset))
-    batch = trainer.Collator.of(encoder, dataset, pairs, config, False)(range(8))
+    batch = Collator.of(encoder, dataset, pairs, config, False)(range(8))
     return trainer.Student(encoder, config), batch
 
 

@@ -25,8 +25,8 @@ from helpers.training import (
 )  # fmt: skip
 from nvret.encode import Encoder
 from nvret.losses import CrossBatchMemory, FalseNegativeMask
-from nvret.negatives import Examples
 from nvret.training import trainer
+from nvret.training.batches import Collator, Examples
 
 
 @pytest.fixture(params=["static", "bert"])
@@ -57,7 +57,7 @@ def student(base, config, guide=None, dataset=None, dropout=0.0):
     encoder = Encoder.load(base, dropout=dropout).double().train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
     batches = replace(
-        trainer.Collator.of(encoder, dataset, pairs, config, False, guide), budget=40, slack=4
+        Collator.of(encoder, dataset, pairs, config, False, guide), budget=40, slack=4
     )
     return trainer.Student(encoder, config, batches.mask), batches, pairs, dataset
 

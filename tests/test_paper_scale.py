@@ -104,7 +104,7 @@ def test_a_beir_folder_gives_mtebs_own_figures(tmp_path):
     folder = assets.model_path("potion-base-8m")
     ours = evaluation.evaluate(
         Encoder.load(folder), dataset, query_max_length=None, passage_max_length=None,
-        cache=False, progress=False,
+        progress=False,
     )  # fmt: skip
     from sentence_transformers import SentenceTransformer
 

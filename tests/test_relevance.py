@@ -12,8 +12,8 @@ from helpers.training import CONFIG, STATIC, Table, assert_same, changed, fittin
 from nvret import teachers
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask
-from nvret.negatives import Examples
-from nvret.training import finetune, trainer
+from nvret.training import finetune
+from nvret.training.batches import Collator, Examples
 from nvret.utils.errors import NvretError
 
 GUIDED = changed(CONFIG, in_batch_negatives=True, mask_margin=0.1)
@@ -83,7 +83,7 @@ def test_the_batch_says_what_the_guide_suspects():
     scorer = guide(dataset)
     pairs = Examples.of(dataset, mined(dataset))
     encoder = Encoder.load(STATIC)
-    collate = trainer.Collator.of(encoder, dataset, pairs, GUIDED, False, scorer)
+    collate = Collator.of(encoder, dataset, pairs, GUIDED, False, scorer)
     batch = collate([0, 3, 9, 21])
     known, rows = batch["known"].numpy(), batch["passage_rows"].numpy()
     assert batch["query_rows"].tolist() == pairs.queries[[0, 3, 9, 21]].tolist()
@@ -97,7 +97,7 @@ def test_the_batch_says_what_the_guide_suspects():
             assert known[b, u] == (row in dataset.positives[query] or above)
             suspects += above
     assert suspects > 5
-    plain = trainer.Collator.of(encoder, dataset, pairs, fitting(STATIC), False)([0, 3])
+    plain = Collator.of(encoder, dataset, pairs, fitting(STATIC), False)([0, 3])
     assert "known" not in plain
 
 

@@ -27,8 +27,8 @@ from helpers.training import (
 from nvret import assets
 from nvret.encode import Encoder
 from nvret.losses import info_nce
-from nvret.negatives import Examples
 from nvret.training import trainer
+from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 from nvret.utils.errors import NvretError
 
@@ -89,7 +89,7 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     config = changed(CONFIG, in_batch_negatives=in_batch, temperature=0.1)
     encoder = Encoder.load(base, dropout=0.0).double().train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
-    batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
+    batches = Collator.of(encoder, dataset, pairs, config, False)
     batches = replace(batches, budget=40, slack=4)
     chosen = [0, 1, 2, 9]
     loss = trainer.Student(encoder, config)(**batches(chosen))["loss"]
@@ -129,7 +129,7 @@ def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes
     config = changed(CONFIG, temperature=0.1, **changes)
     encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
-    batches = trainer.Collator.of(encoder, dataset, pairs, config, False)
+    batches = Collator.of(encoder, dataset, pairs, config, False)
     return trainer.Student(encoder, config), replace(batches, budget=40, slack=4)
 
 

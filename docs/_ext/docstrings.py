@@ -1,6 +1,7 @@
 """Docstrings are written to be read in the source; here they become reStructuredText.
 
-A Markdown table becomes a list-table, lines ``name: text`` become a list, and bars are bars.
+A Markdown table becomes a list-table, lines ``name: text`` become a list, and bars and at-signs are
+themselves.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def _paragraph(block: list[str]) -> list[str]:
     if named and all(NAMED.match(line) for line in named if not line.startswith(" ")):
         return [
             f"  {line.strip()}" if line.startswith(" ") else NAMED.sub(r"* ``\1``: ", line)
-            for line in named
+            for line in map(_literal, named)
         ]
-    return [_bars(line) for line in block]
+    return [_literal(line) for line in block]
 
 
 def _table(block: list[str]) -> list[str]:
@@ -54,9 +55,12 @@ def _table(block: list[str]) -> list[str]:
     return table
 
 
-def _bars(line: str) -> str:
+def _literal(line: str) -> str:
+    """Bars that mark no substitution, and ``NDCG@10``, which is no mail address."""
     parts = re.split(r"(``.*?``)", line)
-    return "".join(part if n % 2 else part.replace("|", r"\|") for n, part in enumerate(parts))
+    return "".join(
+        part if n % 2 else re.sub(r"([|@])", r"\\\1", part) for n, part in enumerate(parts)
+    )
 
 
 def _process(

@@ -8,7 +8,6 @@ compare.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -22,6 +21,7 @@ from nvret.analysis.statistics import Interval, rate
 from nvret.data import RetrievalDataset
 from nvret.sampling import pair_keys
 from nvret.utils.errors import NvretError
+from nvret.utils.store import hashed
 
 KEYS = ["query_id", "positive_id", "negative_id"]
 SEVERAL = 0.1  # share of queries with several positives from which a set can be audited by them
@@ -86,7 +86,9 @@ def cluster_labels(dataset: RetrievalDataset) -> Hidden:
         NvretError: the corpus has no column ``cluster``, or no cluster of several passages.
     """
     if "cluster" not in dataset.corpus.column_names:
-        raise NvretError(f"{dataset.name}: corpus has no column 'cluster'; see data.with_clusters")
+        raise NvretError(
+            f"{dataset.name}: corpus has no column 'cluster', see near_duplicates.clusters"
+        )
     cluster = dataset.corpus["cluster"].to_numpy()
     queries, passages = dataset.pairs
     labelled = pd.DataFrame({"query": queries, "cluster": cluster[passages]}).drop_duplicates()
@@ -171,11 +173,6 @@ def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
     kept = [*needed, *others[: max(0, passages - len(needed))]]
     part = part.select(part.queries["id"].to_pylist(), corpus_ids=kept)
     return Hidden(part, hidden.pairs, hidden.source)
-
-
-def hashed(name: str) -> bytes:
-    """A key that looks random and depends on the name alone."""
-    return hashlib.sha256(name.encode()).digest()
 
 
 def known(table: pa.Table, hidden: Hidden) -> np.ndarray:

@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 
 from nvret import __version__
 from nvret.analysis import ceilings, looks, suspects
-from nvret.analysis.audit import hashed
 from nvret.analysis.inspection import Inspection
 from nvret.utils.errors import NvretError
-from nvret.utils.store import atomic_file
+from nvret.utils.store import atomic_file, hashed
 
 if TYPE_CHECKING:
     from IPython.display import HTML

@@ -16,7 +16,7 @@ def fetch(names: list[str], /) -> None:
     """Download and convert data sets and models.
 
     Args:
-        names: of nvret/assets/registry/*.yaml
+        names: of models and data sets, as in nvret/assets/registry
     """
     from nvret import assets
 

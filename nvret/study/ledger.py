@@ -60,10 +60,8 @@ def build(
             if decision.verdict not in UNTESTED:
                 row["note"] = "; ".join(filter(None, [decision.note, claim.note]))
             unit = "share" if claim.kind in SHARES else "points"
-            row |= {"id": claim.id, "claim": claim.claim, "section": claim.section,
-                    "kind": claim.kind, "student": student, "unit": unit,
-                    "paper": paper.value(claim.paper)}  # fmt: skip
-            rows.append(row)
+            row |= {"student": student, "unit": unit, "paper": paper.value(claim.paper)}
+            rows.append(row | claim.model_dump(include={"id", "claim", "section", "kind"}))
     table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
     tested = table["p"].notna()
     table["p_holm"] = np.nan

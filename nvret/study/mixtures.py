@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 
 from nvret.data import RetrievalDataset
 from nvret.utils.errors import NvretError
+from nvret.utils.store import hashed
 
 # Of a merged set: a cluster means nothing in another set
 COLUMNS = {
@@ -59,11 +59,6 @@ def sample(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
         return dataset
     ids = dataset.queries["id"].to_pylist()
     return dataset.select(sorted(ids, key=hashed)[:number])
-
-
-def hashed(name: str) -> bytes:
-    """A key that looks random and depends on the name alone."""
-    return hashlib.sha256(name.encode()).digest()
 
 
 def sample_passages(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:

@@ -142,7 +142,7 @@ class Study:
         }
         missing = [method for method, folder in folders.items() if not store.find(folder)]
         if arm.method in missing:
-            exclude = self.workspace.forbidden(train)
+            exclude = self.workspace.exclusions(train)
             tables = mining.sweep(
                 dataset, scorer, missing, arm.num_negatives, arm.sampling, seed,
                 **options, exclude=exclude, progress=False,
@@ -270,9 +270,7 @@ class Study:
         for name, test in self.workspace.tests_of(arm.student, **self._tested_on).items():
 
             def build(target: Path, test: RetrievalDataset = test) -> None:
-                scores = evaluation.evaluate(
-                    encoder(), test, **lengths, cache=False, progress=False
-                ).scores
+                scores = evaluation.evaluate(encoder(), test, **lengths, progress=False).scores
                 scores = scores.select(["query_id", "ndcg_at_10", "recall_at_100"])
                 scores.to_pandas().to_parquet(target / "scores.parquet")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from nvret.data import RetrievalDataset
-from nvret.study.mixtures import hashed
 from nvret.utils.errors import NvretError
 from nvret.utils.near_duplicates import components, near_duplicate_pairs, normalise
+from nvret.utils.store import hashed
 
 
 class Split(NamedTuple):

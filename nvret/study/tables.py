@@ -388,7 +388,7 @@ def score_scale(
     about another; a percentage at least follows a stretched scale, though not a shifted one.
 
     Args:
-        exclude: for each query the passages that are no negatives; of ``Workspace.forbidden``.
+        exclude: for each query the passages that are no negatives; of ``Workspace.exclusions``.
         depth: candidates of a pair.
     Returns:
         "positive" (P,), "candidates" (P, depth) by falling score, "random passage" (P,).

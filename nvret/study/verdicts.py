@@ -16,7 +16,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -55,10 +54,17 @@ class Decision:
     queries: int = 0
     note: str = ""
 
+    @classmethod
+    def of(cls, verdict: Verdict, sets: list[np.ndarray], p: float, note: str = "") -> Decision:
+        """A decision that rests on a contrast."""
+        queries = sum(values.shape[1] for values in sets)
+        return cls(verdict, *statistics.mean_interval(sets), p, len(sets[0]), queries, note)
 
-@dataclass(frozen=True)
-class Contrast:
-    """A weighted sum of arms, on the test sets that all of them are tested on, or on one.
+
+def contrast(
+    results: Results, weights: Mapping[str, float], on: str = tables.AVERAGE
+) -> list[np.ndarray]:
+    """A weighted sum of arms, (S, Q) of each test set that all of them are tested on, or of one.
 
     Args:
         weights: label -> weight.
@@ -66,36 +72,17 @@ class Contrast:
     Raises:
         NotRun: there is no such test set.
     """
+    scores = {label: results.values(label) for label in weights}
+    shared = [name for name in results.datasets if all(name in sets for sets in scores.values())]
+    names = [name for name in shared if on in (tables.AVERAGE, name)]
+    if not names:
+        raise NotRun(f"no scores on {on} for {', '.join(weights)}")
+    return [sum(w * scores[label][name] for label, w in weights.items()) for name in names]
 
-    results: Results
-    weights: Mapping[str, float]
-    on: str = tables.AVERAGE
 
-    @cached_property
-    def sets(self) -> list[np.ndarray]:
-        """(S, Q) of each test set."""
-        scores = {label: self.results.values(label) for label in self.weights}
-        names = [
-            name
-            for name in self.results.datasets
-            if self.on in (tables.AVERAGE, name) and all(name in sets for sets in scores.values())
-        ]
-        if not names:
-            raise NotRun(f"no scores on {self.on} for {', '.join(self.weights)}")
-        return [sum(w * scores[label][name] for label, w in self.weights.items()) for name in names]
-
-    @cached_property
-    def interval(self) -> Interval:
-        return statistics.mean_interval(self.sets)
-
-    def p(self, shift: float = 0.0) -> float:
-        """Of "the mean is -shift"."""
-        zeros = [0 * values for values in self.sets]
-        return statistics.p_value([values + shift for values in self.sets], zeros)
-
-    def decision(self, verdict: Verdict, p: float, note: str = "") -> Decision:
-        seeds, queries = len(self.sets[0]), sum(values.shape[1] for values in self.sets)
-        return Decision(verdict, *self.interval, p, seeds, queries, note)
+def _p(sets: list[np.ndarray], shift: float = 0.0) -> float:
+    """Of "the mean is -shift"."""
+    return statistics.p_value([values + shift for values in sets], [0 * values for values in sets])
 
 
 def decide(
@@ -138,15 +125,15 @@ def _pair(
     (better, _), (worse, _) = sides
     if better == worse:
         raise NotRun(f"one arm on both sides: {short(better)}")
-    contrast = Contrast(results, {better: 1.0, worse: -1.0}, claim.on)
+    sets = contrast(results, {better: 1.0, worse: -1.0}, claim.on)
+    interval = statistics.mean_interval(sets)
     chosen = ", ".join(short(label) for label, was_chosen in sides if was_chosen)
     note = f"chosen on dev: {chosen}" if chosen else ""
     if claim.kind == "difference":
-        verdict = statistics.verdict(contrast.interval, margin=margin)
-        return contrast.decision(verdict, contrast.p(), note)
+        return Decision.of(statistics.verdict(interval, margin=margin), sets, _p(sets), note)
     sign = 1 if claim.kind == "not-worse" else -1
-    moved = Interval(*(x + sign * margin for x in contrast.interval))
-    return contrast.decision(statistics.verdict(moved, sign), contrast.p(sign * margin), note)
+    moved = Interval(*(x + sign * margin for x in interval))
+    return Decision.of(statistics.verdict(moved, sign), sets, _p(sets, sign * margin), note)
 
 
 def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin: float) -> Decision:
@@ -154,9 +141,9 @@ def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin:
 
     Shown is the link that decides against the claim, or else the smallest difference.
     """
-    contrasts = [Contrast(results, {better: 1.0, worse: -1.0}, on) for better, worse in links]
-    intervals = [contrast.interval for contrast in contrasts]
-    adjusted = statistics.holm([contrast.p(-margin) for contrast in contrasts])
+    contrasts = [contrast(results, {better: 1.0, worse: -1.0}, on) for better, worse in links]
+    intervals = [statistics.mean_interval(sets) for sets in contrasts]
+    adjusted = statistics.holm([_p(sets, -margin) for sets in contrasts])
     fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, adjusted, strict=True)]
     holds = all(interval.low > 0 for interval in intervals)
     verdict = "reproduced" if holds else "not reproduced" if any(fails) else "undecided"
@@ -167,7 +154,7 @@ def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin:
         f"[{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
         for (better, worse), i in zip(links, intervals, strict=True)
     )
-    return weakest.decision(verdict, weakest.p(), note)
+    return Decision.of(verdict, weakest, _p(weakest), note)
 
 
 def _inner(arms: Mapping[float, str], results: Results) -> list[tuple[str, str]]:
@@ -197,10 +184,10 @@ def _slope(
         raise NotRun(f"{len(own)} teachers whose own score is known, expected three or more")
     weights = SLOPE * (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     labels = [arms[name] for name in own]
-    contrast = Contrast(results, dict(zip(labels, weights, strict=True)), claim.on)
+    sets = contrast(results, dict(zip(labels, weights, strict=True)), claim.on)
     note = "teachers' own NDCG@10: " + ", ".join(f"{name} {own[name]:.3f}" for name in own)
-    verdict = statistics.verdict(contrast.interval, margin=margin)
-    return contrast.decision(verdict, contrast.p(), note)
+    verdict = statistics.verdict(statistics.mean_interval(sets), margin=margin)
+    return Decision.of(verdict, sets, _p(sets), note)
 
 
 def short(label: str) -> str:

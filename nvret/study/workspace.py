@@ -166,7 +166,7 @@ class Workspace:
         return teachers.prepare(self.teacher(name), self.train(train), progress=self.progress)
 
     @cache  # noqa: B019
-    def forbidden(self, train: str | None = None) -> list[np.ndarray]:
+    def exclusions(self, train: str | None = None) -> list[np.ndarray]:
         """For each question of a training set the passages that are never its negatives."""
         return mining.exclusions(self.train(train), self.settings.mining.near_duplicates)
 

@@ -1,7 +1,7 @@
 """Fine-tuning on mined negatives: settings, batches and loss, the loop, adapters.
 
-Read `config`, `trainer`, `finetuning`, `lora`, in this order. ``finetune`` and ``TrainingConfig``
-can be imported from here; what is heavy is imported when it is asked for.
+Read `config`, `batches`, `trainer`, `finetuning`, `lora`, in this order. ``finetune`` and
+``TrainingConfig`` can be imported from here; what is heavy is imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ import torch
 
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
-from nvret.negatives import Examples
 from nvret.teachers import Scorer
 from nvret.training import lora, trainer
+from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 from nvret.utils import processes, store
 from nvret.utils.errors import NvretError
@@ -94,7 +94,7 @@ def finetune(
             return pq.read_table(output / "training_log.parquet")
         main = processes.is_main_process()
         resume = processes.broadcast_object(_resumed(partial, inputs) if main else None)
-        batches = trainer.Collator.of(encoder, dataset, pairs, config, progress and main, guide)
+        batches = Collator.of(encoder, dataset, pairs, config, progress and main, guide)
         run = trainer.make_trainer(
             encoder, batches, config, seed, partial / "checkpoints", progress
         )

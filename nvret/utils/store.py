@@ -91,6 +91,11 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def hashed(name: str) -> bytes:
+    """A key that looks random and depends on the name alone: to draw the same sample everywhere."""
+    return hashlib.sha256(name.encode()).digest()
+
+
 def _sync(path: Path) -> None:
     """Flush a file or folder to the disk: a rename may otherwise outlive what it renames."""
     with contextlib.suppress(OSError):  # some filesystems cannot sync a folder

@@ -1,0 +1,173 @@
+"""Training examples as batches of tensors.
+
+Each (query, positive) pair of a data set is an example, whether or not a mining method found
+negatives for it, so that all methods train on the same queries in the same order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from nvret.data import RetrievalDataset
+from nvret.encode import Encoder
+from nvret.losses import FalseNegativeMask
+from nvret.models.batching import Ragged, token_budget_batches
+from nvret.negatives import rows_of
+from nvret.teachers import Scorer
+from nvret.training.config import TrainingConfig
+from nvret.utils.errors import NvretError
+
+# Tokens of a batch, and of its padding. On a CPU a batch should stay near its caches, yet each
+# further one adds up the gradients of all weights once more.
+BUDGETS = {"cpu": (2048, 64), "cuda": (32768, 2048)}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """P pairs and their negatives as row indices of the data set.
+
+    Attributes:
+        queries: (P,) int64, query rows.
+        positives: (P,) int64, corpus rows.
+        negatives: (P, K) int64, corpus rows by rank, -1 where a pair has fewer than K.
+    """
+
+    queries: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: RetrievalDataset, table: pa.Table) -> Examples:
+        """Join the data set's pairs, in its order, with a table of negatives as in `rows_of`.
+
+        Raises:
+            NvretError: as `rows_of`; no pair at all, or a pair's own positive as its negative.
+        """
+        queries, positives = dataset.pairs
+        if not len(queries):
+            raise NvretError(f"{dataset.name}: no query with a positive, nothing to train on")
+        rows = rows_of(table, dataset)
+        if (own := (rows["negative"] == rows["positive"]).to_numpy()).any():
+            row = int(own.argmax())
+            passage = table["negative_id"][row].as_py()
+            raise NvretError(f"negatives row {row}: {passage!r} is the pair's own positive")
+        depth = int(rows["place"].max()) + 1 if len(rows) else 0
+        negatives = np.full((len(queries), depth), -1, np.int64)
+        negatives[rows["pair"], rows["place"]] = rows["negative"]
+        return cls(queries, positives, negatives)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, index: int) -> int:
+        return index  # the collator looks up the whole batch at once
+
+
+@dataclass(frozen=True)
+class Collator:
+    """A batch of pairs as tensors: its distinct texts in groups of near-equal length.
+
+    Attributes:
+        examples: the pairs.
+        encoder: says how token ids become a batch.
+        queries, passages: token ids of the data set's texts, by ``query_slot``, ``passage_slot``.
+        query_slot, passage_slot: data set row -> row of the token ids.
+        mask: says which passages may not be negatives by chance; None: the loss takes none.
+        budget, slack: tokens of a batch and of its padding (`token_budget_batches`).
+    """
+
+    examples: Examples
+    encoder: Encoder
+    queries: Ragged
+    passages: Ragged
+    query_slot: np.ndarray
+    passage_slot: np.ndarray
+    mask: FalseNegativeMask | None = None
+    budget: int = 2048
+    slack: int = 64
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        dataset: RetrievalDataset,
+        pairs: Examples,
+        config: TrainingConfig,
+        progress: bool,
+        guide: Scorer | None = None,
+    ) -> Collator:
+        """Tokenize the texts that the pairs use, once."""
+        queries, query_slot = _tokens(
+            encoder, dataset.query_texts, "query", pairs.queries, config.query_max_length, progress
+        )
+        used = np.append(pairs.positives, pairs.negatives)
+        passages, passage_slot = _tokens(
+            encoder, dataset.passages, "passage", used, config.passage_max_length, progress
+        )
+        mask = None
+        if config.in_batch_negatives or config.memory_bank:
+            mask = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
+        budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
+        budget = min(budget, config.chunk_tokens or budget)
+        if encoder.layout.static:  # pads nothing and looks up all texts at once
+            budget = slack = sys.maxsize
+        return cls(pairs, encoder, queries, passages, query_slot, passage_slot, mask, budget, slack)
+
+    def _groups(self, tokens: Ragged, rows: np.ndarray) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Batches of the rows, and where each row's vector stands in their concatenation."""
+        lengths = tokens.lengths[rows]
+        parts = list(token_budget_batches(lengths, self.budget, slack=self.slack))
+        order = np.concatenate(parts)
+        batches = [self.encoder.collate(tokens, rows[part]) for part in parts]
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return batches, torch.from_numpy(back)
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
+        chosen = np.asarray(indices, np.int64)
+        rows, query_index = np.unique(self.examples.queries[chosen], return_inverse=True)
+        listed = np.column_stack([self.examples.positives[chosen], self.examples.negatives[chosen]])
+        pool, inverse = np.unique(listed, return_inverse=True)
+        inverse = inverse.reshape(listed.shape)
+        if pool[0] < 0:  # -1, no negative, is not a passage
+            pool, inverse = pool[1:], inverse - 1
+        query_batches, query_order = self._groups(self.queries, self.query_slot[rows])
+        passage_batches, passage_order = self._groups(self.passages, self.passage_slot[pool])
+        inputs = {
+            "query_batches": query_batches,
+            "passage_batches": passage_batches,
+            "query_order": query_order[torch.from_numpy(query_index.reshape(-1))],
+            "passage_order": passage_order,
+            "positives": torch.from_numpy(inverse[:, 0].copy()),
+            "negatives": torch.from_numpy(inverse[:, 1:].copy()),
+        }
+        if self.mask is not None:
+            queries = self.examples.queries[chosen]
+            inputs["known"] = torch.from_numpy(self.mask(queries, listed[:, 0], pool))
+            inputs["query_rows"] = torch.from_numpy(queries)
+            inputs["passage_rows"] = torch.from_numpy(pool)
+        return inputs
+
+
+def _tokens(
+    encoder: Encoder,
+    texts: Sequence[str],
+    kind: str,
+    used: np.ndarray,
+    max_length: int,
+    progress: bool,
+) -> tuple[Ragged, np.ndarray]:
+    """Token ids of the texts whose rows are used, and (N,) where each row's ids stand; -1: none."""
+    rows = np.unique(used[used >= 0])
+    slot = np.full(len(texts), -1, np.int64)
+    slot[rows] = np.arange(len(rows))
+    chosen = [texts[row] for row in rows]
+    return encoder.tokenize(chosen, kind, max_length=max_length, progress=progress), slot
