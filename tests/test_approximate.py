@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret import mining, negatives, search, teachers
 from nvret.data import load
 from nvret.scale import faiss_index
@@ -39,7 +40,7 @@ def test_fewer_probes_find_less_and_the_recall_says_so():
     assert recalls[0] < recalls[1] < recalls[2] == 1
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 100), st.floats(-0.5, 0.9), st.integers(0, 60))
 def test_ceiling_and_exclusions_hold_and_a_deeper_search_fills(seed, limit, excluded):
     queries, corpus = vectors(400, 7, 8, seed)

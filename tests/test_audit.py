@@ -3,9 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret import mining
 from nvret.analysis import audit, statistics
 from nvret.data import RetrievalDataset, from_texts
@@ -42,7 +43,7 @@ def table(rows):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 50), st.randoms())
 def test_one_positive_is_kept_whatever_the_order(seed, random):
     dataset = toy()

@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from helpers import examples
 from helpers.files import write_beir, write_rows
 from nvret import assets, cli, data, ensembles, methods, mining, negatives, teachers
 from nvret.analysis import judges
@@ -370,11 +371,7 @@ TOKENS = st.sampled_from(
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     broken=st.sampled_from(sorted(INPUTS)),
     suffix=st.sampled_from(SUFFIXES),

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret import data
 from nvret.data import RetrievalDataset
 from nvret.study import splits
@@ -229,7 +230,7 @@ def random_sets(draw):
     return clustered(passages, links, clusters)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(random_sets(), st.integers(0, 5), st.randoms())
 def test_split_separates_groups_and_ignores_the_order(dataset, seed, random):
     try:

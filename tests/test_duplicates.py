@@ -5,9 +5,10 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret.utils import near_duplicates
 from nvret.utils.errors import NvretError
 from nvret.utils.near_duplicates import clusters, components, near_duplicate_pairs, normalise
@@ -44,7 +45,7 @@ def brute_force(left, right, threshold, measure):
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(texts, st.none() | texts, thresholds, st.sampled_from(["jaccard", "overlap"]))
 def test_pairs_are_those_of_the_brute_force(left, right, threshold, measure):
     arrays = near_duplicate_pairs(left, right, threshold=threshold, measure=measure)
@@ -92,7 +93,7 @@ def test_bad_arguments_are_named(arguments, message):
         near_duplicate_pairs(["a b c"], **arguments)
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.text(st.characters(max_codepoint=127)))
 def test_the_short_way_for_ascii_is_the_long_way(text):
     folded = unicodedata.normalize("NFKC", text).casefold()

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from nvret import cli, data, methods, mining, negatives
 from nvret.analysis import audit, ceilings, inspection, inspection_report, statistics, suspects
 from nvret.data import from_texts
@@ -191,7 +192,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 5), SCORES, SCORES, st.booleans()), min
 
 
 @given(ROWS, st.sampled_from(["perc-pos", "margin-pos"]))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_survival_by_plain_loops(drawn, family):
     rows = pd.DataFrame(
         [(q, np.float32(s), np.float32(p)) for q, s, p, _ in drawn],
@@ -216,7 +217,7 @@ def test_survival_by_plain_loops(drawn, family):
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 1), st.floats(0.1, 1), st.booleans()), min_size=60))
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_a_suggestion_is_the_best_of_all_on_the_grid(drawn):
     rows = pd.DataFrame(
         [(i, np.float32(s), np.float32(p)) for i, (s, p, _) in enumerate(drawn)],

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from helpers import examples
 from nvret.analysis.statistics import (
     Interval,
     benjamini_hochberg,
@@ -37,7 +38,7 @@ def crossed(rng, seeds, queries, by_seed, by_query, rest):
 
 
 @given(scores=matrices, shift=st.floats(-5, 5), scale=st.floats(0.1, 10))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_interval_moves_with_the_scores(scores, shift, scale):
     one = mean_interval(scores)
     assert one.value == pytest.approx(scores.mean())
@@ -47,7 +48,7 @@ def test_interval_moves_with_the_scores(scores, shift, scale):
 
 
 @given(scores=matrices, order=st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_difference_is_antisymmetric_and_null_on_itself(scores, order):
     other = np.array(order.sample(list(scores.ravel()), scores.size)).reshape(scores.shape)
     ab = paired_difference(scores, other)
@@ -58,14 +59,14 @@ def test_difference_is_antisymmetric_and_null_on_itself(scores, order):
 
 
 @given(scores=matrices)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_order_of_seeds_and_queries_does_not_matter_to_t(scores):
     same = mean_interval(scores[::-1, ::-1])
     assert same == pytest.approx(mean_interval(scores), abs=1e-9)
 
 
 @given(scores=matrices)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_higher_level_is_wider(scores):
     narrow, wide = (mean_interval(scores, level) for level in (0.8, 0.99))
     assert wide.low <= narrow.low + 1e-12
@@ -203,7 +204,12 @@ def draw(rng, queries, share, alike):
 
 
 @pytest.mark.parametrize(
-    ("queries", "share", "alike"), [(200, 0.1, 0.3), (300, 0.01, 0.3), (300, 0.003, 0.5)]
+    ("queries", "share", "alike"),
+    [
+        pytest.param(200, 0.1, 0.3, marks=pytest.mark.thorough),
+        (300, 0.01, 0.3),
+        pytest.param(300, 0.003, 0.5, marks=pytest.mark.thorough),
+    ],
 )
 def test_intervals_hold_the_truth_nineteen_times_in_twenty(queries, share, alike):
     rng = np.random.default_rng(0)

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-import types
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 
+from helpers import examples
 from nvret.utils import store
 
 
@@ -139,15 +140,8 @@ def test_a_files_content_is_what_counts(tmp_path):
     assert store.fingerprint(tmp_path / "a") == store.fingerprint(tmp_path / "b")
 
 
-def module(source, tmp_path):
-    name = f"module_{time.perf_counter_ns()}"
-    (tmp_path / f"{name}.py").write_text(source)
-    made = types.ModuleType(name)
-    made.__file__ = str(tmp_path / f"{name}.py")
-    exec(compile(source, made.__file__, "exec"), made.__dict__)
-    return made
-
-
+@examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=()))), st.sampled_from([1, 2000]))
 def test_a_list_of_texts_is_hashed_as_the_json_of_the_whole(texts, times):
     texts = texts * times  # longer than what is hashed at once
     whole = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))

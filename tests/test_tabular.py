@@ -3,9 +3,10 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import examples
 from helpers.files import write_rows
 from nvret.io import inputs, tabular
 from nvret.io.inputs import Columns
@@ -54,7 +55,7 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size
 )
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(text, min_size=1, max_size=6))
 def test_any_text_survives(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any")
