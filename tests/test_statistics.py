@@ -10,7 +10,6 @@ from scipy import stats
 
 from nvret.analysis.statistics import (
     Interval,
-    benjamini_hochberg,
     holm,
     mean_interval,
     p_value,
@@ -62,14 +61,6 @@ def test_difference_is_antisymmetric_and_null_on_itself(scores, order):
 def test_order_of_seeds_and_queries_does_not_matter_to_t(scores):
     same = mean_interval(scores[::-1, ::-1])
     assert same == pytest.approx(mean_interval(scores), abs=1e-9)
-
-
-@given(scores=matrices)
-@settings(max_examples=60, deadline=None)
-def test_higher_level_is_wider(scores):
-    narrow, wide = (mean_interval(scores, level) for level in (0.8, 0.99))
-    assert wide.low <= narrow.low + 1e-12
-    assert wide.high >= narrow.high - 1e-12
 
 
 def test_one_seed_is_students_t_over_queries():
@@ -138,18 +129,6 @@ def test_holm_matches_the_step_down_procedure(values):
         assert rejected == set(np.flatnonzero(adjusted <= alpha))
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_benjamini_hochberg_matches_the_step_up_procedure(values):
-    adjusted = benjamini_hochberg(values)
-    assert np.all(adjusted <= holm(values) + 1e-12)
-    for alpha in (0.01, 0.05, 0.2):
-        ordered = np.sort(values)
-        steps = [k for k in range(1, len(values) + 1) if ordered[k - 1] <= alpha * k / len(values)]
-        rejected = values <= ordered[max(steps) - 1] if steps else np.zeros(len(values), bool)
-        near = np.isclose(adjusted, alpha)  # a product and a quotient may round apart
-        assert np.array_equal((adjusted <= alpha)[~near], np.asarray(rejected)[~near])
-
-
 @pytest.mark.parametrize(
     ("low", "high", "sign", "margin", "expected"),
     [
@@ -176,13 +155,10 @@ def test_verdict(low, high, sign, margin, expected):
         (lambda: mean_interval(np.array([[0.1, np.nan]])), "query column 1 is not finite"),
         (lambda: mean_interval([np.zeros((2, 5)), np.zeros((3, 5))]), "2 and 3 seeds"),
         (lambda: mean_interval([]), "no test set"),
-        (lambda: mean_interval(np.zeros((2, 5)), 95), "level is 95"),
         (lambda: paired_difference(np.zeros((2, 5)), np.zeros((2, 6))), "must match"),
         (lambda: paired_difference(np.zeros((2, 5)), np.zeros((3, 5))), "must match"),
         (lambda: paired_difference([np.zeros((2, 5))] * 2, np.zeros((2, 5))), "paired"),
         (lambda: holm([0.1, 2.0]), "p-values"),
-        (lambda: benjamini_hochberg([0.1, np.nan]), "p-values"),
-        (lambda: verdict(Interval(0, 0, 0), 2), "sign"),
     ],
 )
 def test_bad_input_is_named(call, message):
