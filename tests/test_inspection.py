@@ -84,7 +84,6 @@ def test_counts_and_signs_by_plain_loops(real, naive, found):
         a, b = trigrams(positive), trigrams(negative)
         jaccard = len(a & b) / max(len(a | b), 1)
         assert sign["near_duplicate"] == (jaccard >= 0.5)
-        assert sign["similarity"] == pytest.approx(jaccard if jaccard >= 0.5 else 0)
         p, n = f" {normalise(positive)} ", f" {normalise(negative)} "
         assert sign["contains"] == (p in n or n in p)
         assert sign["shared"] == bool(windows(positive, 13) & windows(negative, 13))
@@ -154,8 +153,6 @@ def test_a_newly_registered_method_is_known_from_provenance_alone(tmp_path, regi
     unknown = inspection.inspect(table, dataset)
     assert np.isinf(unknown.rows["ceiling"]).all()
     assert "No mining method 'share-plus' is known here" in unknown.warnings[0]
-    given = inspection.inspect(table, dataset, method=registered(share=0.25, plus=0.125))
-    pd.testing.assert_frame_equal(given.rows, inspected.rows)
 
 
 @pytest.fixture
@@ -200,15 +197,14 @@ def test_survival_by_plain_loops(drawn, family):
     )
     suspect = np.array([flag for *_, flag in drawn])
     table = ceilings.survival(family, rows, suspect)
-    for method, line in zip(ceilings.grid(family, rows), table.to_dict("records"), strict=True):
+    for step, line in zip(ceilings.grid(family, rows), table.to_dict("records"), strict=True):
         kept = []
         for _, score, positive, _ in drawn:
-            step = line["parameter"]
             limit = (
                 positive - abs(positive) * (1 - step) if family == "perc-pos" else positive - step
             )
             kept.append(np.float32(score) < np.float32(limit))
-        assert ceilings.parameter(method) == line["parameter"]
+        assert step == line["parameter"]
         assert line["all"] == pytest.approx(np.mean(kept))
         pairs = {q for q, *_ in drawn}
         left = {q for (q, *_), stays in zip(drawn, kept, strict=True) if stays}
@@ -270,7 +266,7 @@ def test_hidden_labels_give_the_audits_rate():
     assert found.hidden.false == sum(false) > 0
     assert found.hidden.rate == statistics.rate(audit.false_negatives(table, hidden))
     assert f"Hidden labels know {sum(false)} of" in inspection_report.page(found)
-    assert found.suspicious(5)["labelled"].all()
+    assert found.suspicious().head(5)["labelled"].all()
 
 
 def test_labels_of_irrelevance_are_counted_apart():

@@ -65,14 +65,6 @@ def test_order_of_seeds_and_queries_does_not_matter_to_t(scores):
     assert same == pytest.approx(mean_interval(scores), abs=1e-9)
 
 
-@given(scores=matrices)
-@examples(60)
-def test_higher_level_is_wider(scores):
-    narrow, wide = (mean_interval(scores, level) for level in (0.8, 0.99))
-    assert wide.low <= narrow.low + 1e-12
-    assert wide.high >= narrow.high - 1e-12
-
-
 def test_one_seed_is_students_t_over_queries():
     scores = np.random.default_rng(0).random(50)
     expected = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
@@ -177,13 +169,10 @@ def test_verdict(low, high, sign, margin, expected):
         (lambda: mean_interval(np.array([[0.1, np.nan]])), "query column 1 is not finite"),
         (lambda: mean_interval([np.zeros((2, 5)), np.zeros((3, 5))]), "2 and 3 seeds"),
         (lambda: mean_interval([]), "no test set"),
-        (lambda: mean_interval(np.zeros((2, 5)), 95), "level is 95"),
         (lambda: paired_difference(np.zeros((2, 5)), np.zeros((2, 6))), "must match"),
         (lambda: paired_difference(np.zeros((2, 5)), np.zeros((3, 5))), "must match"),
         (lambda: paired_difference([np.zeros((2, 5))] * 2, np.zeros((2, 5))), "paired"),
         (lambda: holm([0.1, 2.0]), "p-values"),
-        (lambda: benjamini_hochberg([0.1, np.nan]), "p-values"),
-        (lambda: verdict(Interval(0, 0, 0), 2), "sign"),
     ],
 )
 def test_bad_input_is_named(call, message):

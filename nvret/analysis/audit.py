@@ -9,7 +9,6 @@ compare.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from nvret.utils.store import hashed
 
 KEYS = ["query_id", "positive_id", "negative_id"]
 SEVERAL = 0.1  # share of queries with several positives from which a set can be audited by them
+MINED = ["query_id", "negative_id"]
 _ORDER = [("query_id", "ascending"), ("corpus_id", "ascending")]
 
 
@@ -124,8 +124,10 @@ def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
     [{'query_id': 'q0', 'corpus_id': 'p1'}]
     """
     judged = RetrievalDataset("hidden labels", dataset.corpus, dataset.queries, judgements)
-    labelled = set(zip(*(rows.tolist() for rows in dataset.pairs), strict=True))
-    pairs = sorted(set(zip(*(rows.tolist() for rows in judged.pairs), strict=True)) - labelled)
+    labelled, more = (
+        set(zip(*(rows.tolist() for rows in part.pairs), strict=True)) for part in (dataset, judged)
+    )
+    pairs = sorted(more - labelled)
     if not pairs:
         raise NvretError(
             f"{dataset.name}: the hidden labels hold no relevant pair that mining did not see"
@@ -158,9 +160,8 @@ def _cut_queries(hidden: Hidden, queries: int | None, seed: int) -> Hidden:
     if queries is None or queries >= len(ids):
         return hidden
     chosen = ids.take(pa.array(np.sort(np.argsort(pair_keys(ids, ids, seed))[:queries])))
-    kept = pc.is_in(hidden.pairs["query_id"], chosen.combine_chunks())
-    part = hidden.dataset.select(chosen.to_pylist())
-    return Hidden(part, hidden.pairs.filter(kept), hidden.source)
+    pairs = hidden.pairs.filter(pc.is_in(hidden.pairs["query_id"], chosen.combine_chunks()))
+    return hidden._replace(dataset=hidden.dataset.select(chosen.to_pylist()), pairs=pairs)
 
 
 def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
@@ -172,16 +173,16 @@ def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
     others = sorted((name for name in ids if name not in needed), key=hashed)
     kept = [*needed, *others[: max(0, passages - len(needed))]]
     part = part.select(part.queries["id"].to_pylist(), corpus_ids=kept)
-    return Hidden(part, hidden.pairs, hidden.source)
+    return hidden._replace(dataset=part)
 
 
 def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
     """(rows,) bool: which negatives of a table are hidden positives."""
-    if missing := set(KEYS) - set(table.column_names):
-        raise NvretError(f"negatives has no column {min(missing)!r}, only {table.column_names}")
-    pairs = pd.MultiIndex.from_frame(hidden.pairs.to_pandas())
-    mined = table.select(["query_id", "negative_id"]).to_pandas()
-    return pd.MultiIndex.from_frame(mined).isin(pairs)
+    return _index(table, MINED).isin(_index(hidden.pairs, ["query_id", "corpus_id"]))
+
+
+def _index(table: pa.Table, columns: list[str]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table.select(columns).to_pandas())
 
 
 def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
@@ -202,8 +203,7 @@ def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
     return counts.reindex(every, fill_value=0).astype(int).reset_index()
 
 
-@dataclass(frozen=True)
-class FalseNegatives:
+class FalseNegatives(NamedTuple):
     """How many of a table's negatives are known to be false.
 
     Attributes:
@@ -227,15 +227,9 @@ def summary(table: pa.Table, hidden: Hidden, judgements: pa.Table) -> FalseNegat
     ids = hidden.dataset.queries["id"].combine_chunks()
     counts = false_negatives(table.filter(pc.is_in(table["query_id"], ids)), hidden)
     irrelevant = judgements.filter(pc.less_equal(judgements["score"], 0))
-    judged = pd.MultiIndex.from_frame(irrelevant.select(["query_id", "corpus_id"]).to_pandas())
-    mined = pd.MultiIndex.from_frame(table.select(["query_id", "negative_id"]).to_pandas())
-    return FalseNegatives(
-        len(ids),
-        int(counts["mined"].sum()),
-        int(counts["false"].sum()),
-        rate(counts),
-        int(mined.isin(judged).sum()),
-    )
+    judged = _index(table, MINED).isin(_index(irrelevant, ["query_id", "corpus_id"]))
+    mined, false = (int(counts[name].sum()) for name in ("mined", "false"))
+    return FalseNegatives(len(ids), mined, false, rate(counts), int(judged.sum()))
 
 
 def by_rank(ranking: pa.Table, hidden: Hidden) -> pd.DataFrame:
@@ -263,13 +257,11 @@ def frontier(
         each kind that the method takes as well.
     """
     place = ranking.select([*KEYS, "rank"]).to_pandas().set_index(KEYS)["rank"]
-    reference = pd.MultiIndex.from_frame(tables[naive].select(KEYS).to_pandas())
+    reference = _index(tables[naive], KEYS)
     wrong = known(tables[naive], hidden)
     lines = []
     for method, table in tables.items():
-        counts = false_negatives(table, hidden)
-        false = known(table, hidden)
-        keys = pd.MultiIndex.from_frame(table.select(KEYS).to_pandas())
+        false, keys = known(table, hidden), _index(table, KEYS)
         ranks = place.reindex(keys).fillna(place.max() + 1).to_numpy()
         scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
         kept = reference.isin(keys)
@@ -278,7 +270,9 @@ def frontier(
                 "method": method,
                 "negatives": len(table),
                 "false": int(false.sum()),
-                **dict(zip(("rate", "low", "high"), rate(counts), strict=True)),
+                **dict(
+                    zip(("rate", "low", "high"), rate(false_negatives(table, hidden)), strict=True)
+                ),
                 "hardness": scores.sum() / positives.sum() if len(scores) else np.nan,
                 "mean rank": ranks.mean() if len(ranks) else np.nan,
                 "true kept": kept[~wrong].mean() if (~wrong).any() else np.nan,

@@ -6,15 +6,15 @@ with that ceiling gives more of them, since the next candidates fill the free pl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from nvret import methods
 
-Family = Literal["perc-pos", "margin-pos"]
+FAMILIES = {"perc-pos": methods.TopKPercPos, "margin-pos": methods.TopKMarginPos}
 LEAST = 20  # suspects, and half as many queries that have one, before anything is suggested
 DRAWS = 400
 
@@ -32,7 +32,7 @@ class Suggestion:
         why: why there is no suggestion; "" where there is one.
     """
 
-    family: Family
+    family: str
     parameter: float | None = None
     low: float = np.nan
     high: float = np.nan
@@ -43,28 +43,23 @@ class Suggestion:
     why: str = ""
 
 
-def grid(family: Family, rows: pd.DataFrame) -> list[methods.Method]:
-    """Ceilings to try, from the loosest to the tightest.
+def grid(family: str, rows: pd.DataFrame) -> np.ndarray:
+    """(51,) parameters to try, from the loosest to the tightest.
 
     Percentages run from 100 to 50 in whole steps. Margins run from 0 to the 95th percentile of the
     gaps between positive and negative, in 50 steps of a round size: a margin is a number on the
     teacher's own scale.
     """
     if family == "perc-pos":
-        return [methods.TopKPercPos(perc / 100) for perc in range(100, 49, -1)]
+        return np.arange(100, 49, -1) / 100
     gaps = rows["positive_score"].to_numpy(float) - rows["score"].to_numpy(float)
     rough = max(float(np.quantile(gaps, 0.95)), 1e-6) / 50
     size = 10 ** np.floor(np.log10(rough))
     step = next(size * f for f in (1, 2, 5, 10) if size * f >= rough * (1 - 1e-9))
-    return [methods.TopKMarginPos(float(f"{step * n:.6g}")) for n in range(51)]
+    return np.array([float(f"{step * n:.6g}") for n in range(51)])
 
 
-def parameter(method: methods.Method) -> float:
-    """The number of a percentage or margin rule."""
-    return next(iter(vars(method).values()))
-
-
-def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.DataFrame:
+def survival(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> pd.DataFrame:
     """Shares that stay under each ceiling of the grid.
 
     Args:
@@ -79,21 +74,14 @@ def survival(family: Family, rows: pd.DataFrame, suspect: np.ndarray) -> pd.Data
     [0.8, 0.5, 0.0, 1.0, 1.0]
     """
     lines = []
-    for method in grid(family, rows):
-        kept = _stays(method, rows)
-        lines.append(
-            {
-                "parameter": parameter(method),
-                "all": kept.mean(),
-                "suspects": kept[suspect].mean() if suspect.any() else np.nan,
-                "others": kept[~suspect].mean() if (~suspect).any() else np.nan,
-                "pairs": rows["pair"][kept].nunique() / rows["pair"].nunique(),
-            }
-        )
-    return pd.DataFrame(lines)
+    for parameter, kept in _kept(family, rows):
+        kinds = kept, kept[suspect], kept[~suspect]
+        shares = [kind.mean() if len(kind) else np.nan for kind in kinds]
+        lines.append((parameter, *shares, rows["pair"][kept].nunique() / rows["pair"].nunique()))
+    return pd.DataFrame(lines, columns=["parameter", "all", "suspects", "others", "pairs"])
 
 
-def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0) -> Suggestion:
+def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0) -> Suggestion:
     """The ceiling under which the suspects dropped, less the others dropped, are most.
 
     The score must separate them: where a 95 % interval of that difference (shares, bootstrap over
@@ -114,11 +102,11 @@ def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int =
         return Suggestion(**known, why=why)
     if suspect.all():
         return Suggestion(**known, why="every negative is suspicious")
-    steps = grid(family, rows)
+    values = grid(family, rows)
     codes, names = pd.factorize(rows["query"])
     # A negative falls at the first ceiling that it does not stay below, and at all tighter ones
-    falls = sum(_stays(method, rows).astype(np.int64) for method in steps)
-    totals = np.zeros((2, len(names), len(steps) + 1), np.float32)
+    falls = sum(kept.astype(np.int64) for _, kept in _kept(family, rows))
+    totals = np.zeros((2, len(names), len(values) + 1), np.float32)
     np.add.at(totals, (suspect.astype(int), codes, falls), 1)
     others, suspects = totals.cumsum(2)
     curve = _separation(np.ones(len(names), np.float32), suspects, others)
@@ -129,7 +117,6 @@ def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int =
     if curve[best] <= 0 or np.quantile(curves[:, best], 0.025) <= 0:
         why = "the score does not tell the suspicious negatives from the others"
         return Suggestion(**known, why=why)
-    values = np.array([parameter(method) for method in steps])
     low, high = np.quantile(values[curves.argmax(1)], [0.025, 0.975], method="nearest")
     return Suggestion(
         **known,
@@ -141,9 +128,11 @@ def suggest(family: Family, rows: pd.DataFrame, suspect: np.ndarray, seed: int =
     )
 
 
-def _stays(method: methods.Method, rows: pd.DataFrame) -> np.ndarray:
-    """(rows,) bool: which negatives lie below the method's ceiling."""
-    return rows["score"].to_numpy() < method.ceiling(rows["positive_score"].to_numpy(), safe=True)
+def _kept(family: str, rows: pd.DataFrame) -> Iterator[tuple[float, np.ndarray]]:
+    """Each parameter of the grid, and which negatives lie below its ceilings, (rows,) bool."""
+    scores, positives = rows["score"].to_numpy(), rows["positive_score"].to_numpy()
+    for parameter in grid(family, rows).tolist():
+        yield parameter, scores < FAMILIES[family](parameter).ceiling(positives, safe=True)
 
 
 def _separation(weights: np.ndarray, suspects: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ negatives come to their ceilings, which ones look like answers that nobody label
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ import pyarrow as pa
 from nvret import methods, negatives, teachers
 from nvret.analysis import audit, ceilings, suspects
 from nvret.data import RetrievalDataset
-from nvret.methods import Method
 from nvret.sampling import draw_rows, pair_keys
 from nvret.utils.errors import NvretError
 
@@ -32,18 +30,16 @@ class Inspection:
         dataset: the texts and labels.
         method: what mined the table, in words.
         facts: of ``nvret.negatives.provenance``.
-        rows: a row for each negative, in the table's order: pair (number of the (query, positive)
-            pair), query, positive, negative (rows of the data set), rank, score, positive_score,
-            ceiling (inf: none), room (ceiling - score), gap (positive_score - score), ratio
-            (score / positive_score; NaN where the positive scores 0 or less), the signs of
-            ``nvret.analysis.suspects``, and suspect (has a sign in its text or labels, whatever
-            it scores).
+        rows: of ``nvret.negatives.rows_of``, a row for each negative, and ceiling (inf: none),
+            room (ceiling - score), gap (positive_score - score), ratio (score / positive_score;
+            NaN where the positive scores 0 or less), the signs of ``nvret.analysis.suspects``, and
+            suspect (has a sign in its text or labels, whatever it scores).
         counts: numbers by name: queries, pairs, negatives, asked (a pair), short, empty, passages
             (different negatives), at_ceiling (negatives at or above their ceiling), suspects (by
             text or label), above (at or above the positive's score), repeats.
         survival: by "perc-pos" and "margin-pos" what would stay (`ceilings.survival`).
         suggestions: by the same names (``nvret.analysis.ceilings.suggest``).
-        hubs: passages mined for most queries: negative, queries.
+        hubs: passages by the number of queries that they are mined for: negative, queries.
         random_scores: (pairs,) of a random passage each; None without a teacher.
         hidden: known false negatives by labels that mining did not see; None without them.
         warnings: what makes the numbers doubtful, a sentence each.
@@ -59,7 +55,7 @@ class Inspection:
     hubs: pd.DataFrame
     random_scores: np.ndarray | None
     hidden: audit.FalseNegatives | None
-    warnings: Sequence[str]
+    warnings: list[str]
 
     def __repr__(self) -> str:
         return (
@@ -67,18 +63,17 @@ class Inspection:
             f"{self.counts['pairs']} pairs, {self.counts['suspects']} suspicious>"
         )
 
-    def suspicious(self, number: int = 50) -> pd.DataFrame:
-        """The rows of the most suspicious negatives, those that have a sign, first the worst."""
+    def suspicious(self) -> pd.DataFrame:
+        """The rows of the negatives that have a sign, first the worst."""
         ordered = self.rows.iloc[suspects.order(self.rows)]
         signs = [sign for sign in suspects.REASONS if sign != "hub"]
-        return ordered[ordered[signs].any(axis=1)].head(number)
+        return ordered[ordered[signs].any(axis=1)]
 
 
 def inspect(
     table: pa.Table,
     dataset: RetrievalDataset,
     *,
-    method: Method | None = None,
     hidden: pa.Table | None = None,
     teacher: str | teachers.Teacher | teachers.Scorer | None = None,
     progress: bool = True,
@@ -88,7 +83,6 @@ def inspect(
     Args:
         table: of ``mining.mine`` or ``negatives.load``, with its provenance.
         dataset: what they were mined from.
-        method: that mined them; None: the one that the provenance names.
         hidden: more labels, columns query_id, corpus_id, score; those that the data set holds too
             are no news and do not count.
         teacher: the table's own; adds the scores of random passages to compare with.
@@ -108,11 +102,7 @@ def inspect(
     facts = negatives.provenance(table)
     if not table.num_rows:
         raise NvretError(f"{dataset.name}: the table holds no negatives, expected at least one")
-    rows = negatives.rows_of(table, dataset)
-    record = facts.get("method")
-    if method is None and record and record["name"] in methods.BY_NAME:
-        method = methods.build_method(record["name"], **record["parameters"])
-    rows = _with_ceilings(rows, method, facts)
+    rows = _with_ceilings(negatives.rows_of(table, dataset), facts)
     labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(
         pd.MultiIndex.from_arrays(dataset.pairs)
     )
@@ -126,7 +116,7 @@ def inspect(
     hubs = rows[["negative", "mined_for"]].drop_duplicates()
     hubs = hubs.sort_values(["mined_for", "negative"], ascending=[False, True])
     counts = _counts(rows, dataset, facts)
-    families: tuple[ceilings.Family, ...] = ("perc-pos", "margin-pos")
+    families = ceilings.FAMILIES
     return Inspection(
         dataset=dataset,
         method=", ".join(table["method"].unique().to_pylist()),
@@ -138,22 +128,29 @@ def inspect(
         hubs=hubs.rename(columns={"mined_for": "queries"}).reset_index(drop=True),
         random_scores=None if teacher is None else _random(dataset, facts, teacher, progress),
         hidden=known,
-        warnings=_warnings(counts, facts, dataset, method),
+        warnings=_warnings(counts, facts, dataset),
     )
 
 
-def _with_ceilings(rows: pd.DataFrame, method: Method | None, facts: dict) -> pd.DataFrame:
+def _method_name(facts: dict) -> str | None:
+    return (facts.get("method") or {}).get("name")
+
+
+def _with_ceilings(rows: pd.DataFrame, facts: dict) -> pd.DataFrame:
     """The rows with ceiling, room, gap and ratio."""
-    limiting = rows["positive_score"]
-    if facts.get("ceiling_positive") == "lowest":
-        limiting = rows.groupby("query")["positive_score"].transform("min")
-    safe = facts.get("negative_positives") == "safe"
-    ceiling = np.inf if method is None else method.ceiling(limiting.to_numpy(), safe=safe)
+    positive, ceiling = rows["positive_score"], np.inf
+    if _method_name(facts) in methods.BY_NAME:
+        method = methods.build_method(facts["method"]["name"], **facts["method"]["parameters"])
+        limiting = positive
+        if facts.get("ceiling_positive") == "lowest":
+            limiting = rows.groupby("query")["positive_score"].transform("min")
+        safe = facts.get("negative_positives") == "safe"
+        ceiling = method.ceiling(limiting.to_numpy(), safe=safe)
     return rows.assign(
         ceiling=ceiling,
         room=ceiling - rows["score"],
-        gap=rows["positive_score"] - rows["score"],
-        ratio=(rows["score"] / rows["positive_score"]).where(rows["positive_score"] > 0),
+        gap=positive - rows["score"],
+        ratio=(rows["score"] / positive).where(positive > 0),
     )
 
 
@@ -191,37 +188,35 @@ def _random(dataset: RetrievalDataset, facts: dict, teacher: Any, progress: bool
     return scorer.pair_scores(queries[drawn >= 0], drawn[drawn >= 0])
 
 
-def _warnings(
-    counts: dict, facts: dict, dataset: RetrievalDataset, method: Method | None
-) -> list[str]:
-    warnings = []
-    if facts.get("dataset_fingerprint") not in (None, dataset.fingerprint):
-        warnings.append(
+def _warnings(counts: dict, facts: dict, dataset: RetrievalDataset) -> list[str]:
+    name, below = _method_name(facts), facts.get("positives_below_zero")
+    mined_for, at_ceiling, repeats = facts.get("pairs"), counts["at_ceiling"], counts["repeats"]
+    cases = [
+        (
+            facts.get("dataset_fingerprint") not in (None, dataset.fingerprint),
             "The data differ from those that the table was mined from; every id is known, but "
-            "texts, labels or other queries may be others."
-        )
-    if facts.get("pairs", counts["pairs"]) != counts["pairs"]:
-        warnings.append(
-            f"The table was mined for {facts['pairs']} pairs, the data hold {counts['pairs']}: "
-            "pairs that were never mined for count as empty."
-        )
-    if below := facts.get("positives_below_zero"):
-        warnings.append(
+            "texts, labels or other queries may be others.",
+        ),
+        (
+            mined_for not in (None, counts["pairs"]),
+            f"The table was mined for {mined_for} pairs, the data hold {counts['pairs']}: "
+            "pairs that were never mined for count as empty.",
+        ),
+        (
+            below,
             f"{below} positives score below 0. A percentage of such a score lies above it unless "
-            "mining was told to be safe, and a ratio to it says nothing."
-        )
-    if method is None:
-        name = (facts.get("method") or {}).get("name")
-        warnings.append(
-            f"No mining method {name!r} is known here, so that its ceilings are not."
-            if name
-            else "The table does not say which method mined it, so that no ceiling is known."
-        )
-    if counts["at_ceiling"]:
-        warnings.append(
-            f"{counts['at_ceiling']} negatives do not lie below the method's ceiling: the table "
-            "was changed after mining, or another method made these rows."
-        )
-    if counts["repeats"]:
-        warnings.append(f"{counts['repeats']} rows repeat a passage that their pair has already.")
-    return warnings
+            "mining was told to be safe, and a ratio to it says nothing.",
+        ),
+        (
+            name and name not in methods.BY_NAME,
+            f"No mining method {name!r} is known here, so that its ceilings are not.",
+        ),
+        (not name, "The table does not say which method mined it, so that no ceiling is known."),
+        (
+            at_ceiling,
+            f"{at_ceiling} negatives do not lie below the method's ceiling: the table was changed "
+            "after mining, or another method made these rows.",
+        ),
+        (repeats, f"{repeats} rows repeat a passage that their pair has already."),
+    ]
+    return [sentence for applies, sentence in cases if applies]

@@ -70,11 +70,10 @@ def show(inspection: Inspection) -> HTML:
     from IPython.display import HTML
 
     text = html.escape(page(inspection, suspicious=20, sample=20), quote=True)
-    frame = (
-        '<iframe sandbox="allow-scripts" title="Report on mined negatives" '
-        f'style="width:100%;height:44rem;border:1px solid #8888" srcdoc="{text}"></iframe>'
+    return HTML(
+        '<div><iframe sandbox="allow-scripts" title="Report on mined negatives" '
+        f'style="width:100%;height:44rem;border:1px solid #8888" srcdoc="{text}"></iframe></div>'
     )
-    return HTML(f"<div>{frame}</div>")
 
 
 def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
@@ -92,7 +91,7 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "number": "{:,}".format, "score": "{:.3f}".format}
-    worst = inspection.suspicious(len(inspection.rows))
+    worst = inspection.suspicious()
     return environment.get_template("inspect.html").render(
         inspection=inspection,
         counts=inspection.counts,
@@ -103,14 +102,12 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
         suspicious=[_case(inspection, row) for _, row in worst.head(suspicious).iterrows()],
         suspicious_all=len(worst),
         sample=_sample(inspection, sample),
-        hubs=_hubs(inspection),
+        hubs=inspection.hubs.head(HUBS),
         hub_limit=suspects.hub_limit(len(inspection.dataset.queries)),
-        suggestions=[_suggestion(inspection, family) for family in FAMILIES],
+        suggestions=[*map(_suggestion, inspection.suggestions.values())],
         facts=_flat(inspection.facts),
-        run=suspects.RUN,
-        similar=suspects.SIMILAR,
-        least=ceilings.LEAST,
-        draws=ceilings.DRAWS,
+        suspects=suspects,
+        ceilings=ceilings,
     )
 
 
@@ -139,10 +136,9 @@ def findings(inspection: Inspection) -> list[tuple[str, str]]:
             "a lower bound."
         )
         lines.append(("look" if hidden.false else "good", sentence))
-    if by_text := int(rows[suspects.TEXT].any(axis=1).sum()):
-        lines.append(("look", f"{by_text:,} share much of their positive's wording."))
-    else:
-        lines.append(("good", "None shares much of its positive's wording."))
+    by_text = int(rows[suspects.TEXT].any(axis=1).sum())
+    sentence = f"{by_text:,} share much of their" if by_text else "None shares much of its"
+    lines.append(("look" if by_text else "good", f"{sentence} positive's wording."))
     above = counts["above"] / counts["negatives"]
     sentence = f"{counts['above']:,} ({share(above)}) score at or above their positive"
     lines.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
@@ -157,8 +153,8 @@ def findings(inspection: Inspection) -> list[tuple[str, str]]:
     queries, limit = inspection.hubs["queries"], suspects.hub_limit(len(inspection.dataset.queries))
     sentence = (
         f"{counts['passages']:,} different passages stand in {counts['negatives']:,} places; "
-        f"{int((queries >= limit).sum()):,} are mined for {limit:,} queries or more, one for "
-        f"{int(queries.iloc[0]):,}."
+        f"{(queries >= limit).sum():,} are mined for {limit:,} queries or more, one for "
+        f"{queries[0]:,}."
     )
     return [*lines, ("note", sentence), *(("look", warning) for warning in inspection.warnings)]
 
@@ -166,60 +162,43 @@ def findings(inspection: Inspection) -> list[tuple[str, str]]:
 def _case(inspection: Inspection, row: pd.Series) -> dict[str, Any]:
     """A negative with its query and positive, ready to be read."""
     dataset = inspection.dataset
-    case: dict[str, Any] = {"row": row, "reasons": suspects.reasons(row), "run": None}
+    reasons = [text for sign, text in suspects.REASONS.items() if row[sign]]
+    case: dict[str, Any] = {"row": row, "reasons": reasons}
     for name, ids, texts in (
         ("query", dataset.queries["id"], dataset.query_texts),
         ("positive", dataset.corpus["id"], dataset.passages),
         ("negative", dataset.corpus["id"], dataset.passages),
     ):
-        case |= {name: texts[int(row[name])], f"{name}_id": ids[int(row[name])].as_py()}
-    if row[suspects.TEXT].any():
-        case["run"] = suspects.longest_run(case["positive"], case["negative"])
+        case |= {name: texts[row[name]], f"{name}_id": ids[row[name]].as_py()}
+    similar = row[suspects.TEXT].any()
+    case["run"] = suspects.longest_run(case["positive"], case["negative"]) if similar else []
     return case
 
 
 def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
     """The negatives of some pairs, in rank order; the same pairs whatever the table's order."""
     queries, passages = inspection.dataset.queries["id"], inspection.dataset.corpus["id"]
-    pairs = inspection.rows.drop_duplicates("pair")
-    keys = [
-        hashed(f"{queries[query].as_py()} {passages[positive].as_py()}")
-        for query, positive in pairs[["query", "positive"]].to_numpy().tolist()
-    ]
-    chosen = pairs["pair"].to_numpy()[np.argsort(keys, kind="stable")[:number]]
-    groups = inspection.rows[inspection.rows["pair"].isin(chosen)].groupby("pair", sort=True)
+    rows = inspection.rows.sort_values(["pair", "rank"])
+    pairs = rows.drop_duplicates("pair").set_index("pair")[["query", "positive"]]
+    keys = [hashed(f"{queries[a].as_py()} {passages[b].as_py()}") for a, b in pairs.to_numpy()]
+    chosen = pairs.index[np.argsort(keys, kind="stable")[:number]]
     return [
-        [_case(inspection, row) for _, row in group.sort_values("rank").iterrows()]
-        for _, group in groups
+        [_case(inspection, row) for _, row in group.iterrows()]
+        for _, group in rows[rows["pair"].isin(chosen)].groupby("pair")
     ]
 
 
-def _hubs(inspection: Inspection) -> list[dict[str, Any]]:
-    dataset = inspection.dataset
-    return [
-        {
-            "id": dataset.corpus["id"][int(row.negative)].as_py(),
-            "text": dataset.passages[int(row.negative)],
-            "queries": int(row.queries),
-            "share": row.queries / len(dataset.queries),
-        }
-        for row in inspection.hubs.head(HUBS).itertuples()
-    ]
-
-
-def _suggestion(inspection: Inspection, family: ceilings.Family) -> dict[str, Any]:
+def _suggestion(chosen: ceilings.Suggestion) -> dict[str, Any]:
     """A suggestion in words; no ``value`` where there is none."""
-    chosen = inspection.suggestions[family]
-    words = {"name": FAMILIES[family], "chosen": chosen, "value": ""}
+    words = {"name": FAMILIES[chosen.family], "chosen": chosen, "value": ""}
     if chosen.parameter is None:
         return words
-    shown = "{:.4g}" if family == "margin-pos" else "{:.0%}"
+    shown, flag = ("{:.4g}", "margin") if chosen.family == "margin-pos" else ("{:.0%}", "perc")
     value, low, high = (
         shown.format(number).replace("%", " %")
         for number in (chosen.parameter, chosen.low, chosen.high)
     )
-    flag = "--perc" if family == "perc-pos" else "--margin"
-    command = f"--method {family} {flag} {chosen.parameter:g}"
+    command = f"--method {chosen.family} --{flag} {chosen.parameter:g}"
     return words | {"value": value, "interval": f"{low} to {high}", "command": command}
 
 

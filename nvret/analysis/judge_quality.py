@@ -127,7 +127,10 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
     from sklearn.metrics import precision_score, recall_score
 
     known, score = _known(judged)
-    flagged, weight = score >= judged.threshold, _weights(known, share)
+    flagged, sampled = score >= judged.threshold, known.mean()
+    weight = np.ones(len(known))
+    if share is not None and 0 < sampled < 1:
+        weight = np.where(known, share / sampled, (1 - share) / (1 - sampled))
     area = auc_interval(known, score, judged.table["query_id"].to_numpy())
     options = {"sample_weight": weight, "zero_division": np.nan}
     return {
@@ -139,14 +142,6 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
         "recall": float(recall_score(known, flagged, **options)),
         **dict(zip(("AUC", "low", "high"), area, strict=True)),
     }
-
-
-def _weights(known: np.ndarray, share: float | None) -> np.ndarray:
-    """(P,) what each pair stands for, where hidden positives were sampled more often."""
-    sampled = known.mean()
-    if share is None or not 0 < sampled < 1:
-        return np.ones(len(known))
-    return np.where(known, share / sampled, (1 - share) / (1 - sampled))
 
 
 def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> Interval:
@@ -171,25 +166,17 @@ def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> I
     return Interval(float(roc_auc_score(known, score)), float(low), float(high))
 
 
-def curve(judged: Judged, share: float | None = None) -> pd.DataFrame:
-    """Every threshold that changes anything: threshold, precision, recall, and ``removed``, the
-    share of the other negatives that are thrown out with the caught ones.
-
-    ``share`` as in `quality`.
+def curve(judged: Judged) -> pd.DataFrame:
+    """At every threshold that changes anything: recall of the hidden positives, and ``removed``,
+    the share of the other negatives that are thrown out with them.
     """
     from sklearn.metrics import roc_curve
 
     known, score = _known(judged)
     if known.all() or not known.any():
-        return pd.DataFrame(columns=["threshold", "precision", "recall", "removed"], dtype=float)
-    # The first point lies above all scores
-    removed, recall, at = (x[1:] for x in roc_curve(known, score, drop_intermediate=False))
-    weight = _weights(known, share)
-    right, wrong = recall * weight[known].sum(), removed * weight[~known].sum()
-    precision = right / (right + wrong)
-    return pd.DataFrame(
-        {"threshold": at, "precision": precision, "recall": recall, "removed": removed}
-    )
+        return pd.DataFrame(columns=["recall", "removed"], dtype=float)
+    removed, recall, _ = roc_curve(known, score, drop_intermediate=False)
+    return pd.DataFrame({"recall": recall, "removed": removed})[1:]  # the first is above all scores
 
 
 def _known(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
@@ -205,9 +192,8 @@ def _rows(table: pa.Table, hidden: Hidden | None, scores: np.ndarray) -> pd.Data
 
 def _texts(ids: pa.ChunkedArray, texts: list[str], table: pa.Table, column: str) -> list[str]:
     text = dict(zip(ids.to_pylist(), texts, strict=True))
-    read = [text.get(name) for name in table[column].to_pylist()]
-    if None in read:
-        row = read.index(None)
-        name = table[column][row].as_py()
-        raise NvretError(f"negatives row {row}: {column} {name!r} is not in the data set")
-    return read
+    names = table[column].to_pylist()
+    for row, name in enumerate(names):
+        if name not in text:
+            raise NvretError(f"negatives row {row}: {column} {name!r} is not in the data set")
+    return [text[name] for name in names]

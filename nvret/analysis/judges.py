@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +26,7 @@ from nvret.assets import model_folder
 from nvret.encode import Encoder
 from nvret.models import layout
 from nvret.models.backbones import quiet
-from nvret.models.batching import Ragged, check_texts, in_threads, token_budget_batches
+from nvret.models.batching import Ragged, in_threads, token_budget_batches
 from nvret.utils.errors import NvretError
 
 ASK = (
@@ -80,7 +81,6 @@ class BiEncoderJudge:
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts, *, progress: bool = True
     ) -> Scores:
-        size = _check(queries, passages, positives)
         vectors, tokens = [], 0
         for texts, kind in ((queries, "query"), ([*passages, *positives], "passage")):
             limit = {"max_length": self.max_length}
@@ -88,9 +88,8 @@ class BiEncoderJudge:
             distinct = list(dict.fromkeys(texts))  # equal texts are encoded once
             tokens += len(self.encoder.tokenize(distinct, kind, progress=False, **limit).ids)
         query, passage = vectors
-        own, labelled = (
-            np.einsum("pd,pd->p", query, part) for part in (passage[:size], passage[size:])
-        )
+        parts = np.split(passage, [len(passages)])
+        own, labelled = (np.einsum("pd,pd->p", query, part) for part in parts)
         return Scores(shares(own, labelled), tokens)
 
 
@@ -111,33 +110,23 @@ class LanguageModelJudge:
 
     Args:
         model: a name of ``nvret.assets`` or a folder.
-        ask: the question, with {passage} and {query}; put into the tokenizer's chat template.
         max_length: tokens that are read of a passage.
     Raises:
-        NvretError: a folder without its weights, a question without its two places.
+        NvretError: a folder without its weights.
     """
 
     threshold = 0.5
 
-    def __init__(
-        self,
-        model: str | Path = "smollm2-135m",
-        *,
-        ask: str = ASK,
-        max_length: int = 256,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, model: str | Path, *, max_length: int = 256, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        if ask.count("{passage}") != 1 or ask.count("{query}") != 1:
-            raise NvretError(f"ask is {ask!r}, expected {{passage}} and {{query}} once each")
         self.name, self.max_length = Path(model).name, max_length
         folder = _checked_folder(AutoModelForCausalLM, model)
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
         self.model = loaded.to(device).eval()
-        self.parts, answers = _prompt(self.tokenizer, ask)
+        self.parts, answers = _prompt(self.tokenizer)
         yes, no = (ids[0] for ids in self._ids(answers))
         if yes == no:
             raise NvretError(f"{model}: its tokenizer begins Yes and No with the same token")
@@ -146,10 +135,10 @@ class LanguageModelJudge:
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
     ) -> Scores:
-        size = _check(queries, passages)
         places = {"{passage}": self._ids(passages, self.max_length), "{query}": self._ids(queries)}
         pieces = [
-            places[part] if part in places else self._ids([part]) * size for part in self.parts
+            places[part] if part in places else self._ids([part]) * len(queries)
+            for part in self.parts
         ]
         prompts = Ragged.of([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
         batches = token_budget_batches(prompts.lengths, TOKENS, slack=SLACK)
@@ -158,8 +147,8 @@ class LanguageModelJudge:
             results = in_threads(forward, batches)
         else:
             results = ((rows, forward(rows)) for rows in batches)
-        values = np.empty(size, np.float32)
-        with tqdm(total=size, desc=self.name, unit="pair", disable=not progress) as bar:
+        values = np.empty(len(queries), np.float32)
+        with tqdm(total=len(queries), desc=self.name, unit="pair", disable=not progress) as bar:
             for rows, probabilities in results:
                 values[rows] = probabilities
                 bar.update(len(rows))
@@ -215,7 +204,6 @@ class CrossEncoderJudge:
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
     ) -> Scores:
-        _check(queries, passages)
         cut = {"truncation": "only_second", "max_length": self.max_length}
         two = self.model.num_labels == 2
         values = self.model.predict(
@@ -237,14 +225,13 @@ def load(name: str, *, max_length: int = 128, device: str = "cpu") -> Judge:
     """
     folder = model_folder(name)
     options = {"max_length": max_length, "device": device}
-    if layout.read(folder).static:
-        return BiEncoderJudge(name, **options)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or [""])[0]
-    if architecture.endswith("ForSequenceClassification"):
-        return CrossEncoderJudge(folder, **options)
-    if architecture.startswith("Llama") or architecture.endswith("ForCausalLM"):
-        return LanguageModelJudge(name, **options)
+    if not layout.read(folder).static:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = (config.get("architectures") or [""])[0]
+        if architecture.endswith("ForSequenceClassification"):
+            return CrossEncoderJudge(folder, **options)
+        if architecture.startswith("Llama") or architecture.endswith("ForCausalLM"):
+            return LanguageModelJudge(name, **options)
     return BiEncoderJudge(name, **options)
 
 
@@ -263,27 +250,16 @@ def _checked_folder(kind: Any, model: str | Path) -> Path:
     return folder
 
 
-def _check(*texts: Texts) -> int:
-    """How many pairs there are; `NvretError` where a list is longer or holds no text."""
-    for name, part in zip(("queries", "passages", "positives"), texts, strict=False):
-        check_texts(part, name)
-        if len(part) != len(texts[0]):
-            raise NvretError(f"{len(texts[0])} queries and {len(part)} {name}, expected as many")
-    return len(texts[0])
-
-
-def _prompt(tokenizer: Any, ask: str) -> tuple[list[str], tuple[str, str]]:
+def _prompt(tokenizer: Any) -> tuple[list[str], tuple[str, str]]:
     """The prompt, cut before and after {passage} and {query}; how Yes and No follow it."""
     template = tokenizer.chat_template
     if template is None and "<|im_start|>" in tokenizer.get_vocab():
         template = CHATML
-    text, answers = f"{ask}\nAnswer:", (" Yes", " No")
+    text, answers = f"{ASK}\nAnswer:", (" Yes", " No")
     if template is not None:
-        message = [{"role": "user", "content": ask}]
+        message = [{"role": "user", "content": ASK}]
         text = tokenizer.apply_chat_template(
             message, chat_template=template, tokenize=False, add_generation_prompt=True
         )
         answers = ("Yes", "No")
-    for place in ("{passage}", "{query}"):
-        text = text.replace(place, f"\0{place}\0")
-    return [part for part in text.split("\0") if part], answers
+    return [part for part in re.split(r"(\{passage\}|\{query\})", text) if part], answers

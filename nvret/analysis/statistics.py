@@ -1,14 +1,13 @@
 """How sure is a mean over queries and seeds, a difference of two such means, or a rate?
 
-Means: a score has two sources of chance, the seed of the training run and the query. The two are
-crossed (every run answers every query), so that the S · Q scores are far from independent: treating
-them as such gives intervals that are much too narrow. Here the variance is that of a two-way
-random-effects layout, with Student's t and Satterthwaite's degrees of freedom. With three seeds
-whose spread dominates, that is a t with two degrees of freedom, whose quantile is 4.3 and not 1.96.
-A bootstrap that draws seeds and queries again is no substitute with few seeds: three seeds show
-only two thirds of their variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111).
-A single seed says nothing about the spread between seeds: the interval is then one over queries,
-for that one run.
+Intervals are of 95 %. Means: a score has two sources of chance, the seed of the training run and
+the query. The two are crossed (every run answers every query), so that the S · Q scores are far
+from independent: treating them as such gives intervals that are much too narrow. Here the variance
+is that of a two-way random-effects layout, with Student's t and Satterthwaite's degrees of freedom.
+With three seeds whose spread dominates, that is a t with two degrees of freedom, whose quantile is
+4.3 and not 1.96. A bootstrap is no substitute with few seeds: three seeds show only two thirds of
+their variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111). A single seed says
+nothing about the spread between seeds: the interval is then one over queries, for that one run.
 
 Rates: a rate of false negatives is a ratio of sums over queries (false negatives / negatives), and
 the negatives of one query resemble each other. Its variance is that of the linearised ratio, with
@@ -16,9 +15,9 @@ queries as the units. Rates near 0 are common, where "± 2 standard errors" is w
 over queries without any event has no width, so that the interval is Wilson's at the *effective*
 number of negatives: as many independent ones as would have that variance.
 
-Source: Satterthwaite 1946 (degrees of freedom); Holm 1979; Benjamini and Hochberg 1995; Cochran
-1977, section 6.3 (ratio); Korn and Graubard 1998, Survey Methodology 24 (effective size); Donner
-and Zou 2012, Stat. Methods Med. Res. 21 (ratio of two rates from their limits).
+Source: Satterthwaite 1946 (degrees of freedom); Holm 1979; Cochran 1977, section 6.3 (ratio); Korn
+and Graubard 1998, Survey Methodology 24 (effective size); Donner and Zou 2012, Stat. Methods Med.
+Res. 21 (ratio of two rates from their limits).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scores = np.ndarray | Sequence[np.ndarray]
+UPPER = 0.975  # the quantile at which a 95 % interval ends
 
 
 class Interval(NamedTuple):
@@ -44,23 +44,22 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(scores: Scores, level: float = 0.95) -> Interval:
+def mean_interval(scores: Scores) -> Interval:
     """The mean over seeds and queries.
 
     Args:
         scores: (S, Q) of one test set; or a list of (S, Q_i), one a test set, for the mean of the
             sets' means: the sets are given, not drawn, and row s is the same run in all of them.
-        level: share of such intervals that hold the true mean.
     Raises:
         NvretError: fewer than two queries, NaN, sets that differ in their number of seeds.
 
     >>> mean_interval(np.array([[0.25, 0.5, 0.75], [0.25, 0.5, 0.75]])).value
     0.5
     """
-    return _infer(_test_sets(scores, "scores"), level)[0]
+    return _infer(_test_sets(scores, "scores"))[0]
 
 
-def paired_difference(a: Scores, b: Scores, level: float = 0.95) -> Interval:
+def paired_difference(a: Scores, b: Scores) -> Interval:
     """The mean of a - b, paired by seed and by query.
 
     Args:
@@ -68,13 +67,12 @@ def paired_difference(a: Scores, b: Scores, level: float = 0.95) -> Interval:
         b: the same queries, and the same seeds in the same order. A system that has no seed (BM25,
             a model that is not trained here) has one row, which is compared with each row of the
             other.
-        level: as in ``mean_interval``.
 
     >>> low_noise = np.array([[0.50, 0.70, 0.30], [0.52, 0.72, 0.32]])
     >>> paired_difference(low_noise + 0.1, low_noise).low > 0.09
     True
     """
-    return _infer(_differences(a, b), level)[0]
+    return _infer(_differences(a, b))[0]
 
 
 def p_value(a: Scores, b: Scores) -> float:
@@ -83,49 +81,40 @@ def p_value(a: Scores, b: Scores) -> float:
     >>> p_value(np.array([[0.0, 1.0, 0.0, 1.0]]), np.array([[1.0, 0.0, 1.0, 0.0]]))
     1.0
     """
-    return _infer(_differences(a, b), 0.95)[1]
+    return _infer(_differences(a, b))[1]
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values: reject where they are at most alpha.
+    """(n,) Holm's adjusted p-values, in the same order: reject where they are at most alpha.
 
     The chance of one or more false rejections among all comparisons stays below alpha, whatever
     the dependence between them.
 
-    Args:
-        p_values: (n,) in [0, 1].
-    Returns:
-        (n,) in the same order.
-
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
-    values = _p_values(p_values)
+    values = np.asarray(p_values, dtype=np.float64)
+    if not np.all((values >= 0) & (values <= 1)):
+        raise NvretError(f"p-values are {p_values!r}, expected numbers in [0, 1]")
     order = values.argsort(kind="stable")
-    adjusted = np.empty_like(values)
     steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
-    """Benjamini and Hochberg's adjusted p-values: reject where they are at most alpha.
+    """(n,) Benjamini and Hochberg's adjusted p-values: reject where they are at most alpha.
 
     Of the rejected comparisons a share of at most alpha is expected to be false, where the
-    p-values are independent or positively dependent. It finds more than Holm among many
-    comparisons, of which some may be wrong.
-
-    Args:
-        p_values: (n,) in [0, 1].
-    Returns:
-        (n,) in the same order.
+    p-values are independent or positively dependent. Rejects no fewer than Holm.
 
     >>> benjamini_hochberg([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.04, 0.04]
     """
     from scipy.stats import false_discovery_control
 
-    return false_discovery_control(_p_values(p_values), method="bh")
+    return false_discovery_control(np.asarray(p_values, dtype=np.float64), method="bh")
 
 
 def verdict(
@@ -147,8 +136,6 @@ def verdict(
     >>> verdict(Interval(0.001, -0.001, 0.003), margin=0.005)
     'not reproduced'
     """
-    if sign not in (1, -1) or not margin >= 0:
-        raise NvretError(f"sign {sign!r}, margin {margin!r}: expected +1 or -1, and 0 or more")
     low, high = sorted((sign * interval.low, sign * interval.high))
     if low > 0:
         return "reproduced"
@@ -157,7 +144,7 @@ def verdict(
     return "undecided"
 
 
-def rate(counts: pd.DataFrame, level: float = 0.95) -> Interval:
+def rate(counts: pd.DataFrame) -> Interval:
     """Share of the negatives that are known to be false, with its interval over queries.
 
     Args:
@@ -170,10 +157,10 @@ def rate(counts: pd.DataFrame, level: float = 0.95) -> Interval:
     >>> rate(counts).value
     0.125
     """
-    return _ratio(counts).interval(level)
+    return _rate(counts)[0]
 
 
-def reduction(counts: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
+def reduction(counts: pd.DataFrame, reference: pd.DataFrame) -> Interval:
     """How much lower the rate is than the reference's: 1 - rate / rate of the reference.
 
     Paired by query: the interval comes from the limits of both rates and the correlation of their
@@ -191,12 +178,12 @@ def reduction(counts: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95
     if set(counts["query_id"]) ^ set(reference["query_id"]):
         sizes = [len(set(table["query_id"])) for table in (counts, reference)]
         raise NvretError(f"rates of other queries ({sizes[0]}, {sizes[1]}): they cannot be paired")
-    a, b = _ratio(reference), _ratio(counts)
-    if not a.value > 0:
+    (p, p_low, p_high), p_residuals = _rate(reference)
+    (q, q_low, q_high), q_residuals = _rate(counts)
+    if not p > 0:
         return Interval(np.nan, -np.inf, 1.0)
-    (p, p_low, p_high), (q, q_low, q_high) = a.interval(level), b.interval(level)
-    sizes = np.sqrt((a.residuals**2).sum() * (b.residuals**2).sum())
-    r = float((a.residuals * b.residuals).sum() / sizes) if sizes > 0 else 0.0
+    sizes = np.sqrt((p_residuals**2).sum() * (q_residuals**2).sum())
+    r = float((p_residuals * q_residuals).sum() / sizes) if sizes > 0 else 0.0
 
     def limit(q_end: float, p_end: float, sign: int) -> float:
         bottom = p_end * (2 * p - p_end)
@@ -208,42 +195,30 @@ def reduction(counts: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95
     return Interval(1 - q / p, float(1 - most), float(1 - max(limit(q_low, p_high, -1), 0.0)))
 
 
-class _Ratio(NamedTuple):
-    """A rate; the linearised residual of each query, whose sum of squares is the rate's variance;
-    how many negatives there are, and how many queries have any.
-    """
+def _rate(counts: pd.DataFrame) -> tuple[Interval, np.ndarray]:
+    """The rate; (Q,) linearised residuals, whose sum of squares is the rate's variance."""
+    from scipy.special import stdtrit
 
-    value: float
-    residuals: np.ndarray
-    negatives: int
-    queries: int
-
-    def interval(self, level: float) -> Interval:
-        from scipy.special import stdtrit
-
-        if self.negatives == 0:
-            return Interval(np.nan, 0.0, 1.0)
-        p, variance = self.value, float((self.residuals**2).sum())
-        # Without an event, or with events alone, nothing tells how much the negatives of a query
-        # resemble each other: count a query once
-        size = min(p * (1 - p) / variance, self.negatives) if variance > 0 else self.queries
-        t = float(stdtrit(max(self.queries - 1, 1), (1 + level) / 2))
-        centre, share = (p + t**2 / (2 * size)) / (1 + t**2 / size), t / (1 + t**2 / size)
-        reach = share * np.sqrt(p * (1 - p) / size + t**2 / (4 * size**2))
-        low, high = max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
-        return Interval(p, min(low, p), max(high, p))
-
-
-def _ratio(counts: pd.DataFrame) -> _Ratio:
     totals = counts.groupby("query_id")[["mined", "false"]].sum().sort_index()
     mined, false = totals["mined"].to_numpy(float), totals["false"].to_numpy(float)
-    value = false.sum() / mined.sum() if mined.sum() else np.nan
-    queries = int((mined > 0).sum())
-    scale = np.sqrt(queries / max(queries - 1, 1)) / max(mined.sum(), 1)
-    return _Ratio(float(value), scale * (false - value * mined), int(mined.sum()), queries)
+    negatives, queries = mined.sum(), int((mined > 0).sum())
+    if not negatives:
+        return Interval(np.nan, 0.0, 1.0), mined
+    p = float(false.sum() / negatives)
+    scale = np.sqrt(queries / max(queries - 1, 1)) / negatives
+    residuals = scale * (false - p * mined)
+    variance = float((residuals**2).sum())
+    # Without an event, or with events alone, nothing tells how much the negatives of a query
+    # resemble each other: count a query once
+    size = min(p * (1 - p) / variance, negatives) if variance > 0 else queries
+    t = float(stdtrit(max(queries - 1, 1), UPPER))
+    centre, share = (p + t**2 / (2 * size)) / (1 + t**2 / size), t / (1 + t**2 / size)
+    reach = share * np.sqrt(p * (1 - p) / size + t**2 / (4 * size**2))
+    low, high = max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+    return Interval(p, min(low, p), max(high, p)), residuals
 
 
-def _infer(sets: list[np.ndarray], level: float) -> tuple[Interval, float]:
+def _infer(sets: list[np.ndarray]) -> tuple[Interval, float]:
     """The interval, and the two-sided p-value of "the true mean is 0".
 
     Two-way random effects, score = mean + seed + query + rest, and Satterthwaite's t. The variance
@@ -252,8 +227,6 @@ def _infer(sets: list[np.ndarray], level: float) -> tuple[Interval, float]:
     """
     from scipy.special import stdtr, stdtrit
 
-    if not 0 < level < 1:
-        raise NvretError(f"level is {level!r}, expected a number between 0 and 1")
     num_seeds = len(sets[0])
     value = float(np.mean([scores.mean() for scores in sets]))
     parts, freedom, rest = [], [], 0.0  # variance components of the mean, their degrees of freedom
@@ -279,16 +252,9 @@ def _infer(sets: list[np.ndarray], level: float) -> tuple[Interval, float]:
     degrees = variance**2 / sum(p**2 / d for p, d in zip(parts, freedom, strict=True))
     degrees = max(degrees, min(freedom))
     error = float(np.sqrt(variance))
-    reach = float(stdtrit(degrees, (1 + level) / 2)) * error
+    reach = float(stdtrit(degrees, UPPER)) * error
     p = 2 * float(stdtr(degrees, -abs(value) / error))
     return Interval(value, value - reach, value + reach), p
-
-
-def _p_values(values: Sequence[float]) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not np.all((array >= 0) & (array <= 1)):
-        raise NvretError(f"p-values are {values!r}, expected a list of numbers in [0, 1]")
-    return array
 
 
 def _differences(a: Scores, b: Scores) -> list[np.ndarray]:

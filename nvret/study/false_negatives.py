@@ -195,7 +195,7 @@ class Audit:
     def curves(self) -> dict[str, dict[str, pd.DataFrame]]:
         """Set -> judge -> what it catches at each of its thresholds."""
         return {
-            name: {judged.judge: judge_quality.curve(judged, one.share) for judged in one.judged}
+            name: {judged.judge: judge_quality.curve(judged) for judged in one.judged}
             for name, one in self.sets.items()
         }
 

@@ -224,7 +224,7 @@ def judges(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """What a judge catches at each threshold, against what it throws out with it.
 
     Args:
-        curves: data set -> judge -> columns removed, recall, shares (`judge_quality.curve`).
+        curves: data set -> judge -> columns recall and removed, shares (`judge_quality.curve`).
     """
     figure, axes = panels(len(curves), 3.4, 3.0 * len(curves), sharey=True)
     colours = [BLACK, *COLOURS[:-1]]
