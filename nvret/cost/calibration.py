@@ -11,6 +11,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,24 +55,24 @@ def extra_memory(run: Run, device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE
-    process = psutil.Process()
-    before = highest = process.memory_info().rss
-    done = threading.Event()
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
 
-    def watch() -> None:
-        nonlocal highest
+    def watch() -> int:
+        most = before
         while not done.wait(0.002):
-            highest = max(highest, process.memory_info().rss)
+            most = max(most, process.memory_info().rss)
+        return max(most, process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        result = run()  # noqa: F841, held until it is counted
-        highest = max(highest, process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    return (highest - before) / MEBIBYTE
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(watch)
+        try:
+            held = run()
+        finally:
+            done.set()
+        most = watcher.result()
+        del held  # not before it was counted
+    return (most - before) / MEBIBYTE
 
 
 def check_device(name: str) -> torch.device:
@@ -135,10 +136,10 @@ def measure_search(
     def vectors(rows: int, dimension: int) -> torch.Tensor:
         return normalize(torch.randn(rows, dimension, generator=generator))
 
-    longest: dict[int, int] = {}  # sizes of one dimension share their vectors
-    for size in sizes:
-        longest[size.dimension] = max(size.passages, longest.get(size.dimension, 0))
-    corpora = {dimension: vectors(rows, dimension) for dimension, rows in longest.items()}
+    corpora: dict[int, torch.Tensor] = {}  # sizes of one dimension share their vectors
+    for size in sorted(sizes, key=lambda size: -size.passages):
+        if size.dimension not in corpora:
+            corpora[size.dimension] = vectors(size.passages, size.dimension)
 
     def prepare(size: Search) -> Run:
         corpus = corpora[size.dimension][: size.passages]
@@ -208,11 +209,7 @@ def measure_encoding(
 
 
 def measure_rate(encoder: Encoder, texts: list[str]) -> float:
-    """Operations a second of the device that a transformer lies on, in 10^12.
-
-    Args:
-        texts: a few hundred; encoded twice, and the second time counts.
-    """
+    """Operations a second of a transformer's device, in 10^12, timed on a few hundred texts."""
     table = encoder.backbone.get_input_embeddings().weight.numel()  # looked up, not multiplied
     parameters = sum(part.numel() for part in encoder.parameters()) - table
     return work.forward_operations(parameters, _token_rate(encoder, texts, progress=False)) / 1e12

@@ -103,21 +103,20 @@ def calibrate(
     encodings = calibration.measure_encoding(
         encoder, passages, passage_max_length, seconds=0.1 if rough else 0.5, progress=progress
     )
-    search_prices = _fit_table(searches, np.array([size.terms() for size in sizes]))
-    encoding_prices = _fit_table(encodings, encodings[["texts", "tokens", "squares"]].to_numpy())
-    searches["predicted_mebibytes"] = [size.memory(k) / calibration.MEBIBYTE for size in sizes]
-    return Calibration(
+    measured = Calibration(
         searches=searches,
         encodings=encodings,
-        search_prices=search_prices,
-        encoding_prices=encoding_prices,
+        search_prices=_fit_table(searches, np.array([size.terms() for size in sizes])),
+        encoding_prices=_fit_table(encodings, encodings[["texts", "tokens", "squares"]].to_numpy()),
         k=k,
         device=str(encoder.device),
         dimension=encoder.dimension,
-        weight_bytes=sum(part.numel() * part.element_size() for part in encoder.parameters()),
+        weight_bytes=sum(part.nbytes for part in encoder.parameters()),
         passage=sampled(encoder, passages, "passage", passage_max_length),
         query=sampled(encoder, queries, "query", query_max_length),
     )
+    searches["predicted_mebibytes"] = [size.memory(k) / calibration.MEBIBYTE for size in sizes]
+    return measured
 
 
 def fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
             for teacher, train, _ in searches
             if teacher != "bm25"
         ]
-        operations = 2 * sum(search.products for search in compared)
+        operations = 2.0 * sum(search.products for search in compared)
         steps.append(
             {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
         )
