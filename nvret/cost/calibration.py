@@ -8,11 +8,10 @@ and because the repeats of a size lie far apart, a busy minute does not spoil al
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,11 +35,7 @@ Run = Callable[[], Any]
 
 
 def clock(run: Run, device: torch.device) -> float:
-    """Seconds of a run; a GPU is waited for before the clock starts and before it stops.
-
-    >>> clock(lambda: None, torch.device("cpu")) < 1
-    True
-    """
+    """Seconds of a run; a GPU is waited for before the clock starts and before it stops."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     wait(device)
     start = time.perf_counter()
@@ -60,33 +55,28 @@ def extra_memory(run: Run, device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE
-    process = psutil.Process()
-    before = highest = process.memory_info().rss
-    done = threading.Event()
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
 
-    def watch() -> None:
-        nonlocal highest
+    def watch() -> int:
+        most = before
         while not done.wait(0.002):
-            highest = max(highest, process.memory_info().rss)
+            most = max(most, process.memory_info().rss)
+        return max(most, process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        result = run()  # held until it is counted
-        highest = max(highest, process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    del result
-    return (highest - before) / MEBIBYTE
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(watch)
+        try:
+            held = run()
+        finally:
+            done.set()
+        most = watcher.result()
+        del held  # not before it was counted
+    return (most - before) / MEBIBYTE
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name, once it has held a number; `NvretError` when it cannot.
-
-    >>> check_device("cpu")
-    device(type='cpu')
-    """
+    """The device of that name, once it has held a number; `NvretError` when it cannot."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -95,18 +85,18 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def sizes(dimension: int, k: int = 64, *, rough: bool = False) -> tuple[list[Search], Search]:
-    """Searches to fit on, about half a minute on two cores at 384 dimensions, and one to hold out.
+def sizes(dimension: int, k: int = 64, *, rough: bool = False) -> list[Search]:
+    """Searches to fit on, about half a minute on two cores at 384 dimensions; the last to hold out.
 
-    The one held out takes 4.5 times the multiply-adds of the largest other, and more passages than
-    one tile of scores holds. A large k needs more passages, since the search reads the scores of a
-    small corpus in another way (``nvret.search``).
+    That one takes 4.5 times the multiply-adds of the largest other, and more passages than one tile
+    of scores holds. A large k needs more passages, since the search reads the scores of a small
+    corpus in another way (``nvret.search``).
 
     Args:
         dimension, k: of the search.
         rough: an eighth of the passages and half of the queries: seconds, and little trust.
 
-    >>> fitted, held_out = sizes(384)
+    >>> *fitted, held_out = sizes(384)
     >>> len(fitted), held_out.products / max(size.products for size in fitted)
     (15, 4.5)
     """
@@ -115,20 +105,19 @@ def sizes(dimension: int, k: int = 64, *, rough: bool = False) -> tuple[list[Sea
         passages *= 2
     if rough:
         queries, passages = queries // 2, passages // 8
-    cells = [(1, 1), (4, 1), (2, 2), (1, 4), (4, 4)]
     fitted = [
         Search(many * queries, long * passages, part)
         for part in dict.fromkeys(max(1, dimension // divisor) for divisor in (4, 2, 1))
-        for many, long in cells
+        for many, long in [(1, 1), (4, 1), (2, 2), (1, 4), (4, 4)]
     ]
-    return fitted, Search(6 * queries, 12 * passages, dimension)
+    return [*fitted, Search(6 * queries, 12 * passages, dimension)]
 
 
 def measure_search(
     sizes: Sequence[Search],
-    *,
     k: int = 64,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
+    *,
     rounds: int = 3,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -137,24 +126,33 @@ def measure_search(
     A query is a noisy copy of a passage, its positive, which is excluded; the ceiling is 95 % of
     the positive's score. Vectors start in the host's memory, so a GPU's time holds their transfer.
 
-    Args:
-        sizes: what to run.
-        k, device: as for ``top_k``.
-        rounds: timed runs of each size.
     Returns:
         a row for each size: queries, passages, dimension; seconds (the least of the rounds);
         slowest (the most, for the spread); mebibytes (most extra memory: of the process, or
         allocated on the GPU).
-    Raises:
-        NvretError: no size, a size below 1, no such device.
-
-    >>> measure_search([Search(4, 100, 8)], k=2, rounds=1, progress=False).columns.tolist()
-    ['queries', 'passages', 'dimension', 'seconds', 'slowest', 'mebibytes']
     """
-    if not sizes or min(min(size) for size in sizes) < 1 or rounds < 1:
-        raise NvretError(f"sizes {sizes} in {rounds} rounds, expected sizes and rounds from 1 up")
-    target = check_device(device)
-    runs = _searches(sizes, k, target)
+    target, generator = torch.device(device), torch.Generator().manual_seed(0)
+
+    def vectors(rows: int, dimension: int) -> torch.Tensor:
+        return normalize(torch.randn(rows, dimension, generator=generator))
+
+    corpora: dict[int, torch.Tensor] = {}  # sizes of one dimension share their vectors
+    for size in sorted(sizes, key=lambda size: -size.passages):
+        if size.dimension not in corpora:
+            corpora[size.dimension] = vectors(size.passages, size.dimension)
+
+    def prepare(size: Search) -> Run:
+        corpus = corpora[size.dimension][: size.passages]
+        rows = torch.arange(size.queries) % size.passages
+        positives = corpus[rows]
+        queries = normalize(positives + 0.5 * vectors(size.queries, size.dimension))
+        ceiling, exclude = 0.95 * (queries * positives).sum(1), rows[:, None].numpy()
+        return lambda: search.top_k(
+            queries, corpus, k, ceiling=ceiling, exclude=exclude, device=target,
+            buffer_mb=work.BUFFER_MB,
+        )  # fmt: skip
+
+    runs = [prepare(size) for size in sizes]
     runs[0]()  # threads and libraries start here, and not in the first size's memory
     memory = [extra_memory(run, target) for run in runs]
     times = _rounds(runs, rounds, target, "search", progress)
@@ -172,14 +170,12 @@ def measure_encoding(
     """Time an encoder, tokenizer included, on passages cut to several lengths.
 
     Args:
-        encoder: the model, on its device.
         texts: a sample of those to encode. Half of them are kept for the last row.
-        max_length: as for ``Encoder.encode``.
         seconds: about how long one length takes; how many texts that is, a short run says.
     Returns:
-        a row for each length, and a last one (``held_out``) of other texts in full and three times
-        as long: texts; tokens; squares (sum of the squared token counts, to which attention is
-        proportional); seconds (the least of the rounds); slowest; held_out.
+        a row for each length, and a last one of other texts in full and three times as long:
+        texts; tokens; squares (sum of the squared token counts, to which attention is
+        proportional); seconds (the least of the rounds); slowest.
     Raises:
         NvretError: fewer than four different texts.
     """
@@ -190,108 +186,48 @@ def measure_encoding(
     shuffled = [different[row] for row in order]
     half = len(shuffled) // 2
     options = {"max_length": max_length, "progress": False}
-
-    def lengths(sample: list[str]) -> np.ndarray:
-        return encoder.tokenize(sample, **options).lengths
-
-    probe = shuffled[: min(half, 64)]
-    encoder.encode(probe, **options)  # the first run of a process is slower
-    probe_seconds = clock(lambda: encoder.encode(probe, **options), encoder.device)
-    tokens = lengths(probe).sum() / probe_seconds * seconds
-    samples = []
-    for words in WORDS:
-        cut = list(dict.fromkeys(" ".join(text.split()[:words]) for text in shuffled[:half]))
-        samples.append(_take(cut, lengths(cut), tokens))
-    samples.append(_take(shuffled[half:], lengths(shuffled[half:]), 3 * tokens))
+    budget = seconds * _token_rate(encoder, shuffled[: min(half, 64)], **options)
+    cuts = [
+        list(dict.fromkeys(" ".join(text.split()[:words]) for text in shuffled[:half]))
+        for words in WORDS
+    ]
+    samples, counts = [], []
+    for cut, most in [*((cut, budget) for cut in cuts), (shuffled[half:], 3 * budget)]:
+        lengths = encoder.tokenize(cut, **options).lengths
+        number = int(np.searchsorted(np.cumsum(lengths), most)) + 1
+        samples.append(cut[:number])
+        counts.append(lengths[:number])
     runs = [lambda sample=sample: encoder.encode(sample, **options) for sample in samples]
-    times = _rounds(runs, 4, encoder.device, "encode", progress)
-    counts = [lengths(sample) for sample in samples]
     return pd.DataFrame(
         {
             "texts": [len(sample) for sample in samples],
             "tokens": [int(count.sum()) for count in counts],
             "squares": [int((count**2).sum()) for count in counts],
-            **times,
-            "held_out": [False] * len(WORDS) + [True],
+            **_rounds(runs, 4, encoder.device, "encode", progress),
         }
     )
 
 
 def measure_rate(encoder: Encoder, texts: list[str]) -> float:
-    """Operations a second of the device that a transformer lies on, in 10^12.
-
-    Args:
-        texts: a few hundred; encoded twice, and the second time counts.
-    """
+    """Operations a second of a transformer's device, in 10^12, timed on a few hundred texts."""
     table = encoder.backbone.get_input_embeddings().weight.numel()  # looked up, not multiplied
     parameters = sum(part.numel() for part in encoder.parameters()) - table
-    tokens = int(encoder.tokenize(texts, progress=False).lengths.sum())
-    encoder.encode(texts, progress=False)
-    seconds = clock(lambda: encoder.encode(texts, progress=False), encoder.device)
-    return work.forward_operations(parameters, tokens) / seconds / 1e12
+    return work.forward_operations(parameters, _token_rate(encoder, texts, progress=False)) / 1e12
 
 
-def measure_text_memory(texts: Sequence[str]) -> float:
-    """Bytes of memory per text while `nvret.encode.embed` turns many texts into vectors.
-
-    The texts themselves, and the table that finds equal ones. (They are hashed some thousand at a
-    time, for the name of the file of vectors, and tokenized some ten thousand at a time: nothing,
-    for a corpus that is large.) Measured with ``tracemalloc``, which sees what Python and NumPy
-    allocate.
-    """
-    texts = list(texts)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        table = list({text: number for number, text in enumerate(texts, 1 << 10)})
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    del table
-    rows = 4 * 8 * len(texts)  # positions of the distinct ones, and their sorting
-    held = sum(map(sys.getsizeof, texts)) + 8 * len(texts)
-    return (held + peak + rows) / len(texts)
-
-
-def _searches(sizes: Sequence[Search], k: int, device: torch.device) -> list[Run]:
-    """A search for each size. Sizes of one dimension share their vectors."""
-    generator = torch.Generator().manual_seed(0)
-    corpora = {}
-    for dimension in dict.fromkeys(size.dimension for size in sizes):
-        rows = max(size.passages for size in sizes if size.dimension == dimension)
-        corpora[dimension] = normalize(torch.randn(rows, dimension, generator=generator))
-
-    def prepare(size: Search) -> Run:
-        corpus = corpora[size.dimension][: size.passages]
-        positive = torch.arange(size.queries) % size.passages
-        noise = normalize(torch.randn(size.queries, size.dimension, generator=generator))
-        queries = normalize(corpus[positive] + 0.5 * noise)
-        options = {
-            "ceiling": 0.95 * (queries * corpus[positive]).sum(1),
-            "exclude": positive[:, None].numpy(),
-            "device": device,
-            "buffer_mb": work.BUFFER_MB,
-        }
-        return lambda: search.top_k(queries, corpus, k, **options)
-
-    return [prepare(size) for size in sizes]
-
-
-def _take(texts: list[str], lengths: np.ndarray, tokens: float) -> list[str]:
-    """The first texts that hold this many tokens together, or all."""
-    return texts[: int(np.searchsorted(np.cumsum(lengths), tokens)) + 1]
+def _token_rate(encoder: Encoder, texts: list[str], **options: Any) -> float:
+    """Tokens a second; the first run of a process is slower and does not count."""
+    encoder.encode(texts, **options)
+    seconds = clock(lambda: encoder.encode(texts, **options), encoder.device)
+    return encoder.tokenize(texts, **options).lengths.sum() / seconds
 
 
 def _rounds(
     runs: Sequence[Run], rounds: int, device: torch.device, name: str, progress: bool
 ) -> dict[str, np.ndarray]:
-    """Least and most seconds of each run, each once a round; rounds start at different runs."""
-    seconds = np.zeros((rounds, len(runs)))
-    with tqdm(total=seconds.size, desc=name, disable=not progress) as bar:
-        for number in range(rounds):
-            gc.collect()  # not before each run: it takes longer than a small search
-            first = number * len(runs) // rounds
-            for place in [*range(first, len(runs)), *range(first)]:
-                seconds[number, place] = clock(runs[place], device)
-                bar.update()
+    """Least and most seconds of each run, each once a round."""
+    seconds = np.empty((rounds, len(runs)))
+    gc.collect()  # not before each run: it takes longer than a small search
+    for place in tqdm(range(seconds.size), desc=name, disable=not progress):
+        seconds.flat[place] = clock(runs[place % len(runs)], device)
     return {"seconds": seconds.min(0), "slowest": seconds.max(0)}

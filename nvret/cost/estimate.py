@@ -11,10 +11,10 @@ positives, writing the negatives.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,27 +22,27 @@ import psutil
 from scipy.optimize import nnls
 
 from nvret.cost import calibration
-from nvret.cost.work import Lengths, Search, encoding_terms, vector_bytes
-from nvret.utils.errors import NvretError
+from nvret.cost.work import Positive, Search, Texts, vector_bytes
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
 
 SAMPLE = 2048  # texts whose lengths are counted
 GIBIBYTE = 2**30
+# Bytes that `Encoder.encode` holds for a text beside the string: its place in the list, and in the
+# table that finds equal ones (at its fullest, with the positions of the distinct ones). Tokens and
+# hashes, made for some thousand texts at a time, are nothing for a corpus that is large.
+TABLE_BYTES = 8 + 128
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(Positive):
     """What is to be mined.
 
     Attributes:
         passages, queries: N and Q (of queries, as many as there are labelled pairs).
         passage_tokens, query_tokens: mean tokens of a text, after it is cut; None: as the sample.
-            The memory of texts is reckoned as if little of them were cut.
         devices: machines or GPUs like the measured one, each with its part of the corpus.
-    Raises:
-        NvretError: a number that is not positive.
     """
 
     passages: int
@@ -51,31 +51,15 @@ class Workload:
     query_tokens: float | None = None
     devices: int = 1
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise NvretError(f"{name} is {value}, expected a number above 0")
-
-
-class Texts(NamedTuple):
-    """The texts of a sample.
-
-    lengths: tokens of a text, after it is cut.
-    text_bytes: memory of a text while it is encoded.
-    token_bytes: the same for each of its tokens, before it is cut.
-    """
-
-    lengths: Lengths
-    text_bytes: float
-    token_bytes: float
-
 
 @dataclass(frozen=True)
 class Calibration:
     """What was measured, and the prices that were fitted to it.
 
     Attributes:
-        searches, encodings: the measured runs with their predictions; see `calibrate`.
+        searches, encodings: the measured runs, seconds ``predicted`` for each, its ``error``
+            (predicted / measured - 1) and whether it was ``held_out`` of the fit, as the last one;
+            of searches the predicted memory too (``predicted_mebibytes``).
         search_prices, encoding_prices: seconds of each of ``work.SEARCH_TERMS`` and
             ``work.ENCODING_TERMS``.
         k, device, dimension, weight_bytes: what was measured.
@@ -92,13 +76,6 @@ class Calibration:
     weight_bytes: int
     passage: Texts
     query: Texts
-
-    def reach(self, workload: Workload) -> tuple[float, float]:
-        """How many times the largest measured search and encoding a workload is."""
-        largest = self.searches[["queries", "passages", "dimension"]].prod(axis=1).max()
-        products = Search(workload.queries, workload.passages, self.dimension).products
-        tokens = workload.passages * self.passage.lengths.scaled(workload.passage_tokens).mean
-        return products / largest, tokens / self.encodings["tokens"].max()
 
 
 def calibrate(
@@ -120,36 +97,60 @@ def calibrate(
         passage_max_length, query_max_length: tokens after which a text is cut.
         k: candidates of a search.
         rough: small sizes, in seconds.
-    Returns:
-        with ``searches`` and ``encodings``: the measured runs, seconds ``predicted`` for each,
-        its ``error`` (predicted / measured - 1) and whether it was ``held_out`` of the fit.
-        ``searches`` has the predicted memory too (``predicted_mebibytes``).
     """
-    device = str(encoder.device)
-    fitted, held_out = calibration.sizes(encoder.dimension, k, rough=rough)
-    sizes = [*fitted, held_out]
-    searches = calibration.measure_search(sizes, k=k, device=device, progress=progress)
-    searches["held_out"] = [False] * len(fitted) + [True]
-    search_prices, searches = _fitted(searches, np.array([size.terms() for size in sizes]))
-    memory = np.array([size.memory(k) for size in sizes])
-    searches["predicted_mebibytes"] = memory / calibration.MEBIBYTE
+    sizes = calibration.sizes(encoder.dimension, k, rough=rough)
+    searches = calibration.measure_search(sizes, k, encoder.device, progress=progress)
     encodings = calibration.measure_encoding(
         encoder, passages, passage_max_length, seconds=0.1 if rough else 0.5, progress=progress
     )
-    terms = encodings[["texts", "tokens", "squares"]].to_numpy(float)
-    encoding_prices, encodings = _fitted(encodings, terms)
-    return Calibration(
+    measured = Calibration(
         searches=searches,
         encodings=encodings,
-        search_prices=search_prices,
-        encoding_prices=encoding_prices,
+        search_prices=_fit_table(searches, np.array([size.terms() for size in sizes])),
+        encoding_prices=_fit_table(encodings, encodings[["texts", "tokens", "squares"]].to_numpy()),
         k=k,
-        device=device,
+        device=str(encoder.device),
         dimension=encoder.dimension,
-        weight_bytes=sum(part.numel() * part.element_size() for part in encoder.parameters()),
-        passage=_texts(encoder, passages, "passage", passage_max_length),
-        query=_texts(encoder, queries, "query", query_max_length),
+        weight_bytes=sum(part.nbytes for part in encoder.parameters()),
+        passage=sampled(encoder, passages, "passage", passage_max_length),
+        query=sampled(encoder, queries, "query", query_max_length),
     )
+    searches["predicted_mebibytes"] = [size.memory(k) / calibration.MEBIBYTE for size in sizes]
+    return measured
+
+
+def fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Prices of terms, none below zero, by least squares on the relative error.
+
+    Args:
+        terms: (R, T) how much of each term a run holds.
+        seconds: (R,) of the runs, above 0.
+    Returns:
+        (T,) seconds of one of each term: ``terms @ prices`` are the predicted seconds.
+
+    >>> fit(np.array([[1.0, 10], [1, 20], [1, 40]]), np.array([7.0, 12, 22])).round(6).tolist()
+    [2.0, 0.5]
+    """
+    shares = terms / seconds[:, None]
+    size = np.maximum(np.linalg.norm(shares, axis=0), np.finfo(float).tiny)  # for conditioning
+    return nnls(shares / size, np.ones(len(seconds)))[0] / size
+
+
+def _fit_table(table: pd.DataFrame, terms: np.ndarray) -> np.ndarray:
+    """Prices from all rows but the last, which is held out; adds their predictions to the table."""
+    prices = fit(terms[:-1], table["seconds"].to_numpy()[:-1])
+    table["held_out"] = np.arange(len(table)) == len(table) - 1
+    table["predicted"] = terms @ prices
+    table["error"] = table["predicted"] / table["seconds"] - 1
+    return prices
+
+
+def sampled(encoder: Encoder, texts: Sequence[str], kind: str, max_length: int | None) -> Texts:
+    """Lengths and memory of texts from all over the list."""
+    sample = list(texts[:: max(1, -(-len(texts) // SAMPLE))])
+    lengths = encoder.tokenize(sample, kind, max_length=max_length, progress=False).lengths
+    memory = TABLE_BYTES + sum(map(sys.getsizeof, sample)) / len(sample)
+    return Texts(float(lengths.mean()), float((lengths.astype(float) ** 2).mean()), memory)
 
 
 def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
@@ -165,22 +166,20 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
         map, at full speed only while memory that is otherwise free holds them; disk_gib, vectors
         that are kept, of all devices together.
     """
-    dimension = measured.dimension
+    dimension, devices = measured.dimension, workload.devices
     rows = {}
-    for stage, number, texts, tokens in (
-        ("encode passages", workload.passages, measured.passage, workload.passage_tokens),
-        ("encode queries", workload.queries, measured.query, workload.query_tokens),
+    for kind, number, texts in (
+        ("passages", workload.passages, measured.passage.scaled(workload.passage_tokens)),
+        ("queries", workload.queries, measured.query.scaled(workload.query_tokens)),
     ):
-        part = -(-number // workload.devices)
-        rows[stage] = {
-            "seconds": encoding_terms(part, texts.lengths.scaled(tokens))
-            @ measured.encoding_prices,
-            "memory_gib": part * (tokens * texts.token_bytes if tokens else texts.text_bytes)
-            + measured.weight_bytes,
+        part = -(-number // devices)
+        rows[f"encode {kind}"] = {
+            "seconds": texts.terms(part) @ measured.encoding_prices,
+            "memory_gib": part * texts.memory + measured.weight_bytes,
             "mapped_gib": vector_bytes(part, dimension),
             "disk_gib": vector_bytes(number, dimension),
         }
-    search = Search(workload.queries, -(-workload.passages // workload.devices), dimension)
+    search = Search(workload.queries, -(-workload.passages // devices), dimension)
     rows["search"] = {
         "seconds": search.terms() @ measured.search_prices,
         "memory_gib": search.memory(measured.k)
@@ -189,12 +188,12 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
         "disk_gib": 0,
     }
     table = pd.DataFrame(rows).T.astype(float)
-    total = table.max()
-    total[["seconds", "disk_gib"]] = table[["seconds", "disk_gib"]].sum()
-    table.loc["total"] = total
+    table.loc["total"] = table.agg(
+        {"seconds": "sum", "memory_gib": "max", "mapped_gib": "max", "disk_gib": "sum"}
+    )
     table[["memory_gib", "mapped_gib", "disk_gib"]] /= GIBIBYTE
     table.insert(1, "duration", table["seconds"].map(duration))
-    table.insert(2, "share", table["seconds"] / total["seconds"])
+    table.insert(2, "share", table["seconds"] / table["seconds"]["total"])
     return table.rename_axis("stage").reset_index()
 
 
@@ -219,15 +218,16 @@ def describe(measured: Calibration, workload: Workload) -> str:
     """A prediction in words: the table, how right the model was on what it had not seen, how far
     it reaches beyond what was measured, and what would make it wrong here."""
     table = predict(measured, workload)
-    search = measured.searches[measured.searches["held_out"]].iloc[0]
-    encoding = measured.encodings[measured.encodings["held_out"]].iloc[0]
-    products, tokens = measured.reach(workload)
-    passage_tokens = measured.passage.lengths.scaled(workload.passage_tokens).mean
-    query_tokens = measured.query.lengths.scaled(workload.query_tokens).mean
+    search, encoding = measured.searches.iloc[-1], measured.encodings.iloc[-1]
+    passage_tokens = workload.passage_tokens or measured.passage.tokens
+    query_tokens = workload.query_tokens or measured.query.tokens
+    tokens = workload.passages * passage_tokens
+    products = Search(workload.queries, workload.passages, measured.dimension).products
+    largest = measured.searches[["queries", "passages", "dimension"]].prod(axis=1).max()
     lines = [
         f"{workload.passages:,} passages of {passage_tokens:.0f} tokens, {workload.queries:,} "
-        f"queries of {query_tokens:.0f}, {measured.dimension} dimensions, {measured.k} candidates, "
-        f"on {workload.devices} x {measured.device}:",
+        f"queries of {query_tokens:.0f}, {measured.dimension} dimensions, {measured.k} "
+        f"candidates, on {workload.devices} x {measured.device}:",
         "",
         table.drop(columns="seconds").to_string(
             index=False, formatters={"share": "{:.1%}".format}, float_format="{:,.2f}".format
@@ -237,14 +237,15 @@ def describe(measured: Calibration, workload: Workload) -> str:
         f"{search.seconds:.2f} s, predicted {search.predicted:.2f} s ({search.error:+.1%});",
         f"encoding {encoding.texts:,} other texts took {encoding.seconds:.2f} s, predicted "
         f"{encoding.predicted:.2f} s ({encoding.error:+.1%}).",
-        f"The prediction reaches {products:,.0f} times beyond the largest measured search and "
-        f"{tokens:,.0f} times beyond the largest measured encoding.",
+        f"The prediction reaches {products / largest:,.0f} times beyond the largest measured "
+        f"search and {tokens / measured.encodings['tokens'].max():,.0f} times beyond the largest "
+        "measured encoding.",
     ]
     if workload.devices > 1:
         lines.append(f"Assumed: {workload.devices} devices share the work without any loss.")
     free = psutil.virtual_memory().available / GIBIBYTE  # without swapping; cached files make room
     lacking = f"Too little memory here: {free:.1f} GiB are free, and"
-    encode = table.iloc[0]["memory_gib"]
+    encode = table["memory_gib"][0]
     if encode > free:
         lines.append(
             f"{lacking} encoding takes {encode:.1f}, most of it to hold the texts. Encode the "
@@ -268,50 +269,12 @@ def duration(seconds: float) -> str:
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    for (large, most), (small, least) in pairwise(units):
-        if round(seconds / least) * least >= most:
-            whole, rest = divmod(round(seconds / least), most // least)
+    for large, most, small, least in (
+        ("d", 24, "h", 3600),
+        ("h", 60, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        whole, rest = divmod(round(seconds / least), most)
+        if whole:
             return f"{whole:,} {large} {rest} {small}"
     return f"{seconds:.0f} s"
-
-
-def fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Prices of terms, none below zero, by least squares on the relative error.
-
-    Args:
-        terms: (R, T) how much of each term a run holds.
-        seconds: (R,) of the runs, above 0.
-    Returns:
-        (T,) seconds of one of each term: ``terms @ prices`` are the predicted seconds.
-
-    >>> fit(np.array([[1.0, 10], [1, 20], [1, 40]]), np.array([7.0, 12, 22])).round(6).tolist()
-    [2.0, 0.5]
-    """
-    terms, seconds = np.asarray(terms, float), np.asarray(seconds, float)
-    if terms.ndim != 2 or terms.shape[:1] != seconds.shape or not len(seconds):
-        raise NvretError(f"terms {terms.shape} for seconds {seconds.shape}, expected (R, T), R")
-    if not np.isfinite(terms).all() or not (np.isfinite(seconds) & (seconds > 0)).all():
-        raise NvretError("a measured time or term is not finite, or a time is not above 0")
-    shares = terms / seconds[:, None]
-    size = np.maximum(np.linalg.norm(shares, axis=0), np.finfo(float).tiny)  # for conditioning
-    return nnls(shares / size, np.ones(len(seconds)))[0] / size
-
-
-def _fitted(table: pd.DataFrame, terms: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-    """Prices from the rows that are not held out; the table with predictions for all of them."""
-    seen = ~table["held_out"].to_numpy()
-    prices = fit(terms[seen], table["seconds"].to_numpy()[seen])
-    predicted = terms @ prices
-    return prices, table.assign(predicted=predicted, error=predicted / table["seconds"] - 1)
-
-
-def _texts(encoder: Encoder, texts: Sequence[str], kind: str, most: int | None) -> Texts:
-    """Lengths and memory of texts from all over the list."""
-    sample = list(texts[:: max(1, -(-len(texts) // SAMPLE))])
-    cut, whole = (
-        Lengths.of(encoder.tokenize(sample, kind, max_length=limit, progress=False).lengths)
-        for limit in (most, None)
-    )
-    text_bytes = calibration.measure_text_memory(sample)
-    return Texts(cut, text_bytes, text_bytes / whole.mean)

@@ -21,39 +21,46 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nvret import search
+from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     from nvret.training.config import TrainingConfig
 
-SEARCH_TERMS = (
-    "call",
-    "visit of a query to a tile",
-    "score",
-    "multiply-add",
-    "value of the corpus",
-)
+VISIT = "visit of a query to a tile"
+SEARCH_TERMS = ("call", VISIT, "score", "multiply-add", "value of the corpus")
 ENCODING_TERMS = ("text", "token", "token times length")
 BUFFER_MB = 256  # of a search's scores, as in mining
 FLOAT, RESULT = 4, 12  # bytes of a float32; of a result, int64 id and float32 score
 
 
-class Lengths(NamedTuple):
-    """Tokens per text: mean, and mean of the square."""
+class Positive:
+    """A base of dataclasses whose numbers are above 0 or None; `NvretError` names another."""
 
-    mean: float
-    mean_square: float
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise NvretError(f"{name} is {value}, expected a number above 0")
 
-    @classmethod
-    def of(cls, lengths: np.ndarray) -> Lengths:
-        return cls(float(lengths.mean()), float((lengths.astype(float) ** 2).mean()))
 
-    def scaled(self, mean: float | None) -> Lengths:
-        """Lengths of another mean, spread as these are; None: these.
+class Texts(NamedTuple):
+    """Means over texts: tokens, after a text is cut; their squares; bytes while it is encoded."""
 
-        >>> Lengths(10, 120).scaled(20)
-        Lengths(mean=20, mean_square=480.0)
+    tokens: float
+    squares: float
+    memory: float
+
+    def scaled(self, tokens: float | None) -> Texts:
+        """Texts of another mean length, spread as these are; None: these.
+
+        >>> Texts(10, 120, 500).scaled(20)
+        Texts(tokens=20, squares=480.0, memory=1000.0)
         """
-        return self if mean is None else Lengths(mean, self.mean_square * (mean / self.mean) ** 2)
+        times = 1 if tokens is None else tokens / self.tokens
+        return Texts(tokens or self.tokens, self.squares * times**2, self.memory * times)
+
+    def terms(self, number: float) -> np.ndarray:
+        """(3,) how much the encoding of so many texts holds of each of ``ENCODING_TERMS``."""
+        return number * np.array([1, self.tokens, self.squares], float)
 
 
 class Search(NamedTuple):
@@ -67,11 +74,6 @@ class Search(NamedTuple):
     def products(self) -> int:
         """Multiply-adds."""
         return self.queries * self.passages * self.dimension
-
-    @property
-    def operations(self) -> int:
-        """Floating-point operations, two a multiply-add."""
-        return 2 * self.products
 
     def terms(self) -> np.ndarray:
         """(5,) how much of each of ``SEARCH_TERMS`` it holds.
@@ -96,11 +98,6 @@ class Search(NamedTuple):
         return scores + scores // search.BLOCK + read_again + self.queries * k * RESULT
 
 
-def encoding_terms(texts: float, lengths: Lengths) -> np.ndarray:
-    """(3,) how much an encoding holds of each of ``ENCODING_TERMS``."""
-    return texts * np.array([1, lengths.mean, lengths.mean_square], float)
-
-
 def forward_operations(parameters: int, tokens: float) -> float:
     """Operations of a forward pass."""
     return 2 * parameters * tokens
@@ -114,11 +111,6 @@ def training_operations(parameters: int, tokens: float, training: TrainingConfig
     """
     passes = (2 if training.lora_rank else 3) + training.gradient_checkpointing
     return forward_operations(parameters, tokens) * passes
-
-
-def training_bytes(parameters: int, training: TrainingConfig) -> int:
-    """Memory of weights in float32 and, without LoRA, of their gradients and AdamW's moments."""
-    return parameters * FLOAT * (1 if training.lora_rank else 4)
 
 
 def vector_bytes(number: int, dimension: int) -> int:

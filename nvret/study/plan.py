@@ -18,15 +18,14 @@ from nvret.study import notebooks, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, TeacherSettings
 from nvret.training.config import TrainingConfig
-from nvret.utils.errors import NvretError
 
-GIGA, TERA, HOUR = 1e9, 1e12, 3600
+GIGA = 1e9
 COLUMNS = ["stage", "what", "number", "device_hours", "done", "memory_gb", "disk_gb"]
 Sizes = Callable[[str], tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Assumed:
+class Assumed(work.Positive):
     """What cannot be known before the texts are there.
 
     Attributes:
@@ -39,19 +38,6 @@ class Assumed:
     query_tokens: float = 16
     tflops: float = 100
     devices: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise NvretError(f"{name} is {value}, expected a number above 0")
-
-    def hours(self, operations: float) -> float:
-        """Device hours, of all devices together.
-
-        >>> Assumed(tflops=2, devices=8).hours(7.2e15)
-        1.0
-        """
-        return operations / (self.tflops * TERA) / HOUR
 
     def tokens(
         self, limits: TeacherSettings | TrainingConfig, queries: int, passages: int
@@ -106,47 +92,53 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
     encoded: set[tuple[str, str]] = set()
     for name, study in settings.studies.items():
         trained = [arm for arm in arms(settings, name) if arm.trained]
-        searches = {
+        searches = {  # one answers all methods of a study
             (teacher, train, arm.sampling)
             for arm in trained
             for teacher in arm.teachers
             for train in arm.train
         }
         sources = {(teacher, train) for teacher, train, _ in searches}
-        steps = [_encode(settings, assumed, teacher, train, sizes)
-                 for teacher, train in sorted(sources - encoded)]  # fmt: skip
+        steps = [
+            _encode(settings, assumed, teacher, train, sizes(train))
+            for teacher, train in sorted(sources - encoded)
+        ]
         encoded |= sources
-        operations = 0.0  # a search of a training set answers all methods of a study
-        for teacher, train, _ in searches:
-            if teacher != "bm25":
-                dimension = registry.models()[teacher].dimension
-                operations += work.Search(*sizes(train), dimension).operations
-        steps.append({"stage": "mine", "what": name, "number": len(searches),
-                      "device_hours": assumed.hours(operations)})  # fmt: skip
+        compared = [
+            work.Search(*sizes(train), registry.models()[teacher].dimension)
+            for teacher, train, _ in searches
+            if teacher != "bm25"
+        ]
+        operations = 2.0 * sum(search.products for search in compared)
+        steps.append(
+            {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
+        )
         for student in dict.fromkeys(arm.student for arm in trained):
             tests = [settings.data.train]
             if study.out_of_domain:
                 tests += settings.students[student].out_of_domain
             own = [arm for arm in trained if arm.student == student]
-            steps += [step | {"what": f"{name}, {student}"}
-                      for step in _train(settings, assumed, own, tests, sizes)]  # fmt: skip
+            for step in _train(settings, assumed, own, tests, sizes):
+                steps.append(step | {"what": f"{name}, {student}"})
         done = paths.scores_path(settings, name).exists()
         rows += [step | {"done": done} for step in steps]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows)
+    table["device_hours"] = table["operations"] / (assumed.tflops * 1e12) / 3600
+    return table.reindex(columns=COLUMNS)
 
 
-def _encode(settings: Settings, assumed: Assumed, teacher: str, train: str, sizes: Sizes) -> dict:
-    row = {"stage": "encode", "what": f"{train} by {teacher}", "number": 1}
+def _encode(
+    settings: Settings, assumed: Assumed, teacher: str, train: str, sizes: tuple[int, int]
+) -> dict:
+    row = {"stage": "encode", "what": f"{train} by {teacher}", "number": 1, "operations": 0.0}
     if teacher == "bm25":
-        return row | {"device_hours": 0.0}
+        return row
     chosen, model = settings.teacher_named(teacher, "teacher"), registry.models()[teacher]
-    queries, passages = sizes(train)
-    tokens = assumed.tokens(chosen, queries, passages)
-    bytes_each = 4 if chosen.dtype == "float32" else 2
+    tokens = assumed.tokens(chosen, *sizes)
     return row | {
-        "device_hours": assumed.hours(work.forward_operations(model.parameters, tokens)),
-        "memory_gb": model.parameters * bytes_each / GIGA,
-        "disk_gb": work.vector_bytes(queries + passages, model.dimension) / GIGA,
+        "operations": work.forward_operations(model.parameters, tokens),
+        "memory_gb": model.parameters * (4 if chosen.dtype == "float32" else 2) / GIGA,
+        "disk_gb": work.vector_bytes(sum(sizes), model.dimension) / GIGA,
     }
 
 
@@ -165,21 +157,13 @@ def _train(
     tested = sum(assumed.tokens(training, *sizes(name)) for name in tests)
     runs, weights = len(settings.seeds) * len(trained), parameters * work.FLOAT / GIGA
     operations = work.training_operations(parameters, tokens, training) * len(settings.seeds)
-    return [
-        {
-            "stage": "train",
-            "number": runs,
-            "device_hours": assumed.hours(operations),
-            "memory_gb": work.training_bytes(parameters, training) / GIGA,
-            "disk_gb": runs * weights,
-        },
-        {
-            "stage": "evaluate",
-            "number": runs,
-            "device_hours": assumed.hours(work.forward_operations(parameters, tested) * runs),
-            "memory_gb": weights,
-        },
-    ]
+    # With LoRA the gradients and AdamW's two moments are small
+    memory = weights * (1 if training.lora_rank else 4)
+    train = {"stage": "train", "operations": operations, "memory_gb": memory,
+             "disk_gb": runs * weights}  # fmt: skip
+    operations = work.forward_operations(parameters, tested) * runs
+    test = {"stage": "evaluate", "operations": operations, "memory_gb": weights}
+    return [step | {"number": runs} for step in (train, test)]
 
 
 def describe(settings: Settings, assumed: Assumed) -> str:
