@@ -11,12 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.table import BENCHMARKS
+from nvret.analysis.looks import BLUE, COLUMN_WIDTH, VERMILION
 from nvret.study import readme
-from nvret.study.figures import COLUMN_WIDTH
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
-MET, MISSED = "#0072B2", "#D55E00"  # Okabe and Ito
+MET, MISSED = BLUE, VERMILION
+# What is no tool that one would use instead
+YARDSTICKS = ("one second", "product", "1 µs a negative")
 
 
 def results(folder: Path) -> dict[str, dict]:
@@ -122,7 +124,7 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
 def summary(folder: Path, rows: pd.DataFrame) -> str:
     """Two lines of Markdown for the README."""
     compared = []
-    times = rows[rows["quantity"] == "time"]
+    times = rows[(rows["quantity"] == "time") & ~rows["other"].isin(YARDSTICKS)]
     for (title, other), group in times.groupby(["benchmark", "other"], sort=False):
         least, most = (f"{value:.2g}" for value in (group["ratio"].min(), group["ratio"].max()))
         ratios = least if least == most else f"{least} to {most}"

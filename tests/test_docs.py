@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import json
@@ -40,25 +39,9 @@ def options(capsys: pytest.CaptureFixture[str]) -> dict[str, set[str]]:
     """The options of each command, as its help lists them."""
     listed = {}
     for command in COMMANDS:
-        with pytest.raises(SystemExit):
-            cli.main([command, "--help"])
+        assert cli.main([command, "--help"]) == 0
         listed[command] = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
     return listed
-
-
-def test_commands_and_their_options_exist(texts, options):
-    seen = 0
-    for name, text in texts.items():
-        joined = re.sub(r"\\\n\s*", " ", text)
-        for command, rest in re.findall(r"\bnvret ([a-z]+)\b((?: [^`\n;|]*)?)", joined):
-            if command not in options and not rest.lstrip().startswith(("-", "params/")):
-                continue  # a sentence about nvret
-            assert command in {*options, "encode"}, f"{name}: nvret {command}"
-            wanted = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*(?![\w-])", rest.split("#")[0]))
-            if command in options:
-                assert wanted <= options[command], f"{name}: nvret {command} {rest}"
-            seen += 1
-    assert seen > 20
 
 
 def test_options_in_the_guide_exist(options):
@@ -69,45 +52,7 @@ def test_options_in_the_guide_exist(options):
             if not code.startswith(("--", "nvret ")):
                 continue
             for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
-                assert "_" in option or option in known | {"--print-completion"}, (name, code)
-
-
-def test_modules_and_functions_exist(texts):
-    seen = 0
-    for name, text in texts.items():
-        for dotted in set(re.findall(r"\bnvret(?:\.[A-Za-z_]\w*)+", text)):
-            if not re.match(r"nvret\.(md|py|yaml)", dotted):
-                assert _resolves(dotted), f"{name}: {dotted}"
-                seen += 1
-    assert seen > 5
-
-
-def _resolves(dotted: str) -> bool:
-    parts = dotted.split(".")
-    for end in range(len(parts), 0, -1):
-        try:
-            value = importlib.import_module(".".join(parts[:end]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[end:]:
-            if not hasattr(value, part):
-                return False
-            value = getattr(value, part)
-        return True
-    return False
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_python_on_the_pages_uses_what_exists(name):
-    for code in re.findall(r"```python\n(.*?)```", TEXTS[name], re.DOTALL):
-        tree = ast.parse(code)
-        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names: dict[str, object] = {}
-        exec(compile(ast.Module(imports, []), name, "exec"), names)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                module = names.get(node.value.id)
-                assert module is None or hasattr(module, node.attr), ast.unparse(node)
+                assert "_" in option or option in known | {"--print-completion", "--help"}, (name, code)
 
 
 def test_paths_exist():

@@ -17,7 +17,7 @@ from nvret import cli
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 BUILT = {"_build", "api", "results"}  # made from the rest, or older than the code
-PAGES = [ROOT / "README.md"] + [
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
     path
     for path in sorted((ROOT / "docs").rglob("*.md"))
     if not BUILT & set(path.relative_to(ROOT / "docs").parts)
