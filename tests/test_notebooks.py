@@ -23,7 +23,8 @@ SMOKE = ROOT / "params" / "smoke.yaml"
 ALONE = "05_rq3_sampling"  # a study that takes little
 CLAIMS = "10_claims"  # what comes after all studies
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-WARM = [name for name in NOTEBOOKS if name not in (ALONE, CLAIMS)]
+COST = "11_cost"  # measures this machine, which takes long: test_costs.py executes it
+WARM = [name for name in NOTEBOOKS if name not in (ALONE, CLAIMS, COST)]
 
 
 def environment(folder):
@@ -59,7 +60,7 @@ def fetched():
 
 @pytest.fixture(scope="session")
 def smoke(shared, fetched):
-    """A folder with the cache and the results of all notebooks but two, from one warm kernel."""
+    """A folder with the cache and the results of the notebooks ``WARM``, from one kernel."""
 
     def build(folder):
         output = folder / "results" / "smoke" / "notebooks"
