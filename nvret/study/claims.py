@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from nvret import methods
-from nvret.study import config, tables
+from nvret.study import config
 from nvret.study.config import Ensemble
 from nvret.study.paper import PaperDifference, PaperMean
 from nvret.utils import settings
@@ -64,14 +64,7 @@ class ArmFilter(Section):
 
 
 class Claim(Section):
-    """What all claims have.
-
-    Attributes:
-        id: unique; a column of the ledger.
-        claim: a sentence that is true or false.
-        section: where the claim belongs; rows of the ledger are grouped by it.
-        note: what to know when reading the row.
-    """
+    """A sentence that is true or false; the ledger's rows are grouped by its section."""
 
     id: str
     claim: str
@@ -81,17 +74,10 @@ class Claim(Section):
 
 
 class Trained(Claim):
-    """A claim that the scores of a study decide.
-
-    Attributes:
-        study: name of its notebook.
-        students: a row of the ledger for each of these that the study has.
-        on: "average" of the test sets, or one of them.
-    """
+    """A claim that the scores of a study decide, a row for each of these students that it has."""
 
     study: str
     students: list[str] = Field(default=["static", "transformer"], min_length=1)
-    on: str = tables.AVERAGE
 
 
 class Pair(Trained):
@@ -180,11 +166,7 @@ KINDS = {
 
 
 class Claims(Section):
-    """The whole file.
-
-    Attributes:
-        margin: the smallest difference of NDCG@10 that matters.
-    """
+    """The whole file; ``margin`` is the smallest difference of NDCG@10 that matters."""
 
     margin: float = Field(gt=0)
     claims: list[Annotated[AnyClaim, Field(discriminator="kind")]] = Field(min_length=1)
@@ -198,11 +180,7 @@ class Claims(Section):
 
 
 def load(path: Path | str | None = None) -> Claims:
-    """Read and check a file of claims; default: the project's own, ``params/claims.yaml``.
-
-    Raises:
-        NvretError: no such file, an unknown key, a value of another kind; all of them are named.
-    """
+    """Read a file of claims, ``params/claims.yaml`` by default; an error names all its mistakes."""
     path = Path(path or config.project_root() / "params" / "claims.yaml")
     try:
         return Claims.model_validate(config.read(path))

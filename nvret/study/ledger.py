@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ COLUMNS = [
     "p", "p_holm", "seeds", "queries", "verdict", "note",
 ]  # fmt: skip
 UNTESTED = ("not run", "not testable here")
-TABLE = "10_claims"
+NUMBERS = ["paper", "difference", "low", "high", "p", "p_holm"]
 TEACHERS = "02_teachers"  # the teachers' own scores, a table of the study of teachers
 SHARES = {  # claims about a share: the table that decides them, and how
     "share-halved": ("09_reductions", verdicts.from_reductions),
@@ -55,57 +55,56 @@ def build(
     """
     rows = []
     for claim in registered.claims:
-        for student, decision in _decisions(claim, settings, registered.margin, results, saved):
-            row = dataclasses.asdict(decision)
-            if decision.verdict not in UNTESTED:
-                row["note"] = "; ".join(filter(None, [decision.note, claim.note]))
-            unit = "share" if claim.kind in SHARES else "points"
-            row |= {"student": student, "unit": unit, "paper": paper.value(claim.paper)}
-            rows.append(row | claim.model_dump(include={"id", "claim", "section", "kind"}))
-    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
+        common = claim.model_dump(include={"id", "claim", "section", "kind"})
+        common |= {"unit": "share" if claim.kind in SHARES else "points"}
+        common |= {"paper": paper.value(claim.paper)}
+        for student in _students(claim, settings):
+            try:
+                decided = _decide(claim, student, settings, registered.margin, results, saved)
+            except NotRun as error:
+                decided = {student: Decision("not run", note=str(error))}
+            for name, decision in decided.items():
+                row = common | {"student": name} | dataclasses.asdict(decision)
+                if decision.verdict not in UNTESTED:
+                    row["note"] = "; ".join(filter(None, [decision.note, claim.note]))
+                rows.append(row)
+    table = pd.DataFrame(rows, columns=COLUMNS)
     tested = table["p"].notna()
     table["p_holm"] = np.nan
     table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p"].tolist())
-    return table[COLUMNS].astype({"paper": float})
+    return table.astype({"paper": float})
 
 
-def _decisions(
-    claim: claims.AnyClaim,
-    settings: Settings,
-    margin: float,
-    results: Mapping[str, Results],
-    saved: Mapping[str, pd.DataFrame],
-) -> Iterator[tuple[str, Decision]]:
-    """(student or data set, what was decided) for each row of a claim."""
-    if isinstance(claim, claims.NotTestable):
-        yield "", Decision("not testable here", note=claim.reason)
-    elif isinstance(claim, claims.Trained):
-        for student in _students(claim, settings):
-            try:
-                if claim.study not in results:
-                    raise NotRun(f"no scores of {claim.study}")
-                decision = verdicts.decide(
-                    claim, student, results[claim.study], settings, margin, saved.get(TEACHERS)
-                )
-            except NotRun as error:
-                decision = Decision("not run", note=str(error))
-            yield student, decision
-    else:
-        name, decide = SHARES[claim.kind]
-        try:
-            if name not in saved:
-                raise NotRun(f"no table {name}")
-            yield from decide(claim, saved[name]).items()
-        except NotRun as error:
-            yield "", Decision("not run", note=str(error))
-
-
-def _students(claim: claims.Trained, settings: Settings) -> list[str]:
+def _students(claim: claims.AnyClaim, settings: Settings) -> list[str]:
     """The claim's students that the profile's study has; the first one where it has none."""
+    if not isinstance(claim, claims.Trained):
+        return [""]
     known = set()
     if claim.study in settings.studies:
         known = {arm.student for arm in arms(settings, claim.study)}
     return [name for name in claim.students if name in known] or claim.students[:1]
+
+
+def _decide(
+    claim: claims.AnyClaim,
+    student: str,
+    settings: Settings,
+    margin: float,
+    results: Mapping[str, Results],
+    saved: Mapping[str, pd.DataFrame],
+) -> dict[str, Decision]:
+    """By student or data set, what was decided."""
+    if isinstance(claim, claims.NotTestable):
+        return {"": Decision("not testable here", note=claim.reason)}
+    if claim.kind in SHARES:
+        name, decide = SHARES[claim.kind]
+        if name not in saved:
+            raise NotRun(f"no table {name}")
+        return decide(claim, saved[name])
+    if claim.study not in results:
+        raise NotRun(f"no scores of {claim.study}")
+    own = results[claim.study], settings, margin, saved.get(TEACHERS)
+    return {student: verdicts.decide(claim, student, *own)}
 
 
 def load(settings: Settings, study: str | None = None) -> pd.DataFrame:
@@ -134,16 +133,13 @@ def _read(settings: Settings) -> tuple[dict[str, Results], dict[str, pd.DataFram
 
 def save(settings: Settings, ledger: pd.DataFrame) -> None:
     """Write ``tables/10_claims.csv`` and ``claims.json``."""
-    paths.save_table(settings, TABLE, ledger)
-    rows = [{key: _plain(value) for key, value in row.items()} for row in ledger.to_dict("records")]
+    paths.save_table(settings, "10_claims", ledger)
+    rows = ledger.to_dict("records")
+    for row in rows:
+        for name in NUMBERS:
+            row[name] = round(row[name], 6) if math.isfinite(row[name]) else None
     target = paths.results_folder(settings) / "claims.json"
     store.write_json(target, {"margin": claims.load().margin, "claims": rows})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
 
 
 def write(settings: Settings) -> pd.DataFrame:
@@ -172,15 +168,16 @@ def write(settings: Settings) -> pd.DataFrame:
 
 def shown(ledger: pd.DataFrame) -> pd.DataFrame:
     """The columns that a reader needs, as text: points of NDCG@10, or percent."""
-    texts = ledger[["claim", "student", "verdict"]].copy()
-    texts.insert(2, "paper", [_number(row.paper, row.unit) for row in ledger.itertuples()])
-    texts.insert(3, "here", [_interval(row) for row in ledger.itertuples()])
-    return texts
 
+    def here(row: Any) -> str:
+        value, low, high = (_number(x, row.unit) for x in (row.difference, row.low, row.high))
+        return f"{value} [{low}, {high}]" if {low, high} != {"–"} else value
 
-def styled(ledger: pd.DataFrame) -> Styler:
-    """``shown``, without an index, to end a notebook's cell with."""
-    return shown(ledger).assign(note=ledger["note"]).style.hide()
+    rows = list(ledger.itertuples())
+    texts = ledger[["claim", "student"]].assign(
+        paper=[_number(row.paper, row.unit) for row in rows], here=[here(row) for row in rows]
+    )
+    return texts.assign(verdict=ledger["verdict"])
 
 
 def _number(value: float, unit: str) -> str:
@@ -189,11 +186,9 @@ def _number(value: float, unit: str) -> str:
     return f"{100 * value:.0f} %" if unit == "share" else f"{100 * value:+.2f}"
 
 
-def _interval(row: Any) -> str:
-    text = _number(row.difference, row.unit)
-    if math.isnan(row.low) and math.isnan(row.high):
-        return text
-    return f"{text} [{_number(row.low, row.unit)}, {_number(row.high, row.unit)}]"
+def styled(ledger: pd.DataFrame) -> Styler:
+    """``shown``, without an index, to end a notebook's cell with."""
+    return shown(ledger).assign(note=ledger["note"]).style.hide()
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, float]:
@@ -208,8 +203,8 @@ def read(folder: Path) -> tuple[pd.DataFrame, float]:
     if not path.is_file():
         raise NvretError(f"{path}: no such file; run the profile first")
     content = json.loads(path.read_text(encoding="utf-8"))
-    numbers = dict.fromkeys(("paper", "difference", "low", "high", "p", "p_holm"), float)
-    return pd.DataFrame(content["claims"], columns=COLUMNS).astype(numbers), content["margin"]
+    table = pd.DataFrame(content["claims"], columns=COLUMNS)
+    return table.astype(dict.fromkeys(NUMBERS, float)), content["margin"]
 
 
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:

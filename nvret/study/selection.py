@@ -16,6 +16,8 @@ from nvret.study.config import Settings
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
+ENDS = {"smallest": "min", "largest": "max"}
+
 
 class NotRun(NvretError):
     """The profile does not have what the claim needs; the message says what is missing."""
@@ -25,33 +27,34 @@ def select(
     results: Results, wanted: claims.ArmFilter, student: str, settings: Settings
 ) -> list[str]:
     """Labels of a student's arms that a filter of the pre-registration means."""
+
+    def fits(row: Mapping[str, Any], column: str) -> bool:
+        cell, value = row.get(column), asked.get(column, "default")
+        if value in ("default", "other"):
+            return _same(cell, _default(row, column, settings, student)) == (value == "default")
+        return any(_same(cell, one) for one in (value if isinstance(value, list) else [value]))
+
+    asked = _words(wanted)
     rows = results.arms[results.arms["student"] == student]
-    asked = {name: getattr(wanted, name) for name in wanted.model_fields_set}
-    for column in claims.ArmFilter.model_fields:
-        value = asked.get(column, "default")
-        if value not in ("any", "smallest", "largest"):
-            keep = [_fits(row, column, value, settings, student) for row in rows.to_dict("records")]
-            rows = rows[np.array(keep, bool)]
+    plain = [c for c in claims.ArmFilter.model_fields if asked.get(c) not in ("any", *ENDS)]
+    keep = [all(fits(row, column) for column in plain) for row in rows.to_dict("records")]
+    rows = rows[np.array(keep, bool)]
     for column, value in asked.items():
-        if value in ("smallest", "largest") and len(rows):
+        if value in tuple(ENDS):
             cells = rows[column].astype(float)
-            rows = rows[cells == (cells.min() if value == "smallest" else cells.max())]
+            rows = rows[cells == cells.agg(ENDS[value])]
     return list(rows.index)
 
 
-def _fits(
-    row: Mapping[str, Any], column: str, value: Any, settings: Settings, student: str
-) -> bool:
-    cell = row.get(column)
-    if value in ("default", "other"):
-        return _same(cell, _default(row, column, settings, student)) == (value == "default")
-    values = value if isinstance(value, list) else [value]
-    return any(_same(cell, one) for one in values)
+def _words(wanted: claims.ArmFilter) -> dict[str, Any]:
+    """What the filter says, in the order of its columns."""
+    said = wanted.model_fields_set
+    return {name: getattr(wanted, name) for name in type(wanted).model_fields if name in said}
 
 
 def _same(cell: Any, value: Any) -> bool:
-    if value is None or cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return value is None and (cell is None or pd.isna(cell))
+    if value is None or pd.isna(cell):
+        return value is None and bool(pd.isna(cell))
     if isinstance(value, str):
         return fnmatch.fnmatchcase(str(cell), value)
     return math.isclose(float(cell), float(value), rel_tol=1e-9)
@@ -76,7 +79,7 @@ def best(results: Results, labels: Sequence[str], what: str) -> str:
         return labels[0]
     if results.dev not in results.scores.index.get_level_values("dataset"):
         raise NotRun(f"{len(labels)} arms with {what}, and no development split to choose on")
-    return tables.chosen_on_dev(results, list(labels))
+    return tables.chosen_on_dev(results, labels)
 
 
 def side(
@@ -84,8 +87,8 @@ def side(
 ) -> tuple[str, bool]:
     """The label of the arm that stands for a filter, and whether it was chosen."""
     labels = select(results, wanted, student, settings)
-    words = ", ".join(f"{name} {getattr(wanted, name)}" for name in _in_order(wanted))
-    return best(results, labels, words), len(labels) > 1
+    what = ", ".join(f"{name} {value}" for name, value in _words(wanted).items())
+    return best(results, labels, what), len(labels) > 1
 
 
 def parts(
@@ -95,16 +98,5 @@ def parts(
     labels = select(results, claim.arms, student, settings)
     groups = results.arms.loc[labels].groupby(claim.by, sort=False).groups if labels else {}
     if not groups:
-        raise NotRun(f"no arm with {', '.join(_in_order(claim.arms))} as claimed")
+        raise NotRun(f"no arm with {', '.join(_words(claim.arms))} as claimed")
     return {key: best(results, list(own), f"{claim.by} {key}") for key, own in groups.items()}
-
-
-def named(arms: Mapping[Any, str], names: Sequence[str]) -> list[str]:
-    """The arms of these names, which all have to be there."""
-    if missing := [name for name in names if name not in arms]:
-        raise NotRun(f"no arm of {', '.join(missing)}")
-    return [arms[name] for name in names]
-
-
-def _in_order(wanted: claims.ArmFilter) -> list[str]:
-    return [name for name in claims.ArmFilter.model_fields if name in wanted.model_fields_set]

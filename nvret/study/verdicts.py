@@ -23,10 +23,10 @@ import pandas as pd
 
 from nvret.analysis import statistics
 from nvret.analysis.statistics import Interval
-from nvret.study import claims, selection, tables
+from nvret.study import claims, tables
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.study.selection import NotRun
+from nvret.study.selection import NotRun, best, parts, side
 
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here", "not run"]
 VERDICTS: tuple[Verdict, ...] = Verdict.__args__
@@ -54,36 +54,6 @@ class Decision:
     queries: int = 0
     note: str = ""
 
-    @classmethod
-    def of(cls, verdict: Verdict, sets: list[np.ndarray], p: float, note: str = "") -> Decision:
-        """A decision that rests on a contrast."""
-        queries = sum(values.shape[1] for values in sets)
-        return cls(verdict, *statistics.mean_interval(sets), p, len(sets[0]), queries, note)
-
-
-def contrast(
-    results: Results, weights: Mapping[str, float], on: str = tables.AVERAGE
-) -> list[np.ndarray]:
-    """A weighted sum of arms, (S, Q) of each test set that all of them are tested on, or of one.
-
-    Args:
-        weights: label -> weight.
-        on: "average", or a test set.
-    Raises:
-        NotRun: there is no such test set.
-    """
-    scores = {label: results.values(label) for label in weights}
-    shared = [name for name in results.datasets if all(name in sets for sets in scores.values())]
-    names = [name for name in shared if on in (tables.AVERAGE, name)]
-    if not names:
-        raise NotRun(f"no scores on {on} for {', '.join(weights)}")
-    return [sum(w * scores[label][name] for label, w in weights.items()) for name in names]
-
-
-def _p(sets: list[np.ndarray], shift: float = 0.0) -> float:
-    """Of "the mean is -shift"."""
-    return statistics.p_value([values + shift for values in sets], [0 * values for values in sets])
-
 
 def decide(
     claim: claims.Trained,
@@ -102,46 +72,70 @@ def decide(
         NotRun: an arm that the claim needs is missing.
     """
     if isinstance(claim, claims.Pair):
-        return _pair(claim, student, results, settings, margin)
-    arms = selection.parts(claim, student, results, settings)
+        sides = [side(results, one, student, settings) for one in (claim.better, claim.worse)]
+        (better, _), (worse, _) = sides
+        if better == worse:
+            raise NotRun(f"one arm on both sides: {_short(better)}")
+        chosen = ", ".join(_short(label) for label, was_chosen in sides if was_chosen)
+        note = f"chosen on dev: {chosen}" if chosen else ""
+        return _of(_contrast(results, {better: 1.0, worse: -1.0}), margin, note, claim.kind)
+    arms = parts(claim, student, results, settings)
     if isinstance(claim, claims.Slope):
-        return _slope(claim, arms, results, margin, teachers)
+        return _slope(arms, results, margin, teachers)
     if isinstance(claim, claims.InnerOptimum):
-        links = _inner(arms, results)
-    elif isinstance(claim, claims.Order):
-        links = list(itertools.pairwise(selection.named(arms, claim.order)))
-    else:
-        (worst,) = selection.named(arms, [claim.worst])
-        links = [(label, worst) for label in arms.values() if label != worst]
-        if not links:
-            raise NotRun(f"no other arm than {claim.worst}")
-    return _all_of(results, links, claim.on, margin)
+        labels = [arms[value] for value in sorted(arms)]
+        if len(labels) < 3:
+            raise NotRun(f"{len(labels)} values, expected three or more")
+        inner = best(results, labels[1:-1], "an inner value")
+        return _all_of(results, [(inner, labels[0]), (inner, labels[-1])], margin)
+    names = claim.order if isinstance(claim, claims.Order) else [claim.worst]
+    if missing := [name for name in names if name not in arms]:
+        raise NotRun(f"no arm of {', '.join(missing)}")
+    if isinstance(claim, claims.Order):
+        return _all_of(results, [*itertools.pairwise(arms[name] for name in names)], margin)
+    worst = arms.pop(claim.worst)
+    if not arms:
+        raise NotRun(f"no other arm than {claim.worst}")
+    return _all_of(results, [(label, worst) for label in arms.values()], margin)
 
 
-def _pair(
-    claim: claims.Pair, student: str, results: Results, settings: Settings, margin: float
+def _contrast(results: Results, weights: Mapping[str, float]) -> list[np.ndarray]:
+    """The weighted sum of arms, (S, Q) of each test set that all of them are tested on."""
+    scores = {label: results.values(label) for label in weights}
+    shared = [name for name in results.datasets if all(name in sets for sets in scores.values())]
+    if not shared:
+        raise NotRun(f"no scores on {tables.AVERAGE} for {', '.join(weights)}")
+    return [sum(w * scores[label][name] for label, w in weights.items()) for name in shared]
+
+
+def _of(
+    sets: list[np.ndarray],
+    margin: float,
+    note: str,
+    kind: str = "difference",
+    verdict: Verdict | None = None,
 ) -> Decision:
-    sides = [selection.side(results, x, student, settings) for x in (claim.better, claim.worse)]
-    (better, _), (worse, _) = sides
-    if better == worse:
-        raise NotRun(f"one arm on both sides: {short(better)}")
-    sets = contrast(results, {better: 1.0, worse: -1.0}, claim.on)
+    """The decision that rests on a contrast; its verdict where none is given."""
+    sign, shift = {"not-worse": (1, margin), "no-gain": (-1, -margin)}.get(kind, (1, 0.0))
     interval = statistics.mean_interval(sets)
-    chosen = ", ".join(short(label) for label, was_chosen in sides if was_chosen)
-    note = f"chosen on dev: {chosen}" if chosen else ""
-    if claim.kind == "difference":
-        return Decision.of(statistics.verdict(interval, margin=margin), sets, _p(sets), note)
-    sign = 1 if claim.kind == "not-worse" else -1
-    moved = Interval(*(x + sign * margin for x in interval))
-    return Decision.of(statistics.verdict(moved, sign), sets, _p(sets, sign * margin), note)
+    if verdict is None:
+        moved = Interval(*(x + shift for x in interval))
+        verdict = statistics.verdict(moved, sign, margin=0.0 if shift else margin)
+    queries = sum(values.shape[1] for values in sets)
+    return Decision(verdict, *interval, _p(sets, shift), len(sets[0]), queries, note)
 
 
-def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin: float) -> Decision:
+def _p(sets: list[np.ndarray], shift: float) -> float:
+    """Of "the mean is -shift"."""
+    return statistics.p_value([values + shift for values in sets], [0 * values for values in sets])
+
+
+def _all_of(results: Results, links: Sequence[tuple[str, str]], margin: float) -> Decision:
     """Whether the first of each two arms is better.
 
     Shown is the link that decides against the claim, or else the smallest difference.
     """
-    contrasts = [contrast(results, {better: 1.0, worse: -1.0}, on) for better, worse in links]
+    contrasts = [_contrast(results, {better: 1.0, worse: -1.0}) for better, worse in links]
     intervals = [statistics.mean_interval(sets) for sets in contrasts]
     adjusted = statistics.holm([_p(sets, -margin) for sets in contrasts])
     fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, adjusted, strict=True)]
@@ -150,47 +144,31 @@ def _all_of(results: Results, links: Sequence[tuple[str, str]], on: str, margin:
     deciding = [i for i, failed in enumerate(fails) if failed and not holds] or range(len(links))
     weakest = contrasts[min(deciding, key=lambda i: intervals[i].value)]
     note = "; ".join(
-        f"{short(better)} less {short(worse)} {100 * i.value:+.2f} "
+        f"{_short(better)} less {_short(worse)} {100 * i.value:+.2f} "
         f"[{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
         for (better, worse), i in zip(links, intervals, strict=True)
     )
-    return Decision.of(verdict, weakest, _p(weakest), note)
-
-
-def _inner(arms: Mapping[float, str], results: Results) -> list[tuple[str, str]]:
-    """The inner value that is best on dev, against either end."""
-    labels = [arms[value] for value in sorted(arms)]
-    if len(labels) < 3:
-        raise NotRun(f"{len(labels)} values, expected three or more")
-    inner = selection.best(results, labels[1:-1], "an inner value")
-    return [(inner, labels[0]), (inner, labels[-1])]
+    return _of(weakest, margin, note, verdict=verdict)
 
 
 def _slope(
-    claim: claims.Slope,
-    arms: Mapping[str, str],
-    results: Results,
-    margin: float,
-    teachers: pd.DataFrame | None,
+    arms: Mapping[str, str], results: Results, margin: float, teachers: pd.DataFrame | None
 ) -> Decision:
     """Least squares through the students' scores; the teachers' own are taken as given."""
     if teachers is None:
         raise NotRun("no table of the teachers' own scores")
-    by_set = {name: rows.set_index("teacher")["mean"] for name, rows in teachers.groupby("dataset")}
-    dataset = next((name for name in (claim.on, *results.datasets) if name in by_set), None)
-    own = {name: by_set[dataset][name] for name in arms if dataset and name in by_set[dataset]}
+    known = teachers[teachers["dataset"] == tables.AVERAGE].set_index("teacher")["mean"]
+    own = {name: known[name] for name in arms if name in known}
     x = np.array(list(own.values()))
     if len(own) < 3 or np.ptp(x) == 0:
         raise NotRun(f"{len(own)} teachers whose own score is known, expected three or more")
     weights = SLOPE * (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    labels = [arms[name] for name in own]
-    sets = contrast(results, dict(zip(labels, weights, strict=True)), claim.on)
+    sets = _contrast(results, dict(zip([arms[name] for name in own], weights, strict=True)))
     note = "teachers' own NDCG@10: " + ", ".join(f"{name} {own[name]:.3f}" for name in own)
-    verdict = statistics.verdict(statistics.mean_interval(sets), margin=margin)
-    return Decision.of(verdict, sets, _p(sets), note)
+    return _of(sets, margin, note)
 
 
-def short(label: str) -> str:
+def _short(label: str) -> str:
     """An arm's label without the student."""
     return label.split(": ", 1)[-1]
 
@@ -201,16 +179,13 @@ def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str,
     Args:
         table: columns dataset, method, reduction, low, high; shares.
     """
-    rows = table[table["method"] == claim.method]
+    rows = table[table["method"] == claim.method].set_index("dataset")
     if rows.empty:
         raise NotRun(f"no audit of {claim.method}")
     decisions = {}
-    for row in rows.itertuples():
-        interval = Interval(float(row.reduction), float(row.low), float(row.high))
-        verdict: Verdict = "undecided"
-        if not any(map(math.isnan, interval)):
-            verdict = statistics.verdict(Interval(*(x - claim.at_least for x in interval)))
-        decisions[row.dataset] = Decision(verdict, *interval)
+    for name, row in rows[["reduction", "low", "high"]].astype(float).iterrows():
+        above = Interval(*(row - claim.at_least))  # NaN compares as neither side of 0: undecided
+        decisions[name] = Decision(statistics.verdict(above), *row)
     return decisions
 
 
