@@ -52,7 +52,10 @@ def test_options_in_the_guide_exist(options):
             if not code.startswith(("--", "nvret ")):
                 continue
             for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
-                assert "_" in option or option in known | {"--print-completion", "--help"}, (name, code)
+                assert "_" in option or option in known | {"--print-completion", "--help"}, (
+                    name,
+                    code,
+                )
 
 
 def test_paths_exist():
