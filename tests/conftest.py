@@ -26,15 +26,14 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 FIRST = ["notebooks", "processes", "browser"]
 
 
-def pytest_configure() -> None:
-    """Make the folder of what is shared; workers and what they start find it by its name."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of what is shared; workers and what they start find it by its name.
+
+    One that is named before pytest starts is used and kept.
+    """
     if helpers.SHARED not in os.environ:
         os.environ[helpers.SHARED] = tempfile.mkdtemp(prefix="nvret-tests-")
-
-
-def pytest_unconfigure() -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(os.environ.pop(helpers.SHARED), ignore_errors=True)
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(helpers.SHARED)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -49,12 +49,12 @@ def execute(
             source = load_notebook_node(str(root / "notebooks" / f"{name}.ipynb"))
             notebook = parameterize_notebook(source, values)
             try:
-                NotebookClient(notebook, km=manager, timeout=600).execute()
+                NotebookClient(notebook, km=manager, timeout=1800).execute()
             except CellExecutionError as error:
                 failures[name] = f"{name}: cell {_failed(notebook)}: {error}"
             nbformat.write(notebook, output / f"{name}.ipynb")
             forget = new_notebook(cells=[new_code_cell(FORGET)])
-            NotebookClient(forget, km=manager, timeout=60).execute()
+            NotebookClient(forget, km=manager, timeout=600).execute()
     finally:
         manager.shutdown_kernel(now=True)
     return failures
