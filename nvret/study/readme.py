@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nvret.analysis import statistics
 from nvret.study import ledger
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -59,10 +60,15 @@ def _headline(table: pd.DataFrame) -> pd.DataFrame:
 def _counts(table: pd.DataFrame) -> str:
     """How many verdicts of each kind, and what is left when all are taken together."""
     counts = table["verdict"].value_counts()
-    tests = table["p_holm"].notna()
-    firm = (tests & (table["p_holm"] <= 0.05) & (table["verdict"] == "reproduced")).sum()
+    tests = table[table["p_holm"].notna()]
+    reproduced = tests["verdict"] == "reproduced"
+    holm = (reproduced & (tests["p_holm"] <= 0.05)).sum()
+    false_discovery = statistics.benjamini_hochberg(tests["p"].astype(float)) <= 0.05
     each = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{each}; adjusted for all {tests.sum()} tests together (Holm), {firm} stay reproduced"
+    return (
+        f"{each}; adjusted for all {len(tests)} tests together, {holm} (Holm) or "
+        f"{(reproduced & false_discovery).sum()} (Benjamini-Hochberg) stay reproduced"
+    )
 
 
 def update(readme: Path, results: Path) -> None:
