@@ -109,7 +109,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
             for teacher, train, _ in searches
             if teacher != "bm25"
         ]
-        operations = 2.0 * sum(search.products for search in compared)
+        operations = 2 * sum(search.products for search in compared)
         steps.append(
             {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
         )
@@ -123,7 +123,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
         done = paths.scores_path(settings, name).exists()
         rows += [step | {"done": done} for step in steps]
     table = pd.DataFrame(rows)
-    table["device_hours"] = table["operations"] / (assumed.tflops * 1e12) / 3600
+    table["device_hours"] = table["operations"].astype(float) / (assumed.tflops * 1e12) / 3600
     return table.reindex(columns=COLUMNS)
 
 
