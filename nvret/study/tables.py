@@ -84,9 +84,7 @@ def differences(results: Results, reference: str, metric: str = METRIC) -> pd.Da
             rows.append((label, dataset, metric, reference, *interval, p))
     columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
     table = _with_arms(results, pd.DataFrame(rows, columns=columns))
-    table["p"] = table.groupby(["student", "dataset"])["p"].transform(
-        lambda p: statistics.holm(p.tolist())
-    )
+    table["p"] = table.groupby(["student", "dataset"])["p"].transform(statistics.holm)
     return table
 
 
@@ -118,7 +116,7 @@ def difference(results: Results, a: str, b: str) -> Interval:
     """Mean over the shared test sets of arm ``a`` less arm ``b``, paired by seed and query."""
     left, right = results.values(a), results.values(b)
     shared = [name for name in left if name in right]
-    return statistics.paired_difference(*([one[name] for name in shared] for one in (left, right)))
+    return statistics.paired_difference([left[n] for n in shared], [right[n] for n in shared])
 
 
 def points(interval: Interval) -> dict[str, float]:
@@ -136,23 +134,20 @@ def chosen_on_dev(results: Results, labels: Sequence[str]) -> str:
 
 def against(results: Results, reference: str, labels: Sequence[str]) -> pd.DataFrame:
     """Each arm less the reference."""
-    rows = [
-        {"arm": label, "less": reference, **difference(results, label, reference)._asdict()}
-        for label in labels
-        if label != reference
-    ]
-    return pd.DataFrame(rows)
+    return _pairs(results, [(label, reference) for label in labels if label != reference])
 
 
 def between(results: Results, labels: Sequence[str]) -> pd.DataFrame:
     """Every two arms; ``p`` is Holm-adjusted over all of them."""
-    rows = []
-    for a, b in itertools.combinations(labels, 2):
-        p = statistics.p_value(*(list(results.values(label).values()) for label in (a, b)))
-        rows.append({"arm": a, "less": b, **difference(results, a, b)._asdict(), "p": p})
-    table = pd.DataFrame(rows)
-    table["p"] = statistics.holm(table["p"].tolist())
-    return table
+    pairs = list(itertools.combinations(labels, 2))
+    scores = {label: list(results.values(label).values()) for label in labels}
+    p_values = [statistics.p_value(scores[a], scores[b]) for a, b in pairs]
+    return _pairs(results, pairs).assign(p=statistics.holm(p_values))
+
+
+def _pairs(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    rows = [{"arm": a, "less": b, **difference(results, a, b)._asdict()} for a, b in pairs]
+    return pd.DataFrame(rows)
 
 
 def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -228,9 +223,8 @@ def plain(results: Results, student: str, setting: str = OWN_SETTING) -> dict[st
     labels: dict[str, str] = {}
     for label in results.find(student=student, family=list(methods.BY_NAME)):
         family, method = results.arms.loc[label, ["family", "method"]]
-        if _setting(results, label) == setting and (
-            family not in labels or method == PLAIN[family]
-        ):
+        usual = family not in labels or method == PLAIN[family]
+        if usual and _setting(results, label) == setting:
             labels[family] = label
     return labels
 
@@ -271,12 +265,10 @@ def by_twins(
         test: the in-domain test set; its corpus has the column ``cluster``.
         pairs: (family, family that is taken off).
     """
-    cluster = np.asarray(test.corpus["cluster"])
-    labels, counts = np.unique(cluster, return_counts=True)
-    many = set(labels[counts > 1].tolist())
-    names = test.queries["id"].to_pylist()
-    twins = {names[q] for q, p in zip(*test.pairs, strict=True) if cluster[p] in many}
-    inside = np.array([name in twins for name in results.scores.loc[test.name].index])
+    twin = test.corpus["cluster"].to_pandas().duplicated(keep=False).to_numpy()
+    query_rows, positive_rows = test.pairs
+    names = test.queries["id"].to_pandas().iloc[np.asarray(query_rows)[twin[positive_rows]]]
+    inside = results.scores.loc[test.name].index.isin(names)
     rows = []
     for student in dict.fromkeys(results.arms["student"]):
         arms = plain(results, student)
@@ -322,12 +314,10 @@ def mined(
         negatives: by method or arm.
         num_negatives: that were asked for, for each pair.
     """
-    pairs = len(dataset.pairs[0])
-    corpus, clusters = dataset.corpus, None
+    pairs, corpus, rows = len(dataset.pairs[0]), dataset.corpus, []
+    clusters = None
     if "cluster" in corpus.column_names:
-        columns = (corpus[name].to_pylist() for name in ("id", "cluster"))
-        clusters = dict(zip(*columns, strict=True))
-    rows = []
+        clusters = corpus["cluster"].to_pandas().set_axis(corpus["id"].to_pylist())
     for method, table in negatives.items():
         frame = table.select([c for c in table.column_names if c != "teacher"]).to_pandas()
         full = (frame.groupby(["query_id", "positive_id"]).size() >= num_negatives).sum()
@@ -350,32 +340,24 @@ def mined(
 
 def dropped(negatives: Mapping[str, pa.Table], reference: str) -> pd.Series:
     """For each method, the share of the reference's negatives that it does not take."""
-
-    def keys(table: pa.Table) -> set[tuple[str, str, str]]:
-        columns = (table[c].to_pylist() for c in ("query_id", "positive_id", "negative_id"))
-        return set(zip(*columns, strict=True))
-
-    naive = keys(negatives[reference])
+    ids = ("query_id", "positive_id", "negative_id")
+    keys = {
+        name: set(zip(*(table[column].to_pylist() for column in ids), strict=True))
+        for name, table in negatives.items()
+    }
+    naive = keys[reference]
     return pd.Series(
-        {
-            name: 1 - len(naive & keys(table)) / max(1, len(naive))
-            for name, table in negatives.items()
-        }
+        {name: 1 - len(naive & own) / max(1, len(naive)) for name, own in keys.items()}
     )
 
 
 def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]], depth: int = 4) -> pd.DataFrame:
-    """Training set by training set, the Jaccard similarity of every two teachers' negatives.
-
-    Args:
-        negatives: training set -> teacher -> table.
-    """
+    """Jaccard similarity of every two teachers' negatives (training set -> teacher -> table)."""
     rows = []
     for dataset, by_teacher in negatives.items():
-        names = list(by_teacher)
         matrix = overlap.jaccard(list(by_teacher.values()), depth)
-        for a, b in itertools.combinations(range(len(names)), 2):
-            rows.append((names[a], names[b], dataset, matrix[a, b]))
+        for (i, a), (j, b) in itertools.combinations(enumerate(by_teacher), 2):
+            rows.append((a, b, dataset, matrix[i, j]))
     return pd.DataFrame(rows, columns=["teacher_a", "teacher_b", "dataset", "jaccard"])
 
 
@@ -428,13 +410,12 @@ def rules_on_scale(
     for rule in rules:
         ceiling = rule.ceiling(positive)[:, None]
         at_middle = float(rule.ceiling(np.array([middle]))[0])
-        rows.append(
-            {
-                "rule": str(rule),
-                "candidates below": (candidates < ceiling).mean(),
-                "pairs whose first is dropped": (candidates[:, 0] >= ceiling[:, 0]).mean(),
-                "as a margin": middle - at_middle,
-                "as a percentage": at_middle / middle,
-            }
-        )
+        row = {
+            "rule": str(rule),
+            "candidates below": (candidates < ceiling).mean(),
+            "pairs whose first is dropped": (candidates[:, 0] >= ceiling[:, 0]).mean(),
+            "as a margin": middle - at_middle,
+            "as a percentage": at_middle / middle,
+        }
+        rows.append(row)
     return pd.DataFrame(rows).set_index("rule")
