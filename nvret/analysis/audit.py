@@ -261,6 +261,7 @@ def frontier(
     wrong = known(tables[naive], hidden)
     lines = []
     for method, table in tables.items():
+        share, low, high = rate(false_negatives(table, hidden))
         false, keys = known(table, hidden), _index(table, KEYS)
         ranks = place.reindex(keys).fillna(place.max() + 1).to_numpy()
         scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
@@ -270,9 +271,9 @@ def frontier(
                 "method": method,
                 "negatives": len(table),
                 "false": int(false.sum()),
-                **dict(
-                    zip(("rate", "low", "high"), rate(false_negatives(table, hidden)), strict=True)
-                ),
+                "rate": share,
+                "low": low,
+                "high": high,
                 "hardness": scores.sum() / positives.sum() if len(scores) else np.nan,
                 "mean rank": ranks.mean() if len(ranks) else np.nan,
                 "true kept": kept[~wrong].mean() if (~wrong).any() else np.nan,
