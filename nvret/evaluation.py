@@ -188,7 +188,7 @@ def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
     return LocalRetrieval()
 
 
-def _score(dataset: RetrievalDataset, searcher: _Search, k: list[int]) -> Evaluation:
+def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation:
     """Run the task; its hook for task-specific scores sees every query before the means are taken.
 
     The task's own ``evaluate`` is called, not ``mteb.evaluate``, which would look for a cached
@@ -208,10 +208,10 @@ def _score(dataset: RetrievalDataset, searcher: _Search, k: list[int]) -> Evalua
         return {}
 
     with isolated():
-        from mteb.models import ModelMeta
+        if isinstance(searcher, _Search):  # mteb asks for a name, to write beside predictions
+            from mteb.models import ModelMeta
 
-        # mteb asks for a name, which it would write beside predictions
-        searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
+            searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
         task = local_task(dataset, k)
         task.task_specific_scores = keep
         task.evaluate(searcher, "test", ["default"], encode_kwargs={})

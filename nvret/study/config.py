@@ -64,6 +64,7 @@ class Parametrised(Section):
     """
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Any]
 
     @classmethod
     def known_keys(cls) -> list[str]:
