@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -38,25 +39,36 @@ def execute(
         env: the kernel's environment.
     Returns:
         for each notebook that failed, the number of the cell, its source and its error.
+    Raises:
+        AssertionError: the kernel died; the notebook is named.
     """
-    failures = {}
     logging.getLogger("papermill").setLevel(logging.ERROR)  # keys that a notebook does not repeat
     output.mkdir(parents=True, exist_ok=True)
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(env=env, cwd=str(root), extra_arguments=["--IPKernelApp.log_level=40"])
+    return asyncio.run(_execute(names, root, output, values, env))
+
+
+async def _execute(
+    names: Iterable[str], root: Path, output: Path, values: dict[str, Any], env: dict[str, str]
+) -> dict[str, str]:
+    # The asynchronous manager, as nbclient waits for ever for a dead kernel of the other one
+    failures, manager = {}, AsyncKernelManager(kernel_name="python3")
+    options = ["--IPKernelApp.log_level=40"]  # errors only
+    await manager.start_kernel(env=env, cwd=str(root), extra_arguments=options)
     try:
         for name in names:
             source = load_notebook_node(str(root / "notebooks" / f"{name}.ipynb"))
             notebook = parameterize_notebook(source, values)
             try:
-                NotebookClient(notebook, km=manager, timeout=1800).execute()
+                await NotebookClient(notebook, km=manager, timeout=1800).async_execute()
             except CellExecutionError as error:
                 failures[name] = f"{name}: cell {_failed(notebook)}: {error}"
+            except DeadKernelError as error:
+                raise AssertionError(f"{name}: {error}") from error
             nbformat.write(notebook, output / f"{name}.ipynb")
             forget = new_notebook(cells=[new_code_cell(FORGET)])
-            NotebookClient(forget, km=manager, timeout=600).execute()
+            await NotebookClient(forget, km=manager, timeout=600).async_execute()
     finally:
-        manager.shutdown_kernel(now=True)
+        await manager.shutdown_kernel(now=True)
     return failures
 
 
