@@ -153,8 +153,8 @@ class Encoder(nn.Module):
         config = {} if self.layout.static else self.backbone.config.to_diff_dict()
         names = ("_name_or_path", "transformers_version", "dtype")
         config = {key: value for key, value in config.items() if key not in names}
-        said = [config, repr(self.layout), self.tokenizer.to_str()]
-        digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+        parts = [config, repr(self.layout), self.tokenizer.to_str()]
+        digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def limit(self, max_length: int | None) -> int | None:
@@ -217,8 +217,10 @@ class Encoder(nn.Module):
         skip = self.prompt_tokens(kind)
         if skip and len(texts) and tokens.lengths.min() <= skip:
             row = int(tokens.lengths.argmin())
-            said = f"{tokens.lengths[row]} tokens, {skip} of them of the prompt"
-            raise NvretError(f"texts[{row if rows is None else rows[row]}] has {said}")
+            raise NvretError(
+                f"texts[{row if rows is None else rows[row]}] has {tokens.lengths[row]} tokens, "
+                f"{skip} of them of the prompt"
+            )
         return tokens
 
     def encode(
