@@ -1,11 +1,8 @@
 """Judges of mined negatives: the costly ways to find those that are positives in truth.
 
-A judge reads a query and a passage (some also the pair's labelled positive) and gives a score; from
-its ``threshold`` on, the passage counts as relevant. Where a positive-aware ceiling uses scores
-that mining has computed anyway, a judge reads every pair again.
-
-Source: the cross-encoder that RocketQA denoises with (arXiv 2010.08191), the language model that
-judges NQ's negatives in arXiv 2407.15831, and the vote of a second embedding model.
+A positive-aware ceiling uses scores that mining has computed anyway; a judge reads each pair again.
+Source: RocketQA's cross-encoder (arXiv 2010.08191), the language model that judges the negatives of
+NQ in arXiv 2407.15831, and the vote of a second embedding model.
 """
 
 from __future__ import annotations
@@ -43,17 +40,17 @@ Texts = Sequence[str]
 
 
 class Scores(NamedTuple):
-    """values: (P,) float32, a score for each pair. tokens: how many were read for them."""
+    """What a judge says of P pairs."""
 
-    values: np.ndarray
-    tokens: int
+    values: np.ndarray  # (P,) float32
+    tokens: int  # read for all of them
 
 
 class Judge(Protocol):
-    """name: for tables. threshold: the score from which a passage counts as relevant."""
+    """What reads pairs."""
 
-    name: str
-    threshold: float
+    name: str  # for tables
+    threshold: float  # the score from which a passage counts as relevant
 
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts, *, progress: bool = True
@@ -62,13 +59,11 @@ class Judge(Protocol):
 
 
 class BiEncoderJudge:
-    """A second embedding model's vote: relevant where it places the passage near the positive.
-
-    The score is the passage's cosine as a share of the positive's.
+    """A second embedding model's vote: the passage's cosine as a share of the positive's.
 
     Args:
         model: a name of ``nvret.assets`` or a folder.
-        share: of the positive's score, from which a passage counts as relevant.
+        share: from which a passage counts as relevant.
         max_length: tokens that are read of each text.
     """
 
@@ -81,15 +76,13 @@ class BiEncoderJudge:
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts, *, progress: bool = True
     ) -> Scores:
-        vectors, tokens = [], 0
+        vectors, tokens, limit = {}, 0, {"max_length": self.max_length}
         for texts, kind in ((queries, "query"), ([*passages, *positives], "passage")):
-            limit = {"max_length": self.max_length}
-            vectors.append(self.encoder.encode(texts, kind, progress=progress, **limit))
+            vectors[kind] = self.encoder.encode(texts, kind, progress=progress, **limit)
             distinct = list(dict.fromkeys(texts))  # equal texts are encoded once
             tokens += len(self.encoder.tokenize(distinct, kind, progress=False, **limit).ids)
-        query, passage = vectors
-        parts = np.split(passage, [len(passages)])
-        own, labelled = (np.einsum("pd,pd->p", query, part) for part in parts)
+        parts = np.split(vectors["passage"], 2)
+        own, labelled = (np.einsum("pd,pd->p", vectors["query"], part) for part in parts)
         return Scores(shares(own, labelled), tokens)
 
 
@@ -135,21 +128,14 @@ class LanguageModelJudge:
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
     ) -> Scores:
-        places = {"{passage}": self._ids(passages, self.max_length), "{query}": self._ids(queries)}
-        pieces = [
-            places[part] if part in places else self._ids([part]) * len(queries)
-            for part in self.parts
-        ]
+        fields = {"{passage}": self._ids(passages, self.max_length), "{query}": self._ids(queries)}
+        pieces = [fields.get(part) or self._ids([part]) * len(queries) for part in self.parts]
         prompts = Ragged.of([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
         batches = token_budget_batches(prompts.lengths, TOKENS, slack=SLACK)
         forward = functools.partial(self._forward, prompts)
-        if self.model.device.type == "cpu":  # whose threads take a batch each
-            results = in_threads(forward, batches)
-        else:
-            results = ((rows, forward(rows)) for rows in batches)
         values = np.empty(len(queries), np.float32)
         with tqdm(total=len(queries), desc=self.name, unit="pair", disable=not progress) as bar:
-            for rows, probabilities in results:
+            for rows, probabilities in in_threads(forward, batches):
                 values[rows] = probabilities
                 bar.update(len(rows))
         return Scores(values, len(prompts.ids))
@@ -162,14 +148,11 @@ class LanguageModelJudge:
     def _forward(self, prompts: Ragged, rows: np.ndarray) -> np.ndarray:
         """(B,) P(Yes) of some prompts, padded on the right: no token sees those after it."""
         ids, lengths = prompts.padded(rows, self.tokenizer.pad_token_id or 0)
-        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-        ids, mask, last = (
-            torch.from_numpy(part).to(self.model.device) for part in (ids, mask, lengths - 1)
-        )
-        body = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        state = body.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        ids = torch.from_numpy(ids).to(self.model.device)
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        last = states[torch.arange(len(rows)), torch.from_numpy(lengths - 1)]
         # Of the vocabulary's logits only the two that are asked for
-        return (state @ self.head.T).softmax(-1)[:, 0].cpu().numpy()
+        return (last @ self.head.T).softmax(-1)[:, 0].cpu().numpy()
 
 
 class CrossEncoderJudge:
@@ -192,11 +175,9 @@ class CrossEncoderJudge:
         self.name, self.max_length = Path(folder).name, max_length
         folder = _checked_folder(AutoModelForSequenceClassification, folder)
         with quiet():
+            weights = {"dtype": torch.float32}
             self.model = CrossEncoder(
-                str(folder),
-                device=device,
-                local_files_only=True,
-                model_kwargs={"dtype": torch.float32},
+                str(folder), device=device, local_files_only=True, model_kwargs=weights
             )
         if self.model.num_labels > 2:
             raise NvretError(f"{folder}: {self.model.num_labels} outputs, expected 1 or 2")
@@ -217,12 +198,7 @@ class CrossEncoderJudge:
 
 
 def load(name: str, *, max_length: int = 128, device: str = "cpu") -> Judge:
-    """The judge that a model makes, by its architecture.
-
-    Args:
-        name: a name of ``nvret.assets`` or a folder.
-        max_length: tokens that are read of a passage.
-    """
+    """The judge that a model makes, by its architecture; arguments as of the classes."""
     folder = model_folder(name)
     options = {"max_length": max_length, "device": device}
     if not layout.read(folder).static:
