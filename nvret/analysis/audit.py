@@ -80,8 +80,7 @@ def cluster_labels(dataset: RetrievalDataset) -> Hidden:
     labelled = pd.DataFrame({"query": queries, "cluster": cluster[passages]}).drop_duplicates()
     members = pd.DataFrame({"cluster": cluster, "passage": np.arange(len(cluster))})
     mates = labelled.merge(members, on="cluster")[["query", "passage"]]
-    positives = pd.MultiIndex.from_arrays(dataset.pairs)
-    mates = mates[~pd.MultiIndex.from_frame(mates).isin(positives)]
+    mates = mates[~pd.MultiIndex.from_frame(mates).isin(_rows(dataset))]
     if mates.empty:
         raise NvretError(f"{dataset.name}: every positive is alone in its cluster")
     pairs = _pairs(dataset, *mates.to_numpy().T)
@@ -102,8 +101,7 @@ def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
     [{'query_id': 'q0', 'corpus_id': 'p1'}]
     """
     judged = RetrievalDataset("hidden labels", dataset.corpus, dataset.queries, judgements)
-    labelled, more = (pd.MultiIndex.from_arrays(part.pairs) for part in (dataset, judged))
-    new = np.column_stack(judged.pairs)[~more.isin(labelled)]
+    new = np.column_stack(judged.pairs)[~_rows(judged).isin(_rows(dataset))]
     if not len(new):
         raise NvretError(
             f"{dataset.name}: the hidden labels hold no relevant pair that mining did not see"
@@ -141,6 +139,10 @@ def _pairs(dataset: RetrievalDataset, queries: np.ndarray, passages: np.ndarray)
     """Columns query_id and corpus_id of some rows."""
     ids = dataset.queries["id"].take(queries), dataset.corpus["id"].take(passages)
     return pa.table(ids, LABEL)
+
+
+def _rows(dataset: RetrievalDataset) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays(dataset.pairs)
 
 
 def _sorted(pairs: pa.Table) -> pa.Table:
@@ -217,24 +219,15 @@ def frontier(
     place = ranking.select([*KEYS, "rank"]).to_pandas().set_index(KEYS)["rank"]
     reference = _index(tables[naive], KEYS)
     wrong = known(tables[naive], hidden)
-    lines = []
+    rows = []
     for method, table in tables.items():
-        share, low, high = rate(false_negatives(table, hidden))
         false, keys = known(table, hidden), _index(table, KEYS)
         scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
+        hardness = scores.sum() / positives.sum() if len(scores) else np.nan
+        rank = place.reindex(keys).fillna(place.max() + 1).mean()
         kept = pd.Series(reference.isin(keys))
-        lines.append(
-            {
-                "method": method,
-                "negatives": len(table),
-                "false": int(false.sum()),
-                "rate": share,
-                "low": low,
-                "high": high,
-                "hardness": scores.sum() / positives.sum() if len(scores) else np.nan,
-                "mean rank": place.reindex(keys).fillna(place.max() + 1).mean(),
-                "true kept": kept[~wrong].mean(),
-                "false kept": kept[wrong].mean(),
-            }
-        )
-    return pd.DataFrame(lines)
+        counts = len(table), int(false.sum()), *rate(false_negatives(table, hidden))
+        rows.append((method, *counts, hardness, rank, kept[~wrong].mean(), kept[wrong].mean()))
+    columns = ["method", "negatives", "false", "rate", "low", "high"]
+    columns += ["hardness", "mean rank", "true kept", "false kept"]
+    return pd.DataFrame(rows, columns=columns)

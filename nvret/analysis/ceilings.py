@@ -1,7 +1,6 @@
-"""What a percentage or a margin would do to a table of negatives, and which ones to try.
+"""What a percentage or a margin would keep of a table of negatives, and which ones to try.
 
-The question is asked of negatives that are mined already: which of them would stay. Mining anew
-with that ceiling gives more of them, since the next candidates fill the free places.
+Mining anew with that ceiling gives more, since the next candidates fill the free places.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ STYLE = {  # small figures, so that the letters stay large on a phone
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **{"axes.grid": True, "grid.color": "#999999", "grid.linewidth": 0.3, "font.size": 9},
     **{"figure.figsize": (4.2, 3.0), "figure.constrained_layout.use": True},
+    **{"legend.columnspacing": 1, "legend.handlelength": 1.6},
     **{"savefig.transparent": True, "svg.fonttype": "none"},
 }
 
@@ -78,11 +79,9 @@ def show(inspection: Inspection) -> HTML:
 
 
 def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
-    """The report as HTML; everything that is put into it is escaped.
+    """The report as HTML, with so many suspicious negatives, and pairs to browse.
 
-    Args:
-        suspicious: rows of the table of suspicious negatives.
-        sample: pairs to browse, chosen by a hash of their ids.
+    Everything that is put into it is escaped.
     """
     environment = Environment(
         loader=PackageLoader("nvret.analysis"),
@@ -101,7 +100,7 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
         title=f"Mined negatives of {inspection.dataset.name}",
         findings=findings(inspection),
         figures=_figures(inspection),
-        suspicious=[_case(inspection, row) for _, row in worst.head(suspicious).iterrows()],
+        suspicious=_cases(inspection, worst.head(suspicious)),
         suspicious_all=len(worst),
         sample=_sample(inspection, sample),
         hubs=inspection.rows.groupby("negative")["query"].nunique().nlargest(HUBS),
@@ -131,7 +130,7 @@ def _setting(value: float, family: str) -> str:
 
 def findings(inspection: Inspection) -> list[tuple[str, str]]:
     """What to know first: (kind, sentence), kind one of "good", "look", "note"."""
-    counts, rows, hidden = inspection.counts, inspection.rows, inspection.hidden
+    rows, hidden = inspection.rows, inspection.hidden
     lines = []
     if labelled := int(rows["labelled"].sum()):
         lines.append(("look", f"{labelled:,} negatives are labelled relevant for their query."))
@@ -146,51 +145,40 @@ def findings(inspection: Inspection) -> list[tuple[str, str]]:
     by_text = int(rows[suspects.TEXT].any(axis=1).sum())
     sentence = f"{by_text:,} share much of their" if by_text else "None shares much of its"
     lines.append(("look" if by_text else "good", f"{sentence} positive's wording."))
-    above = counts["above"] / counts["negatives"]
-    sentence = f"{counts['above']:,} ({share(above)}) score at or above their positive"
-    lines.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
-    if counts["short"]:
-        sentence = (
-            f"{counts['short']:,} of {counts['pairs']:,} pairs have fewer than "
-            f"{counts['asked']} negatives; {counts['empty']:,} have none."
-        )
-        lines.append(("look" if counts["empty"] else "note", sentence))
-    else:
-        lines.append(("good", f"Every pair has its {counts['asked']} negatives."))
     sentence = (
-        f"{counts['passages']:,} different passages stand in {counts['negatives']:,} places; "
-        f"{rows.loc[rows['hub'], 'negative'].nunique():,} are mined for "
+        f"{rows.loc[rows['hub'], 'negative'].nunique():,} passages are mined for "
         f"{suspects.hub_limit(len(inspection.dataset.queries)):,} queries or more, one for "
         f"{rows['mined_for'].max():,}."
     )
     return [*lines, ("note", sentence), *(("look", warning) for warning in inspection.warnings)]
 
 
-def _case(inspection: Inspection, row: pd.Series) -> dict[str, Any]:
-    """A negative with its query and positive, ready to be read."""
-    dataset = inspection.dataset
-    reasons = [text for sign, text in suspects.REASONS.items() if row[sign]]
-    case: dict[str, Any] = {"row": row, "reasons": reasons}
+def _cases(inspection: Inspection, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Negatives with their texts, ids and signs, ready to be read."""
+    dataset, cases = inspection.dataset, rows.to_dict("records")
     queries, corpus = dataset.queries["id"], dataset.corpus["id"]
-    case |= {"query": dataset.query_texts[row["query"]], "query_id": queries[row["query"]].as_py()}
-    for name in ("positive", "negative"):
-        case |= {name: dataset.passages[row[name]], f"{name}_id": corpus[row[name]].as_py()}
-    similar = row[suspects.TEXT].any()
-    case["run"] = suspects.longest_run(case["positive"], case["negative"]) if similar else []
-    return case
+    for case in cases:
+        case["reasons"] = [text for sign, text in suspects.REASONS.items() if case[sign]]
+        case["query_id"] = queries[case["query"]].as_py()
+        case["query"] = dataset.query_texts[case["query"]]
+        for name in ("positive", "negative"):
+            case[f"{name}_id"] = corpus[case[name]].as_py()
+            case[name] = dataset.passages[case[name]]
+        case["run"] = []
+        if any(case[sign] for sign in suspects.TEXT):
+            case["run"] = suspects.longest_run(case["positive"], case["negative"])
+    return cases
 
 
 def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
     """The negatives of some pairs, in rank order; the same pairs whatever the table's order."""
     queries, passages = inspection.dataset.queries["id"], inspection.dataset.corpus["id"]
     rows = inspection.rows.sort_values(["pair", "rank"])
-    pairs = rows.drop_duplicates("pair").set_index("pair")[["query", "positive"]]
-    keys = [hashed(f"{queries[a].as_py()} {passages[b].as_py()}") for a, b in pairs.to_numpy()]
-    chosen = pairs.index[np.argsort(keys, kind="stable")[:number]]
-    return [
-        [_case(inspection, row) for _, row in group.iterrows()]
-        for _, group in rows[rows["pair"].isin(chosen)].groupby("pair")
-    ]
+    pairs = rows.drop_duplicates("pair")[["query", "positive"]].to_numpy()
+    keys = [hashed(f"{queries[a].as_py()} {passages[b].as_py()}") for a, b in pairs]
+    chosen = rows["pair"].unique()[np.argsort(keys, kind="stable")[:number]]
+    groups = rows[rows["pair"].isin(chosen)].groupby("pair")
+    return [_cases(inspection, group) for _, group in groups]
 
 
 def _figures(inspection: Inspection) -> list[dict[str, str]]:

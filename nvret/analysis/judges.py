@@ -87,9 +87,7 @@ class BiEncoderJudge:
 
 
 def shares(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Scores as shares of their positives': what TopK-PercPos compares with its percentage.
-
-    Where the positive's is below 0, a score above it still has a share above 1.
+    """Scores as shares of their positives'; above 1 for a score above a positive of negative score.
 
     >>> shares(np.array([0.4, -0.6]), np.array([0.8, -0.5]))
     array([0.5, 0.8])
@@ -102,10 +100,8 @@ class LanguageModelJudge:
     """A language model that is asked for Yes or No: P(Yes) / (P(Yes) + P(No)) as the next token.
 
     Args:
-        model: a name of ``nvret.assets`` or a folder.
+        model: a name of ``nvret.assets`` or a folder; `NvretError` if weights are missing.
         max_length: tokens that are read of a passage.
-    Raises:
-        NvretError: a folder without its weights.
     """
 
     threshold = 0.5
@@ -159,11 +155,9 @@ class CrossEncoderJudge:
     """A model that reads query and passage together: sentence-transformers' ``CrossEncoder``.
 
     Args:
-        folder: a transformers folder with safetensors and a head of one output (whose sigmoid is
-            the score) or two (the second's share).
+        folder: with a head of one output (whose sigmoid is the score) or two (the second's share);
+            `NvretError` for another head, or if weights are missing.
         max_length: tokens that are read of a pair; the passage is cut.
-    Raises:
-        NvretError: a folder without its head's weights, or with another head.
     """
 
     threshold = 0.5

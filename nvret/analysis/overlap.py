@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-PAIR, KEYS = ["query_id", "positive_id"], ["query_id", "positive_id", "negative_id"]
+from nvret.analysis.audit import KEYS
+
+PAIR = KEYS[:2]
 
 
 def jaccard(tables: Sequence[pa.Table], depth: int = 4) -> np.ndarray:

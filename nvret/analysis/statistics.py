@@ -33,7 +33,7 @@ def mean_interval(scores: Scores) -> Interval:
 
     Args:
         scores: (S, Q) of one test set; or a list of (S, Q_i), one a test set, for the mean of the
-            sets' means: the sets are given, not drawn, and row s is the same run in all of them.
+            sets' means. The sets are given, not drawn; row s is the same run in all of them.
     Raises:
         NvretError: fewer than two queries, NaN, sets that differ in their number of seeds.
 
@@ -89,12 +89,9 @@ def verdict(
 ) -> Literal["reproduced", "not reproduced", "undecided"]:
     """What an interval says of the claim that the difference has this sign.
 
-    Args:
-        margin: the smallest difference that would matter, at least 0. Without one, a claim whose
-            true difference is nil stays undecided for ever.
-    Returns:
-        "reproduced" when the whole interval has the sign; "not reproduced" when the whole interval
-        lies short of ``margin`` in that direction; else "undecided".
+    "reproduced" when the whole interval has the sign, "not reproduced" when the whole interval lies
+    short of ``margin`` in that direction, the smallest difference that would matter. Without a
+    margin, a claim whose true difference is nil stays undecided for ever.
 
     >>> verdict(Interval(0.02, 0.01, 0.03)), verdict(Interval(0.02, -0.01, 0.05))
     ('reproduced', 'undecided')
@@ -130,8 +127,6 @@ def reduction(counts: pd.DataFrame, reference: pd.DataFrame) -> Interval:
     residuals (Donner and Zou 2012, Stat. Methods Med. Res. 21). The usual linearised logarithm of
     the ratio is much too narrow where few negatives are false.
 
-    Args:
-        counts, reference: as in `rate`, for the same queries.
     Returns:
         a share, below 0 where there are more of them; NaN where the reference has none. The low
         end is -inf where the reference's rate may be 0.

@@ -5,6 +5,7 @@ None of these signs proves a false negative; a person has to look.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
@@ -96,15 +97,16 @@ def _wording(passages: Sequence[str], rows: pd.DataFrame) -> dict[str, list[bool
     """Whether one text contains the other, and whether they share ``RUN`` words in a row."""
     used = np.unique(rows[["positive", "negative"]])
     plain = {row: f" {normalise(passages[row])} " for row in used}
-    contains, shared = [], []
-    last, runs = -1, set[str]()  # the last positive and its runs
-    for positive, negative in zip(rows["positive"], rows["negative"], strict=True):
-        a, b = plain[positive], plain[negative]
-        if last != positive:
-            last, runs = positive, set(_runs(a))
-        contains.append(a in b or b in a)
-        shared.append(not runs.isdisjoint(_runs(b)))
-    return {"contains": contains, "shared": shared}
+    pairs = list(zip(rows["positive"], rows["negative"], strict=True))
+
+    @functools.lru_cache(maxsize=1)  # the negatives of a positive follow each other
+    def runs(positive: int) -> set[str]:
+        return set(_runs(plain[positive]))
+
+    return {
+        "contains": [plain[a] in plain[b] or plain[b] in plain[a] for a, b in pairs],
+        "shared": [not runs(a).isdisjoint(_runs(plain[b])) for a, b in pairs],
+    }
 
 
 def _runs(text: str) -> Iterator[str]:
