@@ -90,9 +90,8 @@ def inspect(
     if not table.num_rows:
         raise NvretError(f"{dataset.name}: the table holds no negatives, expected at least one")
     rows = _with_ceilings(negatives.rows_of(table, dataset), facts)
-    labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(
-        pd.MultiIndex.from_arrays(dataset.pairs)
-    )
+    labels = pd.MultiIndex.from_arrays(dataset.pairs)
+    labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(labels)
     known = None
     if hidden is not None:
         unseen = audit.unseen(dataset, hidden)

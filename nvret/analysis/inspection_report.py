@@ -130,7 +130,7 @@ def _setting(value: float, family: str) -> str:
 
 def findings(inspection: Inspection) -> list[tuple[str, str]]:
     """What to know first: (kind, sentence), kind one of "good", "look", "note"."""
-    rows, hidden = inspection.rows, inspection.hidden
+    counts, rows, hidden = inspection.counts, inspection.rows, inspection.hidden
     lines = []
     if labelled := int(rows["labelled"].sum()):
         lines.append(("look", f"{labelled:,} negatives are labelled relevant for their query."))
@@ -145,6 +145,15 @@ def findings(inspection: Inspection) -> list[tuple[str, str]]:
     by_text = int(rows[suspects.TEXT].any(axis=1).sum())
     sentence = f"{by_text:,} share much of their" if by_text else "None shares much of its"
     lines.append(("look" if by_text else "good", f"{sentence} positive's wording."))
+    above = counts["above"] / counts["negatives"]
+    sentence = f"{counts['above']:,} ({share(above)}) score at or above their positive"
+    lines.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
+    if counts["short"]:
+        sentence = f"{counts['short']:,} of {counts['pairs']:,} pairs have fewer than "
+        sentence += f"{counts['asked']} negatives; {counts['empty']:,} have none."
+        lines.append(("look" if counts["empty"] else "note", sentence))
+    else:
+        lines.append(("good", f"Every pair has its {counts['asked']} negatives."))
     sentence = (
         f"{rows.loc[rows['hub'], 'negative'].nunique():,} passages are mined for "
         f"{suspects.hub_limit(len(inspection.dataset.queries)):,} queries or more, one for "
