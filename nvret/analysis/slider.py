@@ -43,7 +43,7 @@ def page(candidates: pd.DataFrame, positive_score: float, perc: float) -> str:
     """The candidates as a table in HTML; arguments as of `slider`."""
     labels = verdicts(candidates["score"], positive_score, perc).rename("verdict")
     looks = labels.map(STYLES)
-    rows = pd.concat([labels, candidates], axis=1).rename_axis("rank", axis=1).style
+    rows = pd.concat([labels, candidates], axis=1).rename_axis(index=None, columns="rank").style
     rows = rows.apply(lambda _: looks).format(precision=3, escape="html")
     return (
         f"<p>The positive scores {positive_score:.3f}; negatives must score below "
