@@ -73,9 +73,7 @@ class BiEncoderJudge:
         self.name, self.threshold, self.max_length = Path(model).name, share, max_length
         self.encoder = Encoder.load(model_folder(str(model)), device=device)
 
-    def scores(
-        self, queries: Texts, passages: Texts, positives: Texts, *, progress: bool = True
-    ) -> Scores:
+    def scores(self, queries, passages, positives, *, progress=True) -> Scores:
         vectors, tokens, limit = {}, 0, {"max_length": self.max_length}
         for texts, kind in ((queries, "query"), ([*passages, *positives], "passage")):
             vectors[kind] = self.encoder.encode(texts, kind, progress=progress, **limit)
@@ -121,9 +119,7 @@ class LanguageModelJudge:
             raise NvretError(f"{model}: its tokenizer begins Yes and No with the same token")
         self.head = self.model.get_output_embeddings().weight[[yes, no]].detach()
 
-    def scores(
-        self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
-    ) -> Scores:
+    def scores(self, queries, passages, positives=(), *, progress=True) -> Scores:
         fields = {"{passage}": self._ids(passages, self.max_length), "{query}": self._ids(queries)}
         pieces = [fields.get(part) or self._ids([part]) * len(queries) for part in self.parts]
         prompts = Ragged.of([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
@@ -176,9 +172,7 @@ class CrossEncoderJudge:
         if self.model.num_labels > 2:
             raise NvretError(f"{folder}: {self.model.num_labels} outputs, expected 1 or 2")
 
-    def scores(
-        self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
-    ) -> Scores:
+    def scores(self, queries, passages, positives=(), *, progress=True) -> Scores:
         cut = {"truncation": "only_second", "max_length": self.max_length}
         two = self.model.num_labels == 2
         values = self.model.predict(
