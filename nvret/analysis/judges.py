@@ -125,9 +125,13 @@ class LanguageModelJudge:
         prompts = Ragged.of([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
         batches = token_budget_batches(prompts.lengths, TOKENS, slack=SLACK)
         forward = functools.partial(self._forward, prompts)
+        if self.model.device.type == "cpu":  # whose threads take a batch each
+            results = in_threads(forward, batches)
+        else:
+            results = ((rows, forward(rows)) for rows in batches)
         values = np.empty(len(queries), np.float32)
         with tqdm(total=len(queries), desc=self.name, unit="pair", disable=not progress) as bar:
-            for rows, probabilities in in_threads(forward, batches):
+            for rows, probabilities in results:
                 values[rows] = probabilities
                 bar.update(len(rows))
         return Scores(values, len(prompts.ids))
