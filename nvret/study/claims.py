@@ -28,7 +28,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ArmFilter(Section):
-    """Arms of a study by what they are; the words are the columns of ``Results.arms``.
+    """Arms of a study, by the columns of ``Results.arms``.
 
     What is not said has the value that an arm has when its grid says nothing: the student's or
     the profile's own, and for ``parameter`` the paper's best. "any" stands for every value,

@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from nvret import methods
-from nvret.study import arms, claims, tables
+from nvret.study import arms, claims
 from nvret.study.config import Settings
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
@@ -27,6 +26,7 @@ def select(
     results: Results, wanted: claims.ArmFilter, student: str, settings: Settings
 ) -> list[str]:
     """Labels of a student's arms that a filter of the pre-registration means."""
+    asked = wanted.model_dump(exclude_unset=True)
 
     def fits(row: Mapping[str, Any], column: str) -> bool:
         cell, value = row.get(column), asked.get(column, "default")
@@ -34,22 +34,15 @@ def select(
             return _same(cell, _default(row, column, settings, student)) == (value == "default")
         return any(_same(cell, one) for one in (value if isinstance(value, list) else [value]))
 
-    asked = _words(wanted)
     rows = results.arms[results.arms["student"] == student]
     plain = [c for c in claims.ArmFilter.model_fields if asked.get(c) not in ("any", *ENDS)]
     keep = [all(fits(row, column) for column in plain) for row in rows.to_dict("records")]
-    rows = rows[np.array(keep, bool)]
+    rows = rows.loc[keep]
     for column, value in asked.items():
         if value in tuple(ENDS):
             cells = rows[column].astype(float)
             rows = rows[cells == cells.agg(ENDS[value])]
     return list(rows.index)
-
-
-def _words(wanted: claims.ArmFilter) -> dict[str, Any]:
-    """What the filter says, in the order of its columns."""
-    said = wanted.model_fields_set
-    return {name: getattr(wanted, name) for name in type(wanted).model_fields if name in said}
 
 
 def _same(cell: Any, value: Any) -> bool:
@@ -79,7 +72,7 @@ def best(results: Results, labels: Sequence[str], what: str) -> str:
         return labels[0]
     if results.dev not in results.scores.index.get_level_values("dataset"):
         raise NotRun(f"{len(labels)} arms with {what}, and no development split to choose on")
-    return tables.chosen_on_dev(results, labels)
+    return results.best_on_dev(labels)
 
 
 def side(
@@ -87,7 +80,8 @@ def side(
 ) -> tuple[str, bool]:
     """The label of the arm that stands for a filter, and whether it was chosen."""
     labels = select(results, wanted, student, settings)
-    what = ", ".join(f"{name} {value}" for name, value in _words(wanted).items())
+    asked = wanted.model_dump(exclude_unset=True)
+    what = ", ".join(f"{name} {value}" for name, value in asked.items())
     return best(results, labels, what), len(labels) > 1
 
 
@@ -96,7 +90,8 @@ def parts(
 ) -> dict[Any, str]:
     """A group's arms by what tells them apart; of several with the same value the best on dev."""
     labels = select(results, claim.arms, student, settings)
-    groups = results.arms.loc[labels].groupby(claim.by, sort=False).groups if labels else {}
+    groups = results.arms.loc[labels].groupby(claim.by, sort=False).groups
     if not groups:
-        raise NotRun(f"no arm with {', '.join(_words(claim.arms))} as claimed")
+        asked = claim.arms.model_dump(exclude_unset=True)
+        raise NotRun(f"no arm with {', '.join(asked)} as claimed")
     return {key: best(results, list(own), f"{claim.by} {key}") for key, own in groups.items()}

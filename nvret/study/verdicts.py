@@ -15,8 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -78,56 +78,53 @@ def decide(
             raise NotRun(f"one arm on both sides: {_short(better)}")
         chosen = ", ".join(_short(label) for label, was_chosen in sides if was_chosen)
         note = f"chosen on dev: {chosen}" if chosen else ""
-        return _of(_contrast(results, {better: 1.0, worse: -1.0}), margin, note, claim.kind)
+        return _of(_contrast(results, {better: 1, worse: -1}), margin, note, claim.kind)
     arms = parts(claim, student, results, settings)
     if isinstance(claim, claims.Slope):
         return _slope(arms, results, margin, teachers)
+    return _all_of(results, _links(claim, arms, results), margin)
+
+
+def _links(
+    claim: claims.Order | claims.Worst | claims.InnerOptimum,
+    arms: dict[Any, str],
+    results: Results,
+) -> list[tuple[str, str]]:
+    """The pairs of arms of which the claim says that the first is better."""
     if isinstance(claim, claims.InnerOptimum):
         labels = [arms[value] for value in sorted(arms)]
         if len(labels) < 3:
             raise NotRun(f"{len(labels)} values, expected three or more")
         inner = best(results, labels[1:-1], "an inner value")
-        return _all_of(results, [(inner, labels[0]), (inner, labels[-1])], margin)
+        return [(inner, labels[0]), (inner, labels[-1])]
     names = claim.order if isinstance(claim, claims.Order) else [claim.worst]
     if missing := [name for name in names if name not in arms]:
         raise NotRun(f"no arm of {', '.join(missing)}")
     if isinstance(claim, claims.Order):
-        return _all_of(results, [*itertools.pairwise(arms[name] for name in names)], margin)
+        return list(itertools.pairwise(arms[name] for name in names))
     worst = arms.pop(claim.worst)
     if not arms:
         raise NotRun(f"no other arm than {claim.worst}")
-    return _all_of(results, [(label, worst) for label in arms.values()], margin)
+    return [(label, worst) for label in arms.values()]
 
 
 def _contrast(results: Results, weights: Mapping[str, float]) -> list[np.ndarray]:
-    """The weighted sum of arms, (S, Q) of each test set that all of them are tested on."""
-    scores = {label: results.values(label) for label in weights}
-    shared = [name for name in results.datasets if all(name in sets for sets in scores.values())]
-    if not shared:
+    """The weighted sum of arms on each test set that they share."""
+    sets = list(results.contrast(weights).values())
+    if not sets:
         raise NotRun(f"no scores on {tables.AVERAGE} for {', '.join(weights)}")
-    return [sum(w * scores[label][name] for label, w in weights.items()) for name in shared]
+    return sets
 
 
-def _of(
-    sets: list[np.ndarray],
-    margin: float,
-    note: str,
-    kind: str = "difference",
-    verdict: Verdict | None = None,
-) -> Decision:
-    """The decision that rests on a contrast; its verdict where none is given."""
+def _of(sets: list[np.ndarray], margin: float, note: str, kind: str) -> Decision:
+    """The decision that rests on a contrast; the kinds are those of ``claims.Pair``."""
     sign, shift = {"not-worse": (1, margin), "no-gain": (-1, -margin)}.get(kind, (1, 0.0))
     interval = statistics.mean_interval(sets)
-    if verdict is None:
-        moved = Interval(*(x + shift for x in interval))
-        verdict = statistics.verdict(moved, sign, margin=0.0 if shift else margin)
+    moved = Interval(*(x + shift for x in interval))
+    verdict = statistics.verdict(moved, sign, margin=0.0 if shift else margin)
     queries = sum(values.shape[1] for values in sets)
-    return Decision(verdict, *interval, _p(sets, shift), len(sets[0]), queries, note)
-
-
-def _p(sets: list[np.ndarray], shift: float) -> float:
-    """Of "the mean is -shift"."""
-    return statistics.p_value([values + shift for values in sets], [0 * values for values in sets])
+    p = tables.p_value(sets, shift)
+    return Decision(verdict, *interval, p, len(sets[0]), queries, note)
 
 
 def _all_of(results: Results, links: Sequence[tuple[str, str]], margin: float) -> Decision:
@@ -135,9 +132,9 @@ def _all_of(results: Results, links: Sequence[tuple[str, str]], margin: float) -
 
     Shown is the link that decides against the claim, or else the smallest difference.
     """
-    contrasts = [_contrast(results, {better: 1.0, worse: -1.0}) for better, worse in links]
+    contrasts = [_contrast(results, {better: 1, worse: -1}) for better, worse in links]
     intervals = [statistics.mean_interval(sets) for sets in contrasts]
-    adjusted = statistics.holm([_p(sets, -margin) for sets in contrasts])
+    adjusted = statistics.holm([tables.p_value(sets, -margin) for sets in contrasts])
     fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, adjusted, strict=True)]
     holds = all(interval.low > 0 for interval in intervals)
     verdict = "reproduced" if holds else "not reproduced" if any(fails) else "undecided"
@@ -148,7 +145,7 @@ def _all_of(results: Results, links: Sequence[tuple[str, str]], margin: float) -
         f"[{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
         for (better, worse), i in zip(links, intervals, strict=True)
     )
-    return _of(weakest, margin, note, verdict=verdict)
+    return replace(_of(weakest, margin, note, "difference"), verdict=verdict)
 
 
 def _slope(
@@ -165,7 +162,7 @@ def _slope(
     weights = SLOPE * (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     sets = _contrast(results, dict(zip([arms[name] for name in own], weights, strict=True)))
     note = "teachers' own NDCG@10: " + ", ".join(f"{name} {own[name]:.3f}" for name in own)
-    return _of(sets, margin, note)
+    return _of(sets, margin, note, "difference")
 
 
 def _short(label: str) -> str:
