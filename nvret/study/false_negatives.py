@@ -17,7 +17,7 @@ from nvret import assets, data, methods, mining, negatives, teachers
 from nvret.analysis import audit, judge_quality, judges, statistics
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
-from nvret.study import paper
+from nvret.study import paper, tables
 from nvret.study.config import Settings
 from nvret.study.workspace import Workspace, stored
 from nvret.utils import store
@@ -55,9 +55,9 @@ class AuditedSet:
         def build(folder: Path) -> None:
             known = mining.exclusions(dataset, self.settings.mining.near_duplicates)
             shared = options | {"exclude": known, "progress": False}
-            tables = mining.sweep(dataset, scorer, self.methods, depth, **shared)
-            tables.append(mining.mine(dataset, scorer, methods.NaiveTopK(), DEPTH, **shared))
-            for place, table in enumerate(tables):
+            mined = mining.sweep(dataset, scorer, self.methods, depth, **shared)
+            mined.append(mining.mine(dataset, scorer, methods.NaiveTopK(), DEPTH, **shared))
+            for place, table in enumerate(mined):
                 negatives.save(table, folder / f"{place}.parquet")
 
         folder = stored(
@@ -69,8 +69,8 @@ class AuditedSet:
             mining=options | {"num_negatives": depth, "depth": DEPTH},
         )
         places = range(len(self.methods) + 1)
-        *tables, ranking = [negatives.load(folder / f"{place}.parquet") for place in places]
-        return dict(zip(map(str, self.methods), tables, strict=True)), ranking
+        *mined, ranking = [negatives.load(folder / f"{place}.parquet") for place in places]
+        return dict(zip(map(str, self.methods), mined, strict=True)), ranking
 
     @property
     def tables(self) -> dict[str, pa.Table]:
@@ -133,11 +133,10 @@ class Audit:
 
         def rows(one: AuditedSet) -> list[dict[str, Any]]:
             dataset, pairs, source = one.hidden
-            queries, passages = dataset.queries.num_rows, dataset.corpus.num_rows
-            words = sum(len(text.split()) for text in dataset.passages)
-            row = {"labels": source, "queries": queries, "passages": passages}
-            row |= {"words per passage": words / passages}
-            return [row | {"hidden per query": pairs.num_rows / queries}]
+            sizes = tables.sizes(dataset)
+            row = {"labels": source, "queries": sizes["questions"], "passages": sizes["passages"]}
+            row |= {"words per passage": sizes["words a passage"]}
+            return [row | {"hidden per query": pairs.num_rows / sizes["questions"]}]
 
         return self._each(rows)
 
@@ -146,10 +145,7 @@ class Audit:
         return self._each(lambda one: audit.frontier(one.tables, one.hidden, one.ranking, NAIVE))
 
     def reductions(self) -> pd.DataFrame:
-        """How much fewer false negatives than naive top-k: dataset, method, reduction, low, high.
-
-        The unit is a share of naive's rate, in each set.
-        """
+        """How much fewer false negatives than naive top-k, as a share of naive's rate."""
 
         def rows(one: AuditedSet) -> list[dict[str, Any]]:
             counts = {m: audit.false_negatives(t, one.hidden) for m, t in one.tables.items()}

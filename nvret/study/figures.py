@@ -29,13 +29,10 @@ def panels(
     columns: int, height: float, width: float = 0, *, rows: int = 1, grid: str | None = "both",
     **options: Any,
 ) -> tuple[Figure, np.ndarray]:  # fmt: skip
-    """A figure of one panel or several, in inches, at least as wide as a column.
+    """A figure in inches, at least as wide as a column, and its panels' axes.
 
-    Args:
-        grid: axis of the lines behind the data: "x", "both", or None.
-        options: of ``plt.subplots``.
-    Returns:
-        the figure, and its axes: (columns,), or (rows, columns) where there are several rows.
+    The axes are (columns,), or (rows, columns) where there are several rows. ``grid`` is the axis
+    of the lines behind the data: "x", "both", or None; ``options`` are those of ``plt.subplots``.
     """
     figure, axes = plt.subplots(
         rows, columns, squeeze=False, layout="constrained",
@@ -96,11 +93,7 @@ def _forest(
 
 
 def differences(table: pd.DataFrame, student: str) -> Figure:
-    """Forest plot: each arm less the reference, on the first test set and on average.
-
-    Args:
-        table: of ``tables.differences``.
-    """
+    """Forest plot of ``tables.differences``, on the first test set and on average."""
     rows = _points(table[table["student"] == student])
     rows = rows.assign(
         label=rows["arm"].str.removeprefix(f"{student}: "), style=rows["arm"].map(looks.of_method)
@@ -116,11 +109,7 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
 
 
 def orders(table: pd.DataFrame) -> Figure:
-    """Forest plot: differences of two methods in each setting, a panel a difference.
-
-    Args:
-        table: of ``tables.orders``, in points of NDCG@10.
-    """
+    """Forest plot of ``tables.orders``: a row a setting, a panel a difference."""
     table = table.assign(
         label=table["student"] + ": " + table["setting"],
         style=[VERDICTS[statistics.verdict(row)] for row in table.itertuples()],
@@ -131,10 +120,9 @@ def orders(table: pd.DataFrame) -> Figure:
 
 
 def ledger(table: pd.DataFrame) -> Figure:
-    """Forest plot of the claims, grouped by question; the paper's difference beside each.
+    """Forest plot of ``ledger.build``, grouped by question; the paper's difference beside each.
 
-    Args:
-        table: of ``ledger.build``; drawn are the rows with an interval in points of NDCG@10.
+    Drawn are the rows with an interval in points of NDCG@10.
     """
     rows = _points(table[(table["unit"] == "points") & table["low"].notna()])
     rows = rows.assign(
@@ -162,13 +150,10 @@ def ledger(table: pd.DataFrame) -> Figure:
 
 
 def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
-    """Training loss over steps: mean over seeds, band from the lowest to the highest seed.
+    """Training loss (``Results.logs``): mean over seeds, band from the lowest to the highest.
 
-    The last step, whose batch may hold a single pair, is left out.
-
-    Args:
-        logs: of ``Results.logs``.
-        num_candidates: a pair's passages in the loss.
+    The last step, whose batch may hold a single pair, is left out. Who guesses blindly among the
+    ``num_candidates`` passages of a pair has their logarithm as loss.
     """
     figure, (axis,) = panels(1, 3.8, grid=None)
     own = logs[logs["arm"].str.startswith(f"{student}: ")]
@@ -191,11 +176,9 @@ def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
 
 
 def sweeps(table: pd.DataFrame, reference: str, best: Sequence[str]) -> Figure:
-    """NDCG@10, survival and false negatives against each method's parameter, a column a method.
+    """``tables.sweep`` against each method's parameter, a column a method.
 
     Args:
-        table: of ``tables.sweep``.
-        reference: what the differences are to.
         best: labels of the arms that were chosen on the development split; drawn as stars.
     """
     families = [family for family in AXES if family in set(table["family"])]
@@ -229,11 +212,10 @@ def sweeps(table: pd.DataFrame, reference: str, best: Sequence[str]) -> Figure:
 
 
 def teachers(table: pd.DataFrame, reference: str) -> Figure:
-    """What a student gains from its teacher's negatives against the teacher's own NDCG@10.
+    """What a student gains over the reference against its teacher's own NDCG@10.
 
     Args:
         table: of ``tables.teachers_and_students``.
-        reference: what the student's points are counted from.
     """
     figure, (axis,) = panels(1, 4.6)
     axis.axhline(0, color=GREY, linewidth=1, linestyle=":")

@@ -17,8 +17,7 @@ from nvret.study import claims, figures, paper, paths, tables, verdicts
 from nvret.study.arms import arms
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.study.selection import NotRun
-from nvret.study.verdicts import Decision
+from nvret.study.verdicts import Decision, NotRun
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
@@ -198,22 +197,13 @@ def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:
     """The undecided rows, with how many times the seeds and queries would decide them.
 
     If the truth is what was found, the interval's half-width, which falls with the root of seeds
-    and queries together, has to fall below the distance to the nearest value that decides.
+    and queries together, has to fall below the distance to the nearest value that decides:
+    infinite where the truth is right at that bound.
     """
     rows = ledger[(ledger["verdict"] == "undecided") & ledger["low"].notna()]
-    rows = rows.assign(times=[times(row, margin) for row in rows.itertuples()])
+    bound = rows["kind"].map({"not-worse": -margin, "no-gain": margin}).astype(float)
+    above, below = (rows["difference"] - bound.fillna(end) for end in (0.0, margin))
+    reach = np.maximum(above, -below)
+    factor = ((rows["high"] - rows["low"]) / 2 / reach) ** 2
+    rows = rows.assign(times=factor.where(reach > 0, math.inf))
     return rows[["claim", "student", "seeds", "queries", "difference", "low", "high", "times"]]
-
-
-def times(row: Any, margin: float) -> float:
-    """Factor on seeds and queries of one row; infinite where the truth is right at the bound.
-
-    >>> from types import SimpleNamespace as Row
-    >>> times(Row(kind="difference", difference=0.004, low=-0.004, high=0.012), margin=0.002)
-    4.0
-    """
-    bounds = {"not-worse": (-margin, -margin), "no-gain": (margin, margin)}
-    zero, short_of = bounds.get(row.kind, (0.0, margin))
-    reach = max(row.difference - zero, short_of - row.difference)
-    half = (row.high - row.low) / 2
-    return (half / reach) ** 2 if reach > 0 else math.inf

@@ -64,8 +64,7 @@ def score_scales(
 def survival(table: pd.DataFrame) -> Figure:
     """Share of the best candidates below the ceiling, a panel a family, a line a teacher.
 
-    Args:
-        table: columns teacher, family, parameter, survive.
+    The columns are teacher, family, parameter, survive.
     """
     families = [family for family in AXES if family in set(table["family"])]
     figure, axes = panels(len(families), 3.2, 2.3 * len(families), sharey=True)
@@ -121,11 +120,7 @@ def ceilings(
 
 
 def score_ratios(negatives: Mapping[str, pa.Table]) -> Figure:
-    """Where the mined negatives lie: their score as a share of their positive's.
-
-    Args:
-        negatives: label of a method -> table.
-    """
+    """Where each method's negatives lie: their score as a share of their positive's."""
     figure, (axis,) = panels(1, 3.4, grid=None)
     for label, table in negatives.items():
         scores, positives = (table[c].to_numpy() for c in ("score", "positive_score"))
@@ -144,10 +139,7 @@ def frontier(table: pd.DataFrame) -> Figure:
     """Hard but true: the rate of known false negatives against the hardness of the others.
 
     A panel for each data set; a line for each family of methods through its parameters, 95 %
-    intervals. To the right and below is better.
-
-    Args:
-        table: columns dataset, method, rate, low, high, hardness; shares.
+    intervals. To the right and below is better. The table is that of ``Audit.frontier``.
     """
     sets = table.groupby("dataset", sort=False)
     figure, axes = panels(sets.ngroups, 3.6, 3.0 * sets.ngroups, sharey=True)
@@ -167,11 +159,7 @@ def frontier(table: pd.DataFrame) -> Figure:
 
 
 def by_rank(table: pd.DataFrame) -> Figure:
-    """The share of known positives at each rank of the teacher's ranking, with its 95 % band.
-
-    Args:
-        table: columns dataset, rank, rate, low, high; shares.
-    """
+    """``Audit.by_rank``: a line a data set, with its 95 % band."""
     figure, (axis,) = panels(1, 3.4)
     for place, (name, rows) in enumerate(table.groupby("dataset", sort=False)):
         percent = 100 * rows[["rate", "low", "high"]].rename(columns={"rate": "value"})
@@ -191,11 +179,7 @@ def _root_scale(axis: Axes, highest: float) -> None:
 
 
 def judges(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """What a judge catches at each threshold, against what it throws out with it.
-
-    Args:
-        curves: data set -> judge -> columns recall and removed, shares (`judge_quality.curve`).
-    """
+    """``Audit.curves``: what a judge catches at each threshold, and throws out with it."""
     figure, axes = panels(len(curves), 3.4, 3.0 * len(curves), sharey=True)
     for axis, (name, lines) in zip(axes, curves.items(), strict=True):
         for place, (judge, line) in enumerate(lines.items()):

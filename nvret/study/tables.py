@@ -56,7 +56,7 @@ def teacher_table(own: Mapping[str, Sets], tests: Sequence[str], dev: str) -> pd
     """NDCG@10 of each teacher as a retriever, with its interval over the queries.
 
     Args:
-        own: teacher -> test set -> (1, Q); of ``Workspace.teacher_scores``.
+        own: teacher -> ``Workspace.teacher_scores``.
         tests: the sets that count in the average.
     """
     rows = [
@@ -76,10 +76,8 @@ def _mean_rows(sets: Sets, dev: Sets, metric: str) -> Iterator[tuple]:
 def differences(results: Results, reference: str) -> pd.DataFrame:
     """Each arm less its student's ``reference``, paired by seed and query.
 
-    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set.
-
-    Args:
-        reference: a label without the student, such as "Naive Top-K".
+    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set. The
+    reference is a label without the student, such as "Naive Top-K".
     """
     rows = []
     for label, student in results.arms["student"].items():
@@ -118,9 +116,6 @@ def wins(means: pd.DataFrame) -> pd.Series:
     return best.value_counts().reindex(dict.fromkeys(means["arm"]), fill_value=0).rename("wins")
 
 
-# Some arms of a study
-
-
 def compare(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Each first arm less the second."""
     rows = [{"arm": a, "less": b, **results.difference(a, b)._asdict()} for a, b in pairs]
@@ -135,14 +130,10 @@ def between(results: Results, labels: Sequence[str]) -> pd.DataFrame:
 
 
 def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """A row a teacher and rule: its own NDCG@10, and its student's less the reference's.
+    """A row a teacher and rule: its own NDCG@10, and its student's less the reference arm's.
 
     The rules are the paper's percentage, and the one that is best for this teacher on the
-    development split.
-
-    Args:
-        teachers: of ``teacher_table``.
-        reference: label of an arm.
+    development split. ``teachers`` is the ``teacher_table``.
     """
     own = teachers[teachers["dataset"] == AVERAGE].set_index("teacher")
     rows = []
@@ -166,9 +157,7 @@ def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: s
 def sweep(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row a swept arm: points over the reference, negatives found, and known positives.
 
-    Args:
-        mined: of ``Study.mined``.
-        reference: a label without the student.
+    ``mined`` is that of ``Study.mined``; the reference is as in ``differences``.
     """
     rows = differences(results, reference)
     rows = rows[(rows["dataset"] == AVERAGE) & rows["parameter"].notna()].set_index("arm")
@@ -195,9 +184,6 @@ def best_of_families(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# One method less another
-
-
 def families(results: Results) -> dict[tuple[str, str], dict[str, str]]:
     """(student, setting) -> family -> label of the arm with the paper's parameters.
 
@@ -221,11 +207,7 @@ def plain(results: Results, student: str) -> dict[str, str]:
 
 
 def orders(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Paired differences of families, in points, for each student and setting that has both.
-
-    Args:
-        pairs: (family, family that is taken off).
-    """
+    """Each first family less the second, in points, for each student and setting with both."""
     rows = [
         {"student": student, "setting": setting, "difference": f"{a} − {b}"}
         | points(results.difference(arms[a], arms[b]))
@@ -239,12 +221,11 @@ def orders(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
 def by_twins(
     results: Results, test: RetrievalDataset, pairs: Sequence[tuple[str, str]]
 ) -> pd.DataFrame:
-    """Differences in points on questions whose positive has a near-duplicate among the test
-    passages, and on the others; each student's own setting.
+    """As ``orders`` in each student's own setting, on questions whose positive has a
+    near-duplicate among the test passages, and on the others.
 
     Args:
         test: the in-domain test set; its corpus has the column ``cluster``.
-        pairs: as in ``orders``.
     """
     twin = test.corpus["cluster"].to_pandas().duplicated(keep=False).to_numpy()
     query_rows, positive_rows = test.pairs
@@ -326,11 +307,7 @@ def dropped(negatives: Mapping[str, pa.Table], reference: str) -> pd.Series:
 
 
 def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]]) -> pd.DataFrame:
-    """Jaccard similarity of every two teachers' first four negatives.
-
-    Args:
-        negatives: training set -> teacher -> table.
-    """
+    """Jaccard similarity of every two teachers' first four negatives, in each training set."""
     rows = []
     for dataset, by_teacher in negatives.items():
         matrix = overlap.jaccard(list(by_teacher.values()))
