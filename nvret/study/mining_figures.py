@@ -17,6 +17,7 @@ from nvret.analysis.looks import AXES, BLACK, COLOURS, COLUMN_WIDTH, GREEN, GREY
 from nvret.study.figures import band, legend, panels
 
 DASHES = ["-", "--", ":"]
+GREYS = {"hard": "#BBBBBB", "easy": "#E4E4E4"}
 RATES = [0, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 100]  # ticks, in percent
 
 
@@ -79,29 +80,19 @@ def survival(table: pd.DataFrame) -> Figure:
     return legend(figure, axes[0], 4)
 
 
-def ceilings(
-    scores: Sequence[float],
-    names: Sequence[str],
-    truths: Sequence[str],
-    pos_score: float,
-    rules: Sequence[methods.Method],
-) -> Figure:
+def ceilings(candidates: pd.DataFrame, pos_score: float, rules: Sequence[methods.Method]) -> Figure:
     """Candidates of one query by score, with each method's ceiling drawn over them.
 
     Args:
-        scores, names, truths: (N,) of the candidates, by falling score; those whose truth begins
-            with "answers" are drawn hatched.
+        candidates: columns score (falling), passage, truth ("hard", "easy", or hatched).
         pos_score: of the positive.
         rules: methods; a shift is drawn as the ranks that it drops.
     """
-    figure, (axis,) = panels(1, 1.3 + 0.33 * len(scores), 1.45 * COLUMN_WIDTH, grid=None)
-    places = np.arange(len(scores))
-    looks_of = {"hard": {"color": "#BBBBBB"}, "easy": {"color": "#E4E4E4"}}
-    for truth in dict.fromkeys(truths):
-        bars = np.array(truths) == truth
-        look = looks_of.get(truth, {"color": YELLOW, "hatch": "///"})
-        axis.barh(places[bars], np.array(scores)[bars], height=0.6, label=truth,
-                  edgecolor="white", **look)  # fmt: skip
+    figure, (axis,) = panels(1, 1.3 + 0.33 * len(candidates), 1.45 * COLUMN_WIDTH, grid=None)
+    rows = candidates.assign(place=range(len(candidates)))
+    for truth, bars in rows.groupby("truth", sort=False):
+        style = {"color": GREYS[truth]} if truth in GREYS else {"color": YELLOW, "hatch": "///"}
+        axis.barh(bars["place"], bars["score"], height=0.6, label=truth, edgecolor="white", **style)
     axis.axvline(pos_score, color=GREEN, linewidth=2.5, label="the positive's score")
     for rule in rules:
         colour = looks.of_method(str(rule))["color"]
@@ -112,10 +103,11 @@ def ceilings(
         elif rule.skip:
             label = f"{rule}: dropped"
             axis.axhspan(-0.5, rule.skip - 0.5, color=colour, alpha=0.2, label=label, zorder=0)
-    axis.set_yticks(places, [f"{name}  {rank}" for rank, name in enumerate(names, 1)])
+    names = [f"{text[:52]}…  {rank}" for rank, text in enumerate(rows["passage"], 1)]
+    axis.set_yticks(rows["place"], names)
     axis.invert_yaxis()
     axis.set(xlabel="teacher's score (cosine)", ylabel="candidate and its rank")
-    axis.set_xlim(0, max(0.8, *scores) * 1.05)
+    axis.set_xlim(0, max(0.8, rows["score"].max()) * 1.05)
     return legend(figure, axis, 3)
 
 
