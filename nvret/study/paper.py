@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import pandas as pd
-from pydantic import Field
 
 from nvret.study import tables
 from nvret.study.config import project_root
@@ -15,22 +14,20 @@ from nvret.utils.settings import Section
 
 
 class PaperDifference(Section):
-    """Two rows of a table of the paper, values of ``column``: the first less the second."""
+    """The average of one row of a table of the paper (a value of ``column``) less another's."""
 
     table: str
     better: str
     worse: str
     column: Literal["method", "teacher"] = "method"
     student: str = "e5-large-unsupervised"
-    dataset: str = tables.AVERAGE
 
 
 class PaperMean(Section):
-    """The mean of a column of a table of the paper, over the rows with these values."""
+    """The mean of a column of a table of the paper."""
 
     table: str
     column: str
-    where: dict[str, str] = Field(default_factory=dict)
 
 
 def table(name: str) -> pd.DataFrame:
@@ -52,13 +49,9 @@ def value(reference: PaperDifference | PaperMean | None) -> float | None:
         return None
     rows = table(reference.table)
     if isinstance(reference, PaperMean):
-        for column, name in reference.where.items():
-            rows = rows[rows[column].astype(str) == name]
-        if rows.empty:
-            raise NvretError(f"{reference.table}.csv of the paper has no row {reference.where}")
         return float(rows[reference.column].mean())
     rows = rows[(rows["student"] == reference.student) & (rows["metric"] == METRIC)]
-    means = rows[rows["dataset"] == reference.dataset].set_index(reference.column)["mean"]
+    means = rows[rows["dataset"] == tables.AVERAGE].set_index(reference.column)["mean"]
     for name in (reference.better, reference.worse):
         if name not in means.index:
             known = ", ".join(map(str, means.index))

@@ -35,7 +35,6 @@ Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable her
 VERDICTS: tuple[Verdict, ...] = Verdict.__args__
 SLOPE = 0.1  # of a teacher's NDCG@10, that a slope is told for
 ALPHA = 0.05
-ENDS = {"smallest": "min", "largest": "max"}
 
 
 class NotRun(NvretError):
@@ -219,18 +218,19 @@ def select(
 
     def fits(row: Mapping[str, Any], column: str) -> bool:
         cell, value = row.get(column), asked.get(column, "default")
+        if value in ("any", "largest"):
+            return True
         if value in ("default", "other"):
             return _same(cell, _default(row, column, settings, student)) == (value == "default")
         return any(_same(cell, one) for one in (value if isinstance(value, list) else [value]))
 
     rows = results.arms[results.arms["student"] == student]
-    plain = [c for c in claims.ArmFilter.model_fields if asked.get(c) not in ("any", *ENDS)]
-    keep = [all(fits(row, column) for column in plain) for row in rows.to_dict("records")]
-    rows = rows.loc[keep]
+    columns = claims.ArmFilter.model_fields
+    rows = rows.loc[[all(fits(row, c) for c in columns) for row in rows.to_dict("records")]]
     for column, value in asked.items():
-        if value in tuple(ENDS):
+        if value == "largest":
             cells = rows[column].astype(float)
-            rows = rows[cells == cells.agg(ENDS[value])]
+            rows = rows[cells == cells.max()]
     return list(rows.index)
 
 
