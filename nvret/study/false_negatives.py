@@ -46,7 +46,7 @@ class AuditedSet:
 
     @cached_property
     def _mined(self) -> tuple[dict[str, pa.Table], pa.Table]:
-        """Negatives by method, and the teacher's own ranking, `DEPTH` candidates a pair."""
+        """``tables`` and ``ranking``."""
         dataset, depth = self.hidden.dataset, self.chosen.num_negatives
         teacher = Workspace(self.settings).teacher(self.chosen.teacher)
         scorer = teachers.prepare(teacher, dataset, progress=self.progress)
@@ -74,10 +74,12 @@ class AuditedSet:
 
     @property
     def tables(self) -> dict[str, pa.Table]:
+        """Negatives by method."""
         return self._mined[0]
 
     @property
     def ranking(self) -> pa.Table:
+        """The teacher's own ranking, `DEPTH` candidates a pair."""
         return self._mined[1]
 
     @cached_property
