@@ -72,11 +72,6 @@ def _counts(table: pd.DataFrame) -> str:
     )
 
 
-def update(readme: Path, results: Path) -> None:
-    """Write the profiles' results into the README."""
-    replace(readme, "results", section(results))
-
-
 def replace(readme: Path, name: str, text: str) -> None:
     """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
