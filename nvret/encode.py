@@ -252,24 +252,28 @@ class Encoder(nn.Module):
         first: dict[str, int] = {}
         position = np.fromiter((first.setdefault(t, len(first)) for t in texts), np.int64)
         distinct, places = list(first), np.unique(position, return_index=True)[1]
-        vectors = out if len(distinct) == len(texts) else np.empty((len(first), out.shape[1]), "f4")
         training, skip = self.training, self.prompt_tokens(kind)
         self.eval()
         bar = tqdm(total=len(distinct), desc=f"encode {kind}", unit="text", disable=not progress)
         try:
             with bar:
                 for start, tokens in self._tokenized(distinct, places, kind, max_length):
-                    for rows, result in self._run(tokens, token_budget, skip):
-                        vectors[start + rows] = result
+                    for rows, vectors in self._run(tokens, token_budget, skip):
+                        chosen = places[start + rows]
+                        finite = np.isfinite(vectors).all(1)
+                        if not finite.all():
+                            row = chosen[finite.argmin()]
+                            text = texts[row][:60]
+                            raise NvretError(f"texts[{row}] = {text!r}: its vector is not finite")
+                        out[chosen] = vectors
                         bar.update(len(rows))
         finally:
             self.train(training)
-        finite = np.isfinite(vectors).all(1)
-        if not finite.all():
-            row = places[finite.argmin()]
-            raise NvretError(f"texts[{row}] = {texts[row][:60]!r}: its vector is not finite")
-        if vectors is not out:
-            np.take(vectors, position, 0, out=out)
+        sources = places[position]  # row by row, where an equal text stands first
+        repeats = np.flatnonzero(sources != np.arange(len(texts)))
+        for block in range(0, len(repeats), SHARD):  # ``out`` may be larger than the memory
+            rows = repeats[block : block + SHARD]
+            out[rows] = out[sources[rows]]
         return out
 
     def _tokenized(
@@ -435,9 +439,12 @@ def embed(
 ) -> np.ndarray:
     """`Encoder.encode` with its result kept: a read-only memory map of a ``.npy`` file.
 
-    The file's name is a hash of texts, weights, prompt, pooling, length, dtype and recipe, so two
+    The file's folder is a hash of texts, weights, prompt, pooling, length, dtype and recipe, so two
     checkpoints never share one, and equal inputs are encoded once, whoever asks. Under ``torchrun``
     each process encodes a part of the texts; all of them must see the same cache folder.
+
+    Raises:
+        NvretError: as `Encoder.encode`; the disk is full, or may not be written to.
     """
     batching.check_texts(texts)
     key = store.fingerprint(
@@ -448,27 +455,27 @@ def embed(
         str(encoder.dtype),
         recipes.versions("vectors"),
     )
-    target = store.cache_dir() / "embeddings" / f"{key}.npy"
+    target = store.cache_dir() / "embeddings" / key
     if not store.find(target):
         show = progress and processes.is_main_process()
         encode = partial(encoder.encode, kind=kind, max_length=max_length, progress=show)
-        if texts and processes.world()[1] > 1:
-            from nvret.scale.embeddings import encode_together
+        with store.shared_folder(target) as folder:
+            if folder is not None and texts and processes.world()[1] > 1:
+                from nvret.scale.embeddings import encode_together
 
-            encode_together(encode, texts, encoder.dimension, target, SHARD)
-        else:
-            with store.atomic_file(target) as unfinished:
-                _write(encode, texts, encoder.dimension, unfinished)
+                encode_together(encode, texts, encoder.dimension, folder, SHARD)
+            elif folder is not None and processes.is_main_process():
+                _write(encode, texts, encoder.dimension, folder / "vectors.npy")
         store.publish(target)
-    return np.load(target, mmap_mode="r" if len(texts) else None, allow_pickle=False)
+    vectors = target / "vectors.npy"
+    return np.load(vectors, mmap_mode="r" if len(texts) else None, allow_pickle=False)
 
 
 def _write(encode: partial, texts: Sequence[str], dimension: int, path: Path) -> None:
     shape = (len(texts), dimension)
     if not texts:  # an empty file cannot be mapped
-        with path.open("wb") as stream:
-            np.save(stream, np.empty(shape, np.float32))
+        np.save(path, np.empty(shape, np.float32))
         return
-    out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    out = store.new_array(path, shape)
     encode(texts, out=out)
     out.flush()

@@ -86,6 +86,7 @@ class Student(nn.Module):
         known: Tensor | None = None,
         query_rows: Tensor | None = None,
         passage_rows: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of one batch as `Collator` makes it; in training its passages go into the memory."""
         count = len(query_batches)
@@ -114,6 +115,9 @@ class Student(nn.Module):
                 if self.training:
                     order = rows.argsort()[(rows < 0).sum() :]  # as in one process
                     self.memory.push(rows[order], passages[order])
+            if padding is not None:  # has no negatives, and so no loss
+                chance = chance | padding[:, None]
+                bank_known = None if bank_known is None else bank_known | padding[:, None]
             return info_nce(
                 queries,
                 passages,
@@ -128,7 +132,12 @@ class Student(nn.Module):
         batches = [*query_batches, *passage_batches]
         skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
         if self.chunk_tokens is None:
-            return {"loss": loss_of(self.encoder.forward_all(batches, skips))}
+            loss = loss_of(self.encoder.forward_all(batches, skips))
+            if padding is not None:
+                from nvret.scale import cross_process
+
+                loss = loss * cross_process.per_pair(padding)
+            return {"loss": loss}
         from nvret.scale.grad_cache import chunked_loss
 
         return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
@@ -154,28 +163,38 @@ class Student(nn.Module):
 
 class _OrderedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Shuffle:
-        return Shuffle(len(self.train_dataset), self.args.seed)
+        several = self.args.world_size > 1
+        unit = self.args.train_batch_size * self.args.world_size if several else 1
+        return Shuffle(len(self.train_dataset), self.args.seed, unit)
 
 
 class Shuffle(torch.utils.data.Sampler[int]):
     """A new order every epoch, that depends on the seed and the number of pairs alone.
 
+    Several processes need whole batches: pairs of the last batch, as ``~pair``, fill it up to a
+    multiple of ``unit``, and `Collator` marks them as padding.
+
     >>> list(Shuffle(4, seed=0)) == list(Shuffle(4, seed=0))
+    True
+    >>> order = list(Shuffle(4, seed=0, unit=3))
+    >>> [~pair for pair in order[4:]] == [order[3]] * 2
     True
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
+    def __init__(self, size: int, seed: int, unit: int = 1) -> None:
+        self.size, self.seed, self.unit, self.epoch = size, seed, unit, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return -(-self.size // self.unit) * self.unit
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        return iter(rng.permutation(self.size).tolist())
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        last = order[self.size - self.size % self.unit :]
+        yield from order.tolist()
+        yield from (~np.resize(last, len(self) - self.size)).tolist()
 
 
 class _Progress(TrainerCallback):
