@@ -148,12 +148,10 @@ class Encoder(nn.Module):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         config = {} if self.layout.static else self.backbone.config.to_diff_dict()
         names = ("_name_or_path", "transformers_version", "dtype")
         config = {key: value for key, value in config.items() if key not in names}
-        parts = [config, repr(self.layout), self.tokenizer.to_str()]
+        parts = [config, repr(self.layout), self._plain_tokenizer().to_str()]
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
@@ -173,18 +171,20 @@ class Encoder(nn.Module):
         prompt = self._prompt(kind)
         if self.layout.include_prompt or not prompt:
             return 0
-        self.tokenizer.no_truncation()
-        special = self.tokenizer.encode(prompt).special_tokens_mask
+        special = self._plain_tokenizer().encode(prompt).special_tokens_mask
         while special and special[-1]:  # those that close the text come after its own tokens
             special = special[:-1]
         return len(special)
 
     @cached_property
     def _tokenizer_key(self) -> str:
-        """Hash of the tokenizer's content, whatever it was last asked to cut or fill."""
+        return hashlib.sha256(self._plain_tokenizer().to_str().encode()).hexdigest()
+
+    def _plain_tokenizer(self) -> Any:
+        """The tokenizer as it is saved, whatever it was last asked to cut or fill."""
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return self.tokenizer
 
     def _prompt(self, kind: str) -> str:
         if kind not in ("query", "passage"):
@@ -420,8 +420,7 @@ class Encoder(nn.Module):
         latent attention is written in NV-Embed's layout, which needs its own code there.)"""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self._plain_tokenizer()
         if self.layout.latent:
             nv_embed.save(folder, self.backbone, self.pooler, self._tokenizer)
         else:
@@ -457,25 +456,17 @@ def embed(
     )
     target = store.cache_dir() / "embeddings" / key
     if not store.find(target):
-        show = progress and processes.is_main_process()
+        rank, size = processes.world()
+        shape, show = (len(texts), encoder.dimension), progress and rank == 0
         encode = partial(encoder.encode, kind=kind, max_length=max_length, progress=show)
         with store.shared_folder(target) as folder:
-            if folder is not None and texts and processes.world()[1] > 1:
+            if folder is not None and texts and size > 1:
                 from nvret.scale.embeddings import encode_together
 
                 encode_together(encode, texts, encoder.dimension, folder, SHARD)
-            elif folder is not None and processes.is_main_process():
-                _write(encode, texts, encoder.dimension, folder / "vectors.npy")
+            elif folder is not None and rank == 0:
+                with store.new_array(folder / "vectors.npy", shape) as out:
+                    encode(texts, out=out)
         store.publish(target)
-    vectors = target / "vectors.npy"
-    return np.load(vectors, mmap_mode="r" if len(texts) else None, allow_pickle=False)
-
-
-def _write(encode: partial, texts: Sequence[str], dimension: int, path: Path) -> None:
-    shape = (len(texts), dimension)
-    if not texts:  # an empty file cannot be mapped
-        np.save(path, np.empty(shape, np.float32))
-        return
-    out = store.new_array(path, shape)
-    encode(texts, out=out)
-    out.flush()
+    mode = "r" if texts else None  # an empty file cannot be mapped
+    return np.load(target / "vectors.npy", mmap_mode=mode, allow_pickle=False)

@@ -149,13 +149,13 @@ def test_repeated_texts_take_no_second_matrix(tmp_path):
     """The result may be a file that is larger than the memory."""
     static = Encoder.load(assets.model_path("potion-base-8m"))
     texts = [f"number {n}" for n in range(20000)] + ["number 7"]
-    out = store.new_array(tmp_path / "vectors.npy", (len(texts), static.dimension))
-    tracemalloc.start()
-    try:
-        static.encode(texts, progress=False, out=out)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    with store.new_array(tmp_path / "vectors.npy", (len(texts), static.dimension)) as out:
+        tracemalloc.start()
+        try:
+            static.encode(texts, progress=False, out=out)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
     assert peak < 0.6 * out.nbytes
     np.testing.assert_array_equal(out[-1], out[7])
     np.testing.assert_allclose(out[:3], static.encode(texts[:3], progress=False), atol=1e-6)

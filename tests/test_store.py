@@ -141,7 +141,8 @@ def test_a_full_disk_is_said_before_the_array_is_written(cache, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
 
     def build(folder):
-        store.new_array(folder / "vectors.npy", (1 << 20, 384))
+        with store.new_array(folder / "vectors.npy", (1 << 20, 384)) as array:
+            array[:] = 1
 
     with pytest.raises(NvretError, match="No space left on device"):
         store.stage("toy", {}, build)
@@ -164,11 +165,9 @@ def test_a_cache_that_cannot_be_written_is_named(cache, monkeypatch):
 
 
 def test_an_array_takes_its_place_on_the_disk_at_once(cache):
-    array = store.new_array(cache / "x.npy", (1000, 100))
-    assert array.shape == (1000, 100)
-    assert (cache / "x.npy").stat().st_blocks * 512 >= array.nbytes
-    array[:] = 1
-    array.flush()
+    with store.new_array(cache / "x.npy", (1000, 100)) as array:
+        assert (cache / "x.npy").stat().st_blocks * 512 >= array.nbytes
+        array[:] = 1
     assert np.load(cache / "x.npy").sum() == 1000 * 100
 
 

@@ -40,30 +40,27 @@ def encode_together(
     own = folder / f"part-{rank}.npy"
     checksum = None
     if part.stop > part.start:
-        vectors = store.new_array(own, (part.stop - part.start, dimension))
-        encode(distinct[part], out=vectors)
-        vectors.flush()
-        checksum = _checksum(vectors, shard)
+        with store.new_array(own, (part.stop - part.start, dimension)) as vectors:
+            encode(distinct[part], out=vectors)
+            checksum = _checksum(vectors, shard)
     checksums = processes.gather_objects(checksum)  # all have written
     if rank == 0:
-        out = store.new_array(folder / "vectors.npy", (len(texts), dimension))
         place = {text: row for row, text in enumerate(distinct)}
         rows = np.fromiter((place[text] for text in texts), np.int64, len(texts))
-        start = 0
-        for number in range(size):
-            if checksums[number] is None:
-                continue
-            path = folder / f"part-{number}.npy"
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-            if _checksum(vectors, shard) != checksums[number]:
-                raise NvretError(f"{path}: differs from what process {number} wrote")
-            targets = np.flatnonzero((rows >= start) & (rows < start + len(vectors)))
-            for block in range(0, len(targets), shard):
-                chosen = targets[block : block + shard]
-                out[chosen] = vectors[rows[chosen] - start]
-            start += len(vectors)
-            path.unlink()
-        out.flush()
+        parts = [number for number in range(size) if checksums[number] is not None]
+        with store.new_array(folder / "vectors.npy", (len(texts), dimension)) as out:
+            start = 0
+            for number in parts:
+                path = folder / f"part-{number}.npy"
+                vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+                if _checksum(vectors, shard) != checksums[number]:
+                    raise NvretError(f"{path}: differs from what process {number} wrote")
+                targets = np.flatnonzero((rows >= start) & (rows < start + len(vectors)))
+                for block in range(0, len(targets), shard):
+                    chosen = targets[block : block + shard]
+                    out[chosen] = vectors[rows[chosen] - start]
+                start += len(vectors)
+                path.unlink()
 
 
 def _checksum(vectors: np.ndarray, step: int) -> int:

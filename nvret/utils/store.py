@@ -216,7 +216,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
 
 
-def new_array(path: Path, shape: tuple[int, ...]) -> Any:
+@contextlib.contextmanager
+def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[Any]:
     """A ``.npy`` file of float32 to fill in: a memory map whose place on the disk is taken.
 
     A map of a sparse file would end the process with SIGBUS when the disk is full.
@@ -226,10 +227,15 @@ def new_array(path: Path, shape: tuple[int, ...]) -> Any:
     """
     import numpy as np
 
+    if 0 in shape:  # an empty file cannot be mapped
+        np.save(path, np.empty(shape, np.float32))
+        yield np.empty(shape, np.float32)
+        return
     array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     with path.open("r+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-    return array
+    yield array
+    array.flush()
 
 
 def write_json(target: Path, value: Any) -> None:
