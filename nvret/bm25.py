@@ -14,7 +14,6 @@ it, and torch hands it on; scipy, where there is no MKL, makes a sparse product 
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from nvret import search
 from nvret.utils.errors import NvretError
+from nvret.utils.words import words
 
 # Lucene's English stop words
 STOP_WORDS = frozenset({
@@ -37,12 +37,13 @@ PART = 262_144
 
 
 def tokenize(text: str) -> list[str]:
-    r"""Lower-case runs of word characters (``\w+``) that are not in ``STOP_WORDS``; no stemming.
+    """Lower-case words that are not in ``STOP_WORDS``, unstemmed; pairs of characters in scripts
+    that put no spaces between words.
 
     >>> tokenize("Who wrote the Origin of Species (1859)?")
     ['who', 'wrote', 'origin', 'species', '1859']
     """
-    return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
+    return [word for word in words(text.lower(), piece=2) if word not in STOP_WORDS]
 
 
 class BM25:

@@ -12,8 +12,8 @@ VERSIONS = {
     "conversion": 1,  # files of a converted folder; what they hold has a fingerprint
     "vectors": 1,  # texts to vectors: tokens, backbone, pooling
     "search": 1,  # exact top-k
-    "bm25": 1,  # words, weights and search of the sparse teacher
-    "near-duplicates": 1,  # normalised texts, word trigrams, clusters
+    "bm25": 2,  # words, weights and search of the sparse teacher
+    "near-duplicates": 2,  # normalised texts, word trigrams, clusters
     "mining": 1,  # ceilings, sampling, the table of negatives
     "ensembles": 1,
     "training": 1,  # batches, order, loss, optimizer
