@@ -8,6 +8,9 @@ with a recorded one, and says which number to raise.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import metadata
+
 VERSIONS = {
     "conversion": 1,  # files of a converted folder; what they hold has a fingerprint
     "vectors": 1,  # texts to vectors: tokens, backbone, pooling
@@ -24,10 +27,24 @@ VERSIONS = {
 }
 
 
-def versions(*names: str) -> dict[str, int]:
-    """The versions of these recipes, as a part of a key.
+# Libraries whose own versions may change what a recipe gives
+LIBRARIES = {
+    "vectors": ("torch", "transformers", "tokenizers"),
+    "training": ("torch", "transformers", "tokenizers", "accelerate", "peft"),
+    "evaluation": ("mteb",),
+    "judges": ("torch", "transformers", "tokenizers", "sentence-transformers"),
+}
+
+
+@cache
+def versions(*names: str) -> dict[str, int | str]:
+    """The versions of these recipes and of the libraries below them, as a part of a key.
+
+    A build of a library for another device ("2.13.0+cpu") counts as the same version.
 
     >>> sorted(versions("vectors", "search"))
-    ['search', 'vectors']
+    ['search', 'tokenizers', 'torch', 'transformers', 'vectors']
     """
-    return {name: VERSIONS[name] for name in names}
+    libraries = {library for name in names for library in LIBRARIES.get(name, ())}
+    installed = {name: metadata.version(name).partition("+")[0] for name in libraries}
+    return {name: VERSIONS[name] for name in names} | installed
