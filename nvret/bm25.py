@@ -106,11 +106,9 @@ class BM25:
         counts.sum_duplicates()
         return counts
 
-    def scores(self, queries: Sequence[Sequence[str]]) -> np.ndarray:
-        """(Q, N) float32 scores of tokenized queries; -inf where no word is shared."""
-        dense = (self._counts(queries) @ self._weights.T).toarray()
-        dense[dense == 0] = -np.inf  # every weight is positive, so 0 means that nothing is shared
-        return dense
+    def block_scores(self, queries: Sequence[Sequence[str]], passages: np.ndarray) -> np.ndarray:
+        """(Q, P) float32 scores of each query with P rows of passages; 0 where none is shared."""
+        return (self._counts(queries) @ self._weights[passages].T).toarray()
 
     def pair_scores(self, queries: Sequence[Sequence[str]], passages: np.ndarray) -> np.ndarray:
         """(P,) float32 scores of query i with passage ``passages[i]``; 0 where none is shared."""

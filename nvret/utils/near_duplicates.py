@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
 from nvret.utils.words import words
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def near_duplicate_pairs(
     """
     if not 0 < threshold <= 1:
         raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
-    if measure not in ("jaccard", "overlap"):
-        raise NvretError(f"measure is {measure!r}; expected 'jaccard' or 'overlap'")
+    check_choice("measure", measure, ("jaccard", "overlap"))
     within = others is None
     left_texts = [normalise(text) for text in texts]
     right_texts = left_texts if within else [normalise(text) for text in others or ()]
