@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from nvret.training.batches import Collator
 from nvret.training.config import TrainingConfig
 from nvret.utils import processes
 
+log = logging.getLogger("nvret")
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
 
 
@@ -43,7 +45,7 @@ def make_trainer(
     """
     run = _OrderedTrainer(
         model=Student(encoder, config, batches.mask),
-        args=_arguments(config, seed, folder, encoder.device.type),
+        args=on_one_device(_arguments(config, seed, folder, encoder.device.type)),
         train_dataset=batches.examples,
         data_collator=batches,
         callbacks=[_Progress(len(batches.examples), config.epochs, folder, progress)],
@@ -232,6 +234,15 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep ``Trainer`` from spreading a batch over all GPUs that it sees: ``nn.DataParallel`` would
+    cut our batches at the wrong places."""
+    if arguments.n_gpu > 1:
+        log.warning("%d GPUs are visible, one is used; torchrun uses them all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _arguments(config: TrainingConfig, seed: int, folder: Path, device: str) -> TrainingArguments:
