@@ -28,7 +28,7 @@ from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
 from nvret.models.pooling import pool
 from nvret.utils import processes, recipes, store
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a batch, and of its padding: a CPU's batch should stay within its caches, and a GPU's
@@ -97,10 +97,9 @@ class Encoder(nn.Module):
         Raises:
             NvretError: no such model, an unknown dtype or pooling, weights that are missing.
         """
-        if dtype not in DTYPES:
-            raise NvretError(f"dtype {dtype!r}, expected one of {list(DTYPES)}")
-        if pooling is not None and pooling not in layout.POOLINGS:
-            raise NvretError(f"pooling {pooling!r}, expected one of {list(layout.POOLINGS)}")
+        check_choice("dtype", dtype, DTYPES)
+        if pooling is not None:
+            check_choice("pooling", pooling, layout.POOLINGS)
         if prompts is not None and (unknown := set(prompts) - {"query", "passage"}):
             raise NvretError(f"prompts for {sorted(unknown)}, expected 'query' and 'passage'")
         pinned = revision is not None and len(revision) == 40
@@ -148,12 +147,10 @@ class Encoder(nn.Module):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         config = {} if self.layout.static else self.backbone.config.to_diff_dict()
         names = ("_name_or_path", "transformers_version", "dtype")
         config = {key: value for key, value in config.items() if key not in names}
-        parts = [config, repr(self.layout), self.tokenizer.to_str()]
+        parts = [config, repr(self.layout), self._plain_tokenizer().to_str()]
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
@@ -173,22 +170,23 @@ class Encoder(nn.Module):
         prompt = self._prompt(kind)
         if self.layout.include_prompt or not prompt:
             return 0
-        self.tokenizer.no_truncation()
-        special = self.tokenizer.encode(prompt).special_tokens_mask
+        special = self._plain_tokenizer().encode(prompt).special_tokens_mask
         while special and special[-1]:  # those that close the text come after its own tokens
             special = special[:-1]
         return len(special)
 
     @cached_property
     def _tokenizer_key(self) -> str:
-        """Hash of the tokenizer's content, whatever it was last asked to cut or fill."""
+        return hashlib.sha256(self._plain_tokenizer().to_str().encode()).hexdigest()
+
+    def _plain_tokenizer(self) -> Any:
+        """The tokenizer as it is saved, whatever it was last asked to cut or fill."""
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        return self.tokenizer
 
     def _prompt(self, kind: str) -> str:
-        if kind not in ("query", "passage"):
-            raise NvretError(f"kind {kind!r}, expected 'query' or 'passage'")
+        check_choice("kind", kind, ("query", "passage"))
         return self.layout.prompts.get(kind, "")
 
     def tokenize(
@@ -252,24 +250,28 @@ class Encoder(nn.Module):
         first: dict[str, int] = {}
         position = np.fromiter((first.setdefault(t, len(first)) for t in texts), np.int64)
         distinct, places = list(first), np.unique(position, return_index=True)[1]
-        vectors = out if len(distinct) == len(texts) else np.empty((len(first), out.shape[1]), "f4")
         training, skip = self.training, self.prompt_tokens(kind)
         self.eval()
         bar = tqdm(total=len(distinct), desc=f"encode {kind}", unit="text", disable=not progress)
         try:
             with bar:
                 for start, tokens in self._tokenized(distinct, places, kind, max_length):
-                    for rows, result in self._run(tokens, token_budget, skip):
-                        vectors[start + rows] = result
+                    for rows, vectors in self._run(tokens, token_budget, skip):
+                        chosen = places[start + rows]
+                        finite = np.isfinite(vectors).all(1)
+                        if not finite.all():
+                            row = chosen[finite.argmin()]
+                            text = texts[row][:60]
+                            raise NvretError(f"texts[{row}] = {text!r}: its vector is not finite")
+                        out[chosen] = vectors
                         bar.update(len(rows))
         finally:
             self.train(training)
-        finite = np.isfinite(vectors).all(1)
-        if not finite.all():
-            row = places[finite.argmin()]
-            raise NvretError(f"texts[{row}] = {texts[row][:60]!r}: its vector is not finite")
-        if vectors is not out:
-            np.take(vectors, position, 0, out=out)
+        sources = places[position]  # row by row, where an equal text stands first
+        repeats = np.flatnonzero(sources != np.arange(len(texts)))
+        for block in range(0, len(repeats), SHARD):  # ``out`` may be larger than the memory
+            rows = repeats[block : block + SHARD]
+            out[rows] = out[sources[rows]]
         return out
 
     def _tokenized(
@@ -416,8 +418,7 @@ class Encoder(nn.Module):
         latent attention is written in NV-Embed's layout, which needs its own code there.)"""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self._plain_tokenizer()
         if self.layout.latent:
             nv_embed.save(folder, self.backbone, self.pooler, self._tokenizer)
         else:
@@ -435,9 +436,12 @@ def embed(
 ) -> np.ndarray:
     """`Encoder.encode` with its result kept: a read-only memory map of a ``.npy`` file.
 
-    The file's name is a hash of texts, weights, prompt, pooling, length, dtype and recipe, so two
+    The file's folder is a hash of texts, weights, prompt, pooling, length, dtype and recipe, so two
     checkpoints never share one, and equal inputs are encoded once, whoever asks. Under ``torchrun``
     each process encodes a part of the texts; all of them must see the same cache folder.
+
+    Raises:
+        NvretError: as `Encoder.encode`; the disk is full, or may not be written to.
     """
     batching.check_texts(texts)
     key = store.fingerprint(
@@ -448,27 +452,19 @@ def embed(
         str(encoder.dtype),
         recipes.versions("vectors"),
     )
-    target = store.cache_dir() / "embeddings" / f"{key}.npy"
+    target = store.cache_dir() / "embeddings" / key
     if not store.find(target):
-        show = progress and processes.is_main_process()
+        rank, size = processes.world()
+        shape, show = (len(texts), encoder.dimension), progress and rank == 0
         encode = partial(encoder.encode, kind=kind, max_length=max_length, progress=show)
-        if texts and processes.world()[1] > 1:
-            from nvret.scale.embeddings import encode_together
+        with store.shared_folder(target) as folder:
+            if folder is not None and texts and size > 1:
+                from nvret.scale.embeddings import encode_together
 
-            encode_together(encode, texts, encoder.dimension, target, SHARD)
-        else:
-            with store.atomic_file(target) as unfinished:
-                _write(encode, texts, encoder.dimension, unfinished)
+                encode_together(encode, texts, encoder.dimension, folder, SHARD)
+            elif folder is not None and rank == 0:
+                with store.new_array(folder / "vectors.npy", shape) as out:
+                    encode(texts, out=out)
         store.publish(target)
-    return np.load(target, mmap_mode="r" if len(texts) else None, allow_pickle=False)
-
-
-def _write(encode: partial, texts: Sequence[str], dimension: int, path: Path) -> None:
-    shape = (len(texts), dimension)
-    if not texts:  # an empty file cannot be mapped
-        with path.open("wb") as stream:
-            np.save(stream, np.empty(shape, np.float32))
-        return
-    out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    encode(texts, out=out)
-    out.flush()
+    mode = "r" if texts else None  # an empty file cannot be mapped
+    return np.load(target / "vectors.npy", mmap_mode=mode, allow_pickle=False)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from nvret import encode, mining, negatives, search, teachers, training
+from nvret import encode, evaluation, mining, negatives, search, teachers, training
 from nvret.assets import dataset_path, datasets, model_path
 from nvret.data import load
 from nvret.encode import Encoder, embed
@@ -56,11 +57,14 @@ def texts():
 
 
 def dataset():
-    return mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 60), 400)
+    return mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 61), 400)
 
 
 def trained(folder, model, **config):
-    """A run whose every fourth mined negative is another pair's positive, so that pools overlap."""
+    """A run whose every fourth mined negative is another pair's positive, so that pools overlap.
+
+    The last batch has a single pair, and so the second process none.
+    """
     data = dataset()
     table = mining.mine(data, "bm25", mining.NaiveTopK(), 3, progress=False)
     settings = {
@@ -76,6 +80,11 @@ def trained(folder, model, **config):
     )
 
 
+def evaluated(encoder):
+    lengths = {"query_max_length": 32, "passage_max_length": 32}
+    return evaluation.evaluate(encoder, dataset(), **lengths, progress=False).scores
+
+
 RUNS = {
     "mined": {"model": "potion-base-8m"},
     "in-batch": {"model": "potion-base-8m", "in_batch_negatives": True},
@@ -86,7 +95,7 @@ RUNS = {
 
 def work(folder: Path) -> None:
     """What each process does; the first writes it down."""
-    encode.SHARD = BLOCK
+    encode.SHARD = evaluation.SHARD = BLOCK
     for passages in (*SIZES, LARGE):
         unit = PRODUCT if passages == LARGE else BLOCK
         found = distributed.top_k(**vectors(passages), k=5, unit=unit)
@@ -94,7 +103,7 @@ def work(folder: Path) -> None:
             np.savez(folder / f"{passages}.npz", ids=found.ids, scores=found.scores)
     encoder = Encoder.load(model_path("paraphrase-minilm-l3"))
     encoded = embed(encoder, texts(), max_length=32, progress=False)
-    assert len(list((store.cache_dir() / "embeddings").glob("[!.]*.npy"))) == 1
+    assert len(list((store.cache_dir() / "embeddings").glob("[!.]*"))) == 1
     processes.barrier()
     for teacher in ("bm25", teachers.DenseTeacher("potion-base-8m")):
         table = mining.mine(dataset(), teacher, mining.TopKPercPos(0.9), progress=False)
@@ -102,6 +111,9 @@ def work(folder: Path) -> None:
             negatives.save(table, folder / f"{getattr(teacher, 'name', teacher)}.parquet")
     if processes.is_main_process():
         np.save(folder / "encoded.npy", encoded)
+    scores = evaluated(encoder)
+    if processes.is_main_process():
+        pq.write_table(scores, folder / "scores.parquet")
     for name, run in RUNS.items():
         trained(folder / name, **run)
 
@@ -141,6 +153,12 @@ def test_the_vectors_are_those_of_one_process(together, monkeypatch):
     np.testing.assert_array_equal(np.load(together / "encoded.npy"), alone)
 
 
+def test_the_scores_are_those_of_one_process(together, monkeypatch):
+    monkeypatch.setattr(encode, "SHARD", BLOCK)
+    alone = evaluated(Encoder.load(model_path("paraphrase-minilm-l3")))
+    assert pq.read_table(together / "scores.parquet").equals(alone)
+
+
 @pytest.mark.parametrize("teacher", ["bm25", "potion-base-8m"])
 def test_the_negatives_are_those_of_one_process(together, teacher):
     chosen = teacher if teacher == "bm25" else teachers.DenseTeacher(teacher)
@@ -157,7 +175,7 @@ def test_the_steps_are_those_of_one_process_with_the_joined_batch(together, name
     trained(tmp_path / name, **RUNS[name])
     logs = [pq.read_table(folder / name / "training_log.parquet").to_pandas()
             for folder in (together, tmp_path)]  # fmt: skip
-    assert len(logs[0]) == 12
+    assert len(logs[0]) == len(logs[1]) == 14
     for column in ("loss", "grad_norm"):  # of each step, so that the gradients are the same
         np.testing.assert_allclose(logs[0][column], logs[1][column], rtol=2e-3)
     models = [Encoder.load(folder / name).state_dict() for folder in (together, tmp_path)]
@@ -195,6 +213,41 @@ def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeyp
     monkeypatch.setattr(training, "finetune", None)
     for arm in study.arms:
         assert study.model(arm, 0).is_dir()
+
+
+JOB = """
+import sys, time, numpy as np
+from pathlib import Path
+from nvret.scale.embeddings import encode_together
+from nvret.utils import processes, store
+
+def encode(texts, out):
+    time.sleep(1)  # so that the other job comes meanwhile
+    out[:] = np.array([[float(text)] * 8 for text in texts])
+
+def build(folder):
+    processes.barrier()
+    encode_together(encode, [str(n % 90) for n in range(100)], 8, folder, 16)
+
+with processes.group():
+    target = store.cache_dir() / "vectors"
+    with store.shared_folder(target) as folder:
+        if folder is not None:
+            build(folder)
+    vectors = np.load(target / "vectors.npy", mmap_mode="r")
+    assert (vectors == np.arange(100)[:, None] % 90).all()
+    assert [path.name for path in target.iterdir()] == ["vectors.npy"]
+    store.stage("toy", {}, lambda folder: processes.barrier())
+"""
+
+
+def test_two_jobs_on_one_cache_wait_for_each_other(tmp_path):
+    """They neither cut each other's files off nor wait for ever."""
+    (tmp_path / "job.py").write_text(JOB)
+    env = os.environ | {"NVRET_CACHE": str(tmp_path / "cache")}
+    with ThreadPoolExecutor() as jobs:
+        list(jobs.map(lambda _: torchrun(tmp_path / "job.py", env=env), range(2)))
+    assert not list((tmp_path / "cache").rglob(".*"))
 
 
 def test_a_single_process_does_everything():

@@ -1,5 +1,7 @@
 """Vectors against sentence-transformers and transformers, on real pretrained models."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 from nvret import assets
 from nvret.encode import Encoder, embed
 from nvret.models.batching import token_budget_batches
+from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 TEXTS = [
@@ -139,7 +142,23 @@ def test_embed_keeps_vectors_by_content(folder, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first, again)
     embed(encoder, TEXTS, "passage", max_length=8, progress=False)
     embed(encoder, TEXTS[::-1], "passage", max_length=32, progress=False)
-    assert len(list((tmp_path / "embeddings").glob("[!.]*.npy"))) == 3
+    assert len(list((tmp_path / "embeddings").glob("[!.]*"))) == 3
+
+
+def test_repeated_texts_take_no_second_matrix(tmp_path):
+    """The result may be a file that is larger than the memory."""
+    static = Encoder.load(assets.model_path("potion-base-8m"))
+    texts = [f"number {n}" for n in range(20000)] + ["number 7"]
+    with store.new_array(tmp_path / "vectors.npy", (len(texts), static.dimension)) as out:
+        tracemalloc.start()
+        try:
+            static.encode(texts, progress=False, out=out)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 0.6 * out.nbytes
+    np.testing.assert_array_equal(out[-1], out[7])
+    np.testing.assert_allclose(out[:3], static.encode(texts[:3], progress=False), atol=1e-6)
 
 
 def test_no_text(folder):
@@ -152,9 +171,9 @@ def test_no_text(folder):
     [
         (lambda f: Encoder.load(f).encode(["a", float("nan")], progress=False), r"texts\[1\]"),
         (lambda f: Encoder.load(f).encode("one text", progress=False), "a list of strings"),
-        (lambda f: Encoder.load(f).encode(["a"], "question", progress=False), "kind 'question'"),
-        (lambda f: Encoder.load(f, dtype="int8"), "dtype 'int8'"),
-        (lambda f: Encoder.load(f, pooling="max"), "pooling 'max'"),
+        (lambda f: Encoder.load(f).encode(["a"], "question", progress=False), "kind is 'question'"),
+        (lambda f: Encoder.load(f, dtype="int8"), "dtype is 'int8'"),
+        (lambda f: Encoder.load(f, pooling="max"), "pooling is 'max'"),
         (lambda f: Encoder.load(f, trust_remote_code=True), "needs a revision"),
         (lambda f: Encoder.load(f / "nowhere"), "nowhere"),
     ],

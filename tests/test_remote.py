@@ -1,8 +1,8 @@
 """Results on an object store: found there, complete or not at all."""
 
+import json
 import os
 
-import numpy as np
 import pytest
 
 from nvret.utils import store
@@ -55,21 +55,32 @@ def test_a_file_that_is_cut_off_is_named(machines, tmp_path):
     found = store.stage("toy", {"a": 1}, build)
     (tmp_path / "remote" / "toy" / found.name / "inner" / "value.txt").write_text("4")
     other = machines("two")
-    with pytest.raises(NvretError, match=r"value.txt: has 1 bytes, its list says 2"):
+    with pytest.raises(NvretError, match=r"value.txt: has SHA-256 4b.*, its list says 73"):
         store.stage("toy", {"a": 1}, forbidden)
     assert not (other / "toy" / found.name).exists()
 
 
-def test_a_single_file_too(machines):
-    target = store.cache_dir() / "embeddings" / "x.npy"
-    target.parent.mkdir(parents=True)
-    np.save(target, np.arange(3))
-    store.publish(target)
-    store.publish(target)  # is there already
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/tmp/evil", "a/../../../evil", "..", "", "./inner", "a\\..\\evil"]
+)
+def test_a_list_names_nothing_outside_of_the_result(machines, tmp_path, name):
+    found = store.stage("toy", {"a": 1}, build)
+    listing = tmp_path / "remote" / "toy" / f"{found.name}.json"
+    listing.write_text(json.dumps({name: "0" * 64}))
+    (tmp_path / "remote" / "evil").write_text("evil")
     machines("two")
-    again = store.cache_dir() / "embeddings" / "x.npy"
-    assert store.find(again)
-    np.testing.assert_array_equal(np.load(again), np.arange(3))
+    with pytest.raises(NvretError, match="expected a file inside of the result"):
+        store.stage("toy", {"a": 1}, forbidden)
+    assert not list(tmp_path.glob("**/two/**/evil"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"inputs.json": 3}'])
+def test_a_list_that_is_none_is_named(machines, tmp_path, text):
+    found = store.stage("toy", {"a": 1}, build)
+    (tmp_path / "remote" / "toy" / f"{found.name}.json").write_text(text)
+    machines("two")
+    with pytest.raises(NvretError, match=rf"{found.name}.json: expected"):
+        store.stage("toy", {"a": 1}, forbidden)
 
 
 def test_without_a_remote_nothing_happens(machines, monkeypatch):

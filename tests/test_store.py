@@ -1,7 +1,9 @@
 """A result is there whole, or it is not there."""
 
+import errno
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from nvret.utils import store
+from nvret.utils.errors import NvretError
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +105,70 @@ def test_two_processes_compute_a_stage_once(cache):
     ]
     outputs = [process.communicate(timeout=60)[0] for process in started]
     assert sorted(outputs) == [b"", b"built\n"]
+
+
+def test_no_lock_file_and_no_partial_file_stays(cache):
+    store.stage("toy", {}, lambda folder: (folder / "value").write_text("42"))
+    store.write_json(cache / "value.json", {})
+    assert [path for path in cache.rglob(".*")] == []
+
+
+def test_two_writers_of_a_file_do_not_share_a_partial_one(cache, monkeypatch):
+    """As processes of two containers, which have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with store.atomic_file(cache / "x") as one, store.atomic_file(cache / "x") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (cache / "x").read_text() == "one"  # the last to end, and whole
+
+
+def test_a_folder_that_another_machine_made_meanwhile_is_kept(cache):
+    """One that does not see this machine's locks."""
+    with store.atomic_folder(cache / "x") as partial:
+        (partial / "value").write_text("own")
+        (cache / "x").mkdir()
+        (cache / "x" / "value").write_text("other")
+    assert (cache / "x" / "value").read_text() == "other"
+    assert visible(cache) == ["x"]
+    assert not list(cache.glob(".*"))
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_before_the_array_is_written(cache, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+    def build(folder):
+        with store.new_array(folder / "vectors.npy", (1 << 20, 384)) as array:
+            array[:] = 1
+
+    with pytest.raises(NvretError, match="No space left on device"):
+        store.stage("toy", {}, build)
+    assert visible(cache / "toy") == []
+    assert not list((cache / "toy").glob(".*"))
+
+
+def test_a_file_that_did_not_reach_the_disk_is_not_a_result(cache, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NvretError, match=r"value.json: No space left on device"):
+        store.write_json(cache / "value.json", {})
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(cache, monkeypatch):
+    (cache / "file").touch()
+    monkeypatch.setenv("NVRET_CACHE", str(cache / "file"))
+    with pytest.raises(NvretError, match=r"file/toy: Not a directory"):
+        store.stage("toy", {}, lambda folder: None)
+
+
+def test_an_array_takes_its_place_on_the_disk_at_once(cache):
+    with store.new_array(cache / "x.npy", (1000, 100)) as array:
+        assert (cache / "x.npy").stat().st_blocks * 512 >= array.nbytes
+        array[:] = 1
+    assert np.load(cache / "x.npy").sum() == 1000 * 100
 
 
 def test_a_file_that_is_cut_off_keeps_the_old_one(tmp_path):

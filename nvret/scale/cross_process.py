@@ -79,3 +79,16 @@ def known(relevance: FalseNegativeMask, queries: Tensor, listed: Tensor, pool: P
     rows = (queries, listed[:, 0], pool.rows[filled])
     mask[:, filled] |= torch.from_numpy(relevance(*(r.cpu().numpy() for r in rows))).to(mask.device)
     return mask
+
+
+def per_pair(padding: Tensor) -> Tensor:
+    """What turns the processes' mean losses into the mean over the pairs of all of them.
+
+    Padding has loss 0, yet counts in each process's mean.
+
+    Args:
+        padding: (B,) bool, as many in each process.
+    """
+    pairs = (~padding).sum()
+    dist.all_reduce(pairs)
+    return len(padding) * processes.world()[1] / pairs

@@ -67,11 +67,7 @@ def by_query(queries: int, search_rows: Callable[[slice], SearchResult]) -> Sear
         queries: Q.
         search_rows: a slice of the queries -> their result.
     """
-    part = search_rows(processes.shard(queries))
-    if processes.world()[1] == 1:
-        return part
-    parts: list[SearchResult] = [part] * processes.world()[1]
-    dist.all_gather_object(parts, part)
+    parts = processes.gather_objects(search_rows(processes.shard(queries)))
     return SearchResult(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

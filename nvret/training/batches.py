@@ -23,6 +23,7 @@ from nvret.models.batching import Ragged, token_budget_batches
 from nvret.negatives import rows_of
 from nvret.teachers import Scorer
 from nvret.training.config import TrainingConfig
+from nvret.utils import processes
 from nvret.utils.errors import NvretError
 
 # Tokens of a batch, and of its padding. On a CPU a batch should stay near its caches, yet each
@@ -133,8 +134,11 @@ class Collator:
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
         chosen = np.asarray(indices, np.int64)
+        padding = chosen < 0  # as `Shuffle` marks it
+        chosen = np.where(padding, ~chosen, chosen)
         rows, query_index = np.unique(self.examples.queries[chosen], return_inverse=True)
-        listed = np.column_stack([self.examples.positives[chosen], self.examples.negatives[chosen]])
+        negatives = np.where(padding[:, None], -1, self.examples.negatives[chosen])
+        listed = np.column_stack([self.examples.positives[chosen], negatives])
         pool, inverse = np.unique(listed, return_inverse=True)
         inverse = inverse.reshape(listed.shape)
         if pool[0] < 0:  # -1, no negative, is not a passage
@@ -154,6 +158,8 @@ class Collator:
             inputs["known"] = torch.from_numpy(self.mask(queries, listed[:, 0], pool))
             inputs["query_rows"] = torch.from_numpy(queries)
             inputs["passage_rows"] = torch.from_numpy(pool)
+        if processes.world()[1] > 1:
+            inputs["padding"] = torch.from_numpy(padding)
         return inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from nvret.training.batches import Collator
 from nvret.training.config import TrainingConfig
 from nvret.utils import processes
 
+log = logging.getLogger("nvret")
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
 
 
@@ -43,7 +45,7 @@ def make_trainer(
     """
     run = _OrderedTrainer(
         model=Student(encoder, config, batches.mask),
-        args=_arguments(config, seed, folder, encoder.device.type),
+        args=on_one_device(_arguments(config, seed, folder, encoder.device.type)),
         train_dataset=batches.examples,
         data_collator=batches,
         callbacks=[_Progress(len(batches.examples), config.epochs, folder, progress)],
@@ -86,6 +88,7 @@ class Student(nn.Module):
         known: Tensor | None = None,
         query_rows: Tensor | None = None,
         passage_rows: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of one batch as `Collator` makes it; in training its passages go into the memory."""
         count = len(query_batches)
@@ -114,6 +117,9 @@ class Student(nn.Module):
                 if self.training:
                     order = rows.argsort()[(rows < 0).sum() :]  # as in one process
                     self.memory.push(rows[order], passages[order])
+            if padding is not None:  # has no negatives, and so no loss
+                chance = chance | padding[:, None]
+                bank_known = None if bank_known is None else bank_known | padding[:, None]
             return info_nce(
                 queries,
                 passages,
@@ -128,7 +134,12 @@ class Student(nn.Module):
         batches = [*query_batches, *passage_batches]
         skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
         if self.chunk_tokens is None:
-            return {"loss": loss_of(self.encoder.forward_all(batches, skips))}
+            loss = loss_of(self.encoder.forward_all(batches, skips))
+            if padding is not None:
+                from nvret.scale import cross_process
+
+                loss = loss * cross_process.per_pair(padding)
+            return {"loss": loss}
         from nvret.scale.grad_cache import chunked_loss
 
         return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
@@ -154,28 +165,38 @@ class Student(nn.Module):
 
 class _OrderedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Shuffle:
-        return Shuffle(len(self.train_dataset), self.args.seed)
+        several = self.args.world_size > 1
+        unit = self.args.train_batch_size * self.args.world_size if several else 1
+        return Shuffle(len(self.train_dataset), self.args.seed, unit)
 
 
 class Shuffle(torch.utils.data.Sampler[int]):
     """A new order every epoch, that depends on the seed and the number of pairs alone.
 
+    Several processes need whole batches: pairs of the last batch, as ``~pair``, fill it up to a
+    multiple of ``unit``, and `Collator` marks them as padding.
+
     >>> list(Shuffle(4, seed=0)) == list(Shuffle(4, seed=0))
+    True
+    >>> order = list(Shuffle(4, seed=0, unit=3))
+    >>> [~pair for pair in order[4:]] == [order[3]] * 2
     True
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
+    def __init__(self, size: int, seed: int, unit: int = 1) -> None:
+        self.size, self.seed, self.unit, self.epoch = size, seed, unit, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return -(-self.size // self.unit) * self.unit
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        return iter(rng.permutation(self.size).tolist())
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        last = order[self.size - self.size % self.unit :]
+        yield from order.tolist()
+        yield from (~np.resize(last, len(self) - self.size)).tolist()
 
 
 class _Progress(TrainerCallback):
@@ -213,6 +234,15 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep ``Trainer`` from spreading a batch over all GPUs that it sees: ``nn.DataParallel`` would
+    cut our batches at the wrong places."""
+    if arguments.n_gpu > 1:
+        log.warning("%d GPUs are visible, one is used; torchrun uses them all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _arguments(config: TrainingConfig, seed: int, folder: Path, device: str) -> TrainingArguments:

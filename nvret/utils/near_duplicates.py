@@ -9,21 +9,20 @@ Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006
 from __future__ import annotations
 
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
+from nvret.utils.words import words
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
 Measure = Literal["jaccard", "overlap"]
 _WORDS = 3  # of a trigram
-_NOT_WORD = re.compile(r"[\W_]+")
 # The same for a text of ASCII alone, several times as fast: lower case, all else a space
 _ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(128)) + bytes(
     128
@@ -35,7 +34,8 @@ _SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact int
 def normalise(text: str) -> str:
     """Words only, case-folded, one space between them: equal for texts a reader calls the same.
 
-    A text without a single letter or digit keeps its other characters.
+    In scripts that put no spaces between words each character counts as one. A text without a
+    single letter or digit keeps its other characters.
 
     >>> normalise("Who wrote  `` Emma '' ?") == normalise('who wrote "Emma"')
     True
@@ -43,10 +43,10 @@ def normalise(text: str) -> str:
     '?!'
     """
     if text.isascii():
-        words = b" ".join(text.encode().translate(_ASCII).split())
-        return words.decode() or " ".join(text.lower().split())
+        plain = b" ".join(text.encode().translate(_ASCII).split())
+        return plain.decode() or " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
+    return " ".join(words(folded.replace("_", " "), piece=1)) or " ".join(folded.split())
 
 
 def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -57,10 +57,10 @@ def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
     vocabulary: dict[str, int] = {}
     number = vocabulary.setdefault
-    words = [[number(word, len(vocabulary)) for word in text.split()] for text in texts]
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
-    flat = np.fromiter((word for text in words for word in text), np.int64, int(lengths.sum()))
-    rows = np.repeat(np.arange(len(words)), lengths)
+    numbers = [[number(word, len(vocabulary)) for word in text.split()] for text in texts]
+    lengths = np.fromiter(map(len, numbers), np.int64, len(numbers))
+    flat = np.fromiter(itertools.chain.from_iterable(numbers), np.int64, int(lengths.sum()))
+    rows = np.repeat(np.arange(len(numbers)), lengths)
     ids = flat
     for step in range(1, _WORDS):
         pairs = ids[:-1] * len(vocabulary) + flat[step:]
@@ -154,8 +154,7 @@ def near_duplicate_pairs(
     """
     if not 0 < threshold <= 1:
         raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
-    if measure not in ("jaccard", "overlap"):
-        raise NvretError(f"measure is {measure!r}; expected 'jaccard' or 'overlap'")
+    check_choice("measure", measure, ("jaccard", "overlap"))
     within = others is None
     left_texts = [normalise(text) for text in texts]
     right_texts = left_texts if within else [normalise(text) for text in others or ()]

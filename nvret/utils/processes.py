@@ -10,7 +10,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
+
+from nvret.utils.errors import NvretError
 
 
 @contextlib.contextmanager
@@ -19,14 +22,18 @@ def group() -> Iterator[None]:
 
     They speak through gloo on a CPU and NCCL on GPUs; each takes the GPU of its local rank.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal():
+        raise NvretError(f"$WORLD_SIZE is {size!r}, expected the number of processes")
+    if int(size) <= 1:
         yield
         return
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group()
+    # The others wait while the first process downloads, or waits for another job's result
+    torch.distributed.init_process_group(timeout=timedelta(days=7))
     try:
         yield
     finally:
@@ -63,6 +70,14 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     sys.modules["torch"].distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Each process's value, in their order, for all of them."""
+    values = [value] * world()[1]
+    if len(values) > 1:
+        sys.modules["torch"].distributed.all_gather_object(values, value)
+    return values
 
 
 def shard(number: int, unit: int = 1) -> slice:

@@ -7,11 +7,12 @@ last: an object store has no rename. `nvret.utils.store` asks here for what is n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from nvret.utils.errors import NvretError
@@ -37,7 +38,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def of(target: Path, root: Path) -> Place | None:
-    """The place of a file or folder below ``root``; None without ``$NVRET_REMOTE``."""
+    """The place of a folder below ``root``; None without ``$NVRET_REMOTE``."""
     url = os.environ.get("NVRET_REMOTE")
     if not url:
         return None
@@ -45,45 +46,64 @@ def of(target: Path, root: Path) -> Place | None:
     return Place(system, f"{top.rstrip('/')}/{target.relative_to(root).as_posix()}")
 
 
-def listed(place: Place) -> dict[str, int] | None:
-    """Names and bytes of a result's files, "" for a result that is one file; None: not there."""
-    if not place.system.exists(f"{place.path}.json"):
-        return None
-    return json.loads(place.system.cat_file(f"{place.path}.json"))
+def listed(place: Place) -> dict[str, str] | None:
+    """Names and SHA-256 of a result's files; None: not there.
 
-
-def fetch(place: Place, files: dict[str, int], local: Path) -> None:
-    """Copy the listed files.
-
-    Args:
-        local: the folder to copy into, or the file to write.
     Raises:
-        NvretError: a file is missing there or has another size than its list says.
+        NvretError: the list is none, or names a file outside of the result.
     """
-    for name, size in files.items():
-        source, target = (f"{place.path}/{name}", local / name) if name else (place.path, local)
+    path = f"{place.path}.json"
+    if not place.system.exists(path):
+        return None
+    try:
+        files = json.loads(place.system.cat_file(path))
+    except ValueError as error:
+        raise NvretError(f"{path}: expected a list of files in JSON ({error})") from error
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise NvretError(f"{path}: expected an object of file names and their SHA-256")
+    for name in files:
+        if not name or name != PurePosixPath(name).as_posix() or not _is_inside(name):
+            raise NvretError(f"{path}: names {name!r}, expected a file inside of the result")
+    return files
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return not {"/", "..", "."} & set(parts) and not any("\\" in part for part in parts)
+
+
+def fetch(place: Place, files: dict[str, str], folder: Path) -> None:
+    """Copy the listed files into a folder.
+
+    Raises:
+        NvretError: a file is missing there, or is not what its list says.
+    """
+    for name, expected in files.items():
+        source, target = f"{place.path}/{name}", folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             place.system.get_file(source, str(target))
         except FileNotFoundError as error:
             raise NvretError(f"{source}: is listed, but is not there") from error
-        if (found := target.stat().st_size) != size:
-            raise NvretError(f"{source}: has {found} bytes, its list says {size}")
+        if (found := _sha256(target)) != expected:
+            raise NvretError(f"{source}: has SHA-256 {found}, its list says {expected}")
     log.info("%s: from %s", place.path, os.environ["NVRET_REMOTE"])
 
 
-def send(place: Place, local: Path) -> None:
-    """Copy a complete file or folder there, unless it is there already."""
+def send(place: Place, folder: Path) -> None:
+    """Copy a complete folder there, unless it is there already."""
     if listed(place) is not None:
         return
-    files = {"": local} if local.is_file() else {
-        file.relative_to(local).as_posix(): file
-        for file in sorted(local.rglob("*"))
-        if file.is_file()
-    }  # fmt: skip
-    for name, file in files.items():
-        target = f"{place.path}/{name}" if name else place.path
+    files = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        target = f"{place.path}/{name}"
         place.system.makedirs(target.rpartition("/")[0], exist_ok=True)
         place.system.put_file(str(file), target)
-    sizes = {name: file.stat().st_size for name, file in files.items()}
-    place.system.pipe_file(f"{place.path}.json", json.dumps(sizes, sort_keys=True).encode())
+        files[name] = _sha256(file)
+    place.system.pipe_file(f"{place.path}.json", json.dumps(files, sort_keys=True).encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,11 +10,13 @@ it is complete, so a process that is killed leaves nothing that a later run woul
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ import platformdirs
 from filelock import FileLock
 
 from nvret.utils import processes, remote
+from nvret.utils.errors import NvretError
+
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+}  # fmt: skip
 
 
 def cache_dir() -> Path:
@@ -98,17 +105,42 @@ def hashed(name: str) -> bytes:
 
 def _sync(path: Path) -> None:
     """Flush a file or folder to the disk: a rename may otherwise outlive what it renames."""
-    with contextlib.suppress(OSError):  # some filesystems cannot sync a folder
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some filesystems cannot sync a folder; a file that was not written is an error
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
-def _lock(target: Path) -> FileLock:
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """A disk that is full or may not be written to is said in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise NvretError(f"{error.filename or target}: {error.strerror}") from error
+
+
+def _scratch(target: Path) -> Path:
+    """A name that no other process takes, of this machine or of another that sees the folder."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Keep others from making ``target`` meanwhile; no lock file stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(target.with_name(f".{target.name}.lock"))
+    with FileLock(target.with_name(f".{target.name}.lock")) as lock:
+        try:
+            yield
+        finally:  # those who wait see that the file is gone, and lock a new one
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -121,24 +153,29 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
             resumes from its own checkpoints; the next call finds it under the same name.
     Yields:
         the temporary folder, or None when ``target`` exists already (another process made it).
+    Raises:
+        NvretError: the disk is full, or may not be written to.
     """
-    with _lock(target):
+    with _writing(target), _locked(target):
         if target.exists():
             yield None
             return
-        partial = target.with_name(f".{target.name}.partial")
-        if partial.exists() and not keep_partial:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial") if keep_partial else _scratch(target)
+        partial.mkdir(exist_ok=keep_partial)
         try:
             yield partial
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
         except BaseException:
             if not keep_partial:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        for path in partial.rglob("*"):
-            _sync(path)
-        os.replace(partial, target)
+        try:
+            os.replace(partial, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            shutil.rmtree(partial)  # a machine that does not see this lock made the same result
         _sync(target.parent)
 
 
@@ -146,7 +183,8 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
 def shared_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
     """``atomic_folder`` of the first process under ``torchrun``, for all of them.
 
-    All get the same temporary folder, so that one may read what another wrote.
+    The first process waits for the lock and decides; all get the same temporary folder, or None.
+    Two processes must not write the same file there.
     """
     if not processes.is_main_process():
         yield processes.broadcast_object(None)
@@ -161,15 +199,43 @@ def shared_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write a file under a temporary name; rename it to ``target`` when the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a file under a temporary name; rename it to ``target`` when the block succeeds.
+
+    Raises:
+        NvretError: the disk is full, or may not be written to.
+    """
+    partial = _scratch(target)
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            _sync(partial)
+            os.replace(partial, target)
+        finally:
+            with contextlib.suppress(OSError):  # an unwritable folder has been said already
+                partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[Any]:
+    """A ``.npy`` file of float32 to fill in: a memory map whose place on the disk is taken.
+
+    A map of a sparse file would end the process with SIGBUS when the disk is full.
+
+    Raises:
+        OSError: there is no room.
+    """
+    import numpy as np
+
+    if 0 in shape:  # an empty file cannot be mapped
+        np.save(path, np.empty(shape, np.float32))
+        yield np.empty(shape, np.float32)
+        return
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with path.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    yield array
+    array.flush()
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -185,15 +251,14 @@ def find(target: Path) -> bool:
     The same for all processes of a job; the first one copies.
 
     Args:
-        target: the file or folder of the cache.
+        target: the folder of the cache.
     Raises:
-        NvretError: a file is missing at the remote place, or has another size than its list says.
+        NvretError: a file is missing at the remote place, or is not what its list says.
     """
     found = target.exists()
     place = None if found else remote.of(target, cache_dir())
     if place and processes.is_main_process() and (files := remote.listed(place)):
-        atomic = atomic_file if "" in files else atomic_folder
-        with atomic(target) as partial:
+        with atomic_folder(target) as partial:
             if partial is not None:
                 remote.fetch(place, files, partial)
         found = True
@@ -214,19 +279,17 @@ def stage(name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> P
         inputs: everything that the result depends on (JSON); hashed, and kept as ``inputs.json``.
         build: writes the result into the folder that it is given. Under ``torchrun`` all processes
             call it, and the folder of the first is kept; they must see the same cache folder.
+    Raises:
+        NvretError: the disk is full, or may not be written to.
     """
-    key = fingerprint(inputs)
-    target = cache_dir() / name / key
+    target = cache_dir() / name / fingerprint(inputs)
     if find(target):
         return target
-    if processes.is_main_process():
-        with atomic_folder(target) as partial:
-            if partial is not None:
-                write_json(partial / "inputs.json", inputs)
-                build(partial)
-        publish(target)
-    else:  # takes part in the work; what the first process writes is what counts
-        with tempfile.TemporaryDirectory(prefix="nvret-") as scratch:
+    with shared_folder(target) as partial, tempfile.TemporaryDirectory(prefix="nvret-") as scratch:
+        if partial is not None and processes.is_main_process():
+            write_json(partial / "inputs.json", inputs)
+            build(partial)
+        elif partial is not None:  # takes part in the work; what the first process writes counts
             build(Path(scratch))
-    processes.barrier()
+    publish(target)
     return target
