@@ -5,10 +5,8 @@ Nothing of a package is ever imported. The bytes are trusted for their SHA-256 a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,11 +23,12 @@ from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section
 
 _CHUNK = 1 << 20
+STDERR = 2  # the file: a notebook's ``sys.stderr`` has none
 # pip checks the hash before it looks inside. For a source archive it then asks the archive's build
 # script for its metadata (in an isolated environment, where it also installs setuptools): pip
 # cannot be told to skip this, so only the pinned bytes' own script ever runs.
 _DOWNLOAD = ["-m", "pip", "download", "--no-deps", "--require-hashes", "--no-cache-dir"]
-_QUIETLY = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+_QUIETLY = ["--no-input", "--disable-pip-version-check"]
 
 
 class Package(Section):
@@ -42,18 +41,12 @@ class Package(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """of that file, hex"""
     megabytes: int = 0
-    """its size, for the progress bar"""
+    """its size, for `nvret.study.plan`"""
     pip: list[str] = Field(default_factory=list)
     """further options of ``pip download``, such as the platform of a wheel that is fetched as it is
     on every platform"""
     members: dict[str, str]
     """file to write -> member of the archive that it is read from"""
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fetch_into(folder: Path, packages: list[Package], *, progress: bool = True) -> None:
@@ -70,56 +63,35 @@ def fetch_into(folder: Path, packages: list[Package], *, progress: bool = True) 
 
 def _download(package: Package, folder: Path, progress: bool) -> Path:
     """The package's archive in ``folder``; an error ends with pip's last lines."""
-    scratch = Path(tempfile.mkdtemp(prefix="pip-", dir=folder))
-    requirements, output = scratch / "requirements.txt", scratch / "output.txt"
-    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, *_DOWNLOAD, *_QUIETLY, *package.pip]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
-    # pip's own temporary files belong on the cache's disk: the system's may be small, or memory
-    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
-    with (
-        output.open("wb") as stream,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment
-        ) as process,
-        tqdm(
-            desc=f"pip download {package.requirement}",
-            unit="B",
-            unit_scale=True,
-            total=package.megabytes * 1_000_000 or None,
-            disable=not progress,
-        ) as bar,
-    ):
-        try:
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.2)
-                size = _bytes_so_far(scratch, package.file)
-                bar.update(max(0, min(size, bar.total or size) - bar.n))
-        except BaseException:
-            process.kill()
-            raise
-    tail = "\n".join(output.read_text(errors="replace").strip().splitlines()[-8:])
-    shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="pip-", dir=folder) as scratch:
+        requirements = Path(scratch, "requirements.txt")
+        requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        command = [sys.executable, *_DOWNLOAD, *_QUIETLY, *package.pip]
+        command += ["--dest", str(folder), "--requirement", str(requirements)]
+        process = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR if progress else subprocess.DEVNULL,  # pip's own progress bar
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # pip's temporary files belong on the cache's disk: the system's may be small, or memory
+            env=os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch),
+        )
     archive = folder / package.file
     if process.returncode != 0 or not archive.exists():
         hint = "" if process.returncode else f"; pip did not save {package.file}"
+        tail = "\n".join(process.stderr.strip().splitlines()[-8:])
         raise NvretError(
             f"pip download {package.requirement} failed (exit {process.returncode}{hint}). "
             f"pip's last lines:\n{tail}"
         )
-    if (digest := file_sha256(archive)) != package.sha256:
+    with archive.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != package.sha256:
         archive.unlink()
         raise NvretError(f"{package.file}: SHA-256 is {digest}; expected {package.sha256}")
     return archive
-
-
-def _bytes_so_far(scratch: Path, file: str) -> int:
-    """Size of the file that pip is writing in its own temporary folder."""
-    sizes = [0]
-    with contextlib.suppress(OSError):  # pip may remove it between the listing and the look
-        sizes += [path.stat().st_size for path in scratch.glob(f"pip-unpack-*/{file}")]
-    return max(sizes)
 
 
 def extract(archive: Path, members: dict[str, str], folder: Path, *, progress: bool = True) -> None:
