@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvret.assets.converters.tables import Converted, Judgement, assemble, one_line, step
 from nvret.utils.errors import NvretError
@@ -31,8 +30,7 @@ NQ_MIN_WORDS = 20
 _NQ = re.compile(r"\s*Question: (.*?)\nContext: (.*)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A question and its restored passage, in which the swapped name stood in so many places."""
 
     question: str
@@ -76,28 +74,13 @@ def nq(source: Path, name: str, *, file: str) -> Converted:
     entries = [restore(example) for example in _json(source / file)["examples"]]
     whole = whole_entries(entries)
     long = [entry for entry in whole if len(entry.text.split()) >= NQ_MIN_WORDS]
+    read = "a question, its passage with one answer swapped, and the original answer"
+    swapped = "the swapped name stands in several places and may have replaced different names"
+    short = f"fewer than {NQ_MIN_WORDS} words: captions, cast lists and table rows"
     cleaning = [
-        step(
-            "read",
-            "entries",
-            len(entries),
-            len(entries),
-            "a question, its passage with one answer swapped, and the original answer",
-        ),
-        step(
-            "restore the answer",
-            "entries",
-            len(entries),
-            len(whole),
-            "the swapped name stands in several places and may have replaced different names",
-        ),
-        step(
-            "short passages",
-            "entries",
-            len(whole),
-            len(long),
-            f"fewer than {NQ_MIN_WORDS} words: captions, cast lists and table rows",
-        ),
+        step("read", "entries", entries, entries, read),
+        step("restore the answer", "entries", entries, whole, swapped),
+        step("short passages", "entries", whole, long, short),
     ]
     return assemble(name, [Judgement(entry.question, entry.text) for entry in long], cleaning)
 
@@ -111,7 +94,6 @@ def squad(source: Path, name: str, *, file: str, titles: bool) -> Converted:
     Args:
         titles: keep the article's title. Wikipedia's say what the article is about; those of
             SQuADShifts' other parts are web addresses or running numbers, and would be noise.
-
     Source: Rajpurkar et al., arXiv 1606.05250; Miller et al., arXiv 2004.14444.
     """
     judgements = [
@@ -124,7 +106,7 @@ def squad(source: Path, name: str, *, file: str, titles: bool) -> Converted:
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
     ]
-    cleaning = [step("read", "questions", len(judgements), len(judgements))]
+    cleaning = [step("read", "questions", judgements, judgements)]
     return assemble(name, judgements, cleaning)
 
 
@@ -150,8 +132,8 @@ def vitaminc(source: Path, name: str, *, file: str) -> Converted:
     kept = [j for j in judgements if len(j.text.split()) >= VITAMINC_MIN_WORDS]
     why = f"fewer than {VITAMINC_MIN_WORDS} words"
     cleaning = [
-        step("read", "judgements", len(judgements), len(judgements)),
-        step("short evidence", "judgements", len(judgements), len(kept), why),
+        step("read", "judgements", judgements, judgements),
+        step("short evidence", "judgements", judgements, kept, why),
     ]
     return assemble(name, kept, cleaning, cluster_threshold=SENTENCE_THRESHOLD)
 
@@ -197,7 +179,7 @@ def quoref(source: Path, name: str, *, file: str) -> Converted:
         for (text,), questions in instructions(source / file, _PASSAGE)
         for question in questions
     ]
-    cleaning = [step("read", "questions", len(judgements), len(judgements))]
+    cleaning = [step("read", "questions", judgements, judgements)]
     return assemble(name, judgements, cleaning)
 
 
@@ -217,7 +199,6 @@ def qasc(
         combined: file of two facts and what follows from both.
         asked: file of combined facts and their questions.
         answered: file of combined facts with a question each, and its answers, which are not used.
-
     Source: Khot et al., arXiv 1910.11473.
     """
     sources = defaultdict(list)
@@ -234,15 +215,10 @@ def qasc(
     ]
     questions = list(dict.fromkeys(questions))
     traced = [(question, fact) for question, fact in questions if fact in sources]
+    lost = "BIG-bench holds a part of each step: the two facts behind the question are not in it"
     cleaning = [
-        step("read", "questions", len(questions), len(questions), "with the fact they ask for"),
-        step(
-            "follow back to two facts",
-            "questions",
-            len(questions),
-            len(traced),
-            "BIG-bench holds a part of each step: the two facts behind the question are not in it",
-        ),
+        step("read", "questions", questions, questions, "with the fact they ask for"),
+        step("follow back to two facts", "questions", questions, traced, lost),
     ]
     others = [
         text
