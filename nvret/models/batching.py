@@ -45,11 +45,10 @@ class Ragged:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, rows: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.fromiter((i for row in rows for i in row), np.int32, int(offsets[-1]))
-        return cls(ids, offsets)
+        ids = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32, copy=False)
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,7 +76,7 @@ class Ragged:
         return padded, lengths
 
 
-def check_texts(texts: Sequence[str], name: str = "texts") -> None:
+def check_texts(texts: Sequence[str]) -> None:
     """Raise `NvretError` naming the first row that is not a string.
 
     >>> check_texts(["a", float("nan")])
@@ -85,12 +84,11 @@ def check_texts(texts: Sequence[str], name: str = "texts") -> None:
     nvret.utils.errors.NvretError: texts[1] is nan (float), expected a string
     """
     if isinstance(texts, str | bytes):
-        raise NvretError(f"{name} is one {type(texts).__name__}, expected a list of strings")
+        raise NvretError(f"texts is one {type(texts).__name__}, expected a list of strings")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise NvretError(
-                f"{name}[{row}] is {text!r} ({type(text).__name__}), expected a string"
-            )
+            kind = type(text).__name__
+            raise NvretError(f"texts[{row}] is {text!r} ({kind}), expected a string")
 
 
 _remembered: dict[Any, dict[str, np.ndarray]] | None = None
@@ -151,14 +149,12 @@ def tokenize(
             for text, encoding in zip(chunk, encoded, strict=True):
                 known[text] = np.array(encoding.ids, np.int32)
             bar.update(len(chunk))
-    flat = [known[text] for text in texts]
-    lengths = np.fromiter(map(len, flat), np.int64, len(flat))
-    if len(texts) and lengths.min() == 0:
-        row = int(lengths.argmin())
+    tokens = Ragged.of([known[text] for text in texts])
+    if (empty := np.flatnonzero(tokens.lengths == 0)).size:
+        row = int(empty[0])
         place = row if rows is None else rows[row]
         raise NvretError(f"texts[{place}] = {texts[row][:60]!r} has no token the model knows")
-    ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
-    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+    return tokens
 
 
 def token_budget_batches(
@@ -168,12 +164,7 @@ def token_budget_batches(
 
     A batch ends where its padding would exceed ``slack`` tokens, which is what a further batch
     costs. The longest come first, so what does not fit into memory fails at once. A single row
-    longer than the budget is a batch of its own.
-
-    Args:
-        lengths: (N,) int, tokens of each row.
-        budget: most tokens of a batch, padding included.
-        slack: most padding tokens of a batch.
+    longer than the budget is a batch of its own. ``lengths`` (N,) are the rows' tokens.
 
     >>> [batch.tolist() for batch in token_budget_batches(np.array([3, 9, 4, 1]), 9, slack=1)]
     [[1], [2, 0], [3]]
@@ -184,12 +175,11 @@ def token_budget_batches(
     start = 0
     while start < len(order):
         longest = max(1, int(ordered[start]))
-        most = min(max(1, budget // longest), len(order) - start)
-        sizes = np.arange(1, most + 1)
-        padding = sizes * longest - (total[start + 1 : start + most + 1] - total[start])
-        size = int(np.searchsorted(padding, slack, side="right"))  # padding grows with the size
-        yield order[start : start + size]
-        start += size
+        ends = np.arange(start + 1, min(start + max(1, budget // longest), len(order)) + 1)
+        padding = (ends - start) * longest - (total[ends] - total[start])
+        end = start + int(np.searchsorted(padding, slack, side="right"))  # it grows with the size
+        yield order[start:end]
+        start = end
 
 
 def in_threads(
