@@ -26,20 +26,14 @@ BACKBONE, POOLER = "embedding_model.", "latent_attention_model."
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Sizes, by the names of NV-Embed's config.json.
+    """Sizes, by the names of NV-Embed's config.json."""
 
-    Attributes:
-        hidden_dim: H, of the token vectors; latent_dim: of the table's rows.
-        num_latents_value: R; num_cross_heads: heads; cross_dim_head: width of each.
-        mult: the feed-forward layer is so many times as wide.
-    """
-
-    hidden_dim: int = 4096
-    latent_dim: int = 4096
-    num_latents_value: int = 512
+    hidden_dim: int = 4096  # H, of the token vectors
+    latent_dim: int = 4096  # of the table's rows
+    num_latents_value: int = 512  # R
     num_cross_heads: int = 8
-    cross_dim_head: int = 4096
-    mult: int = 4
+    cross_dim_head: int = 4096  # width of each
+    mult: int = 4  # the feed-forward layer is so many times as wide
 
 
 class _Attention(nn.Module):
@@ -79,10 +73,8 @@ class _Normed(nn.Module):
         self.fn, self.norm = layer, nn.LayerNorm(width)
         self.norm_context = None if table is None else nn.LayerNorm(table)
 
-    def forward(self, hidden: Tensor, table: Tensor | None = None) -> Tensor:
-        if self.norm_context is None:
-            return self.fn(self.norm(hidden))
-        return self.fn(self.norm(hidden), self.norm_context(table))
+    def forward(self, hidden: Tensor, *tables: Tensor) -> Tensor:
+        return self.fn(self.norm(hidden), *(self.norm_context(table) for table in tables))
 
 
 class LatentAttention(nn.Module):
@@ -97,12 +89,9 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.config = config
         self.latents = nn.Parameter(torch.randn(config.num_latents_value, config.latent_dim))
-        self.cross_attend_blocks = nn.ModuleList(
-            [
-                _Normed(_Attention(config), config.hidden_dim, config.latent_dim),
-                _Normed(_FeedForward(config), config.hidden_dim),
-            ]
-        )
+        attention = _Normed(_Attention(config), config.hidden_dim, config.latent_dim)
+        feed_forward = _Normed(_FeedForward(config), config.hidden_dim)
+        self.cross_attend_blocks = nn.ModuleList([attention, feed_forward])
 
     def forward(self, hidden: Tensor) -> Tensor:
         attention, feed_forward = self.cross_attend_blocks

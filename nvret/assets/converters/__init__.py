@@ -29,11 +29,7 @@ _MODULES = {  # the registry's name, and the name of the function -> where it is
 
 
 def converter(name: str) -> Callable[..., Any]:
-    """The converter that the registry names; its module is imported now.
-
-    Raises:
-        NvretError: there is none of that name.
-    """
+    """The converter that the registry names; its module is imported now."""
     if name not in _MODULES:
         raise NvretError(f"no converter is named {name!r}; known: {', '.join(sorted(_MODULES))}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

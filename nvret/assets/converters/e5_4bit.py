@@ -46,8 +46,6 @@ Sizes = namedtuple("Sizes", "hidden layers heads inner vocabulary positions type
 
 
 class Reader:
-    """Reads one value after another."""
-
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
