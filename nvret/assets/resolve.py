@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from nvret.assets import conversion
-from nvret.assets.registry import Data, Hub, Model, datasets, models
+from nvret.assets import conversion, registry
+from nvret.assets.registry import Hub, datasets, kind, models
 from nvret.models import layout
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -46,9 +46,8 @@ def model_path(name: str, *, source: Source | None = None, progress: bool = True
     """
     if name not in models():
         raise NvretError(f"no model is named {name!r}; known: {', '.join(sorted(models()))}")
-    entry = models()[name]
-    folder = _folder(name, entry, source, progress)
-    return folder if entry.converter else _dressed(name, entry, folder)
+    folder = _folder(name, source, progress)
+    return folder if models()[name].converter else _dressed(name, folder)
 
 
 def dataset_path(name: str, *, source: Source | None = None, progress: bool = True) -> Path:
@@ -59,11 +58,11 @@ def dataset_path(name: str, *, source: Source | None = None, progress: bool = Tr
     """
     if name not in datasets():
         raise NvretError(f"no data set is named {name!r}; known: {', '.join(sorted(datasets()))}")
-    return _folder(name, datasets()[name], source, progress)
+    return _folder(name, source, progress)
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a model: a registered one by its name, or a path."""
+    """The folder of a model: a path as it is, or that of a registered name."""
     return Path(name) if Path(name).is_dir() else model_path(str(name))
 
 
@@ -140,20 +139,16 @@ def chosen_source(source: str | None) -> str:
     return source
 
 
-def kind(name: str) -> str:
-    """The registry's list that a name stands in: "models" or "datasets"."""
-    return "models" if name in models() else "datasets"
-
-
-def _folder(name: str, entry: Model | Data, source: Source | None, progress: bool) -> Path:
+def _folder(name: str, source: Source | None, progress: bool) -> Path:
+    entry = registry.entry(name)
     if entry.converter is None and local_path(name).is_dir():
         return local_path(name)
     if entry.converter is None or chosen_source(source) == "hub":
         return _from_hub(name, entry.hub, kind(name))
-    return conversion.converted(name, entry, progress=progress)
+    return conversion.converted(name, progress=progress)
 
 
-def _dressed(name: str, entry: Model, source: Path) -> Path:
+def _dressed(name: str, source: Path) -> Path:
     """A folder of links to a model's files, with the pooling, prompts and length of the registry.
 
     What a repository itself says of them is often incomplete: E5's prefixes stand in its card only.
@@ -161,7 +156,7 @@ def _dressed(name: str, entry: Model, source: Path) -> Path:
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     if not any(path.suffix == ".safetensors" for path in files):
         raise NvretError(f"{source}: has no .safetensors file, expected the weights of {name}")
-    paths = [str(path.resolve()) for path in files]
+    entry, paths = models()[name], [str(path.resolve()) for path in files]
     key = store.fingerprint(paths, repr(entry.layout), entry.dimension)
     target = store.cache_dir() / "models" / f"{name}-{key[:16]}"
     if target.exists():
@@ -185,9 +180,9 @@ def local_path(name: str) -> Path:
 
 def is_available(name: str) -> bool:
     """Whether nothing has to be fetched for a model or data set of the registry."""
-    entry = models().get(name) or datasets()[name]
+    entry = registry.entry(name)
     if entry.converter is not None:
-        return conversion.folder(name, entry).exists()
+        return conversion.folder(name).exists()
     if local_path(name).is_dir():
         return True
     try:

@@ -38,8 +38,8 @@ Record = dict[str, Any]
 class Pair(NamedTuple):
     """A pair of query and positive with its negatives, as rows of the data set.
 
-    scores: the teacher's, of the positive and then of the negatives by rank; none if there is no
-    negative, because the table of negatives holds them.
+    The scores are the teacher's, of the positive and then of the negatives by rank; none without a
+    negative.
     """
 
     query: int
@@ -192,11 +192,9 @@ def write(
     *,
     scores: bool | None = None,
 ) -> tuple[int, int]:
-    """Write negatives in a format, in one step.
+    """Write negatives, mined from the data set with their provenance, in one step.
 
     Args:
-        dataset: the table was mined from.
-        table: of `nvret.mining.mine`, with its provenance.
         name: "parquet", which `nvret.negatives.load` reads, or one of ``FORMATS``.
         scores: with the teacher's scores; None: where the format has a place for both them and
             labels, or ids.

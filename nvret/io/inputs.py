@@ -63,10 +63,8 @@ def texts(
 ) -> pa.Table:
     """Passages (``title``) or queries of one file: columns id, text and, of passages, title.
 
-    Args:
-        allow_empty: passages may lack both title and text; `nvret.io.beir.drop_empty` removes them.
-    Raises:
-        NvretError: names the file, the row and the key, and what was expected there.
+    With ``allow_empty`` passages may lack both title and text; `nvret.io.beir.drop_empty` removes
+    them. `NvretError` names the file, the row and the key, and what was expected there.
     """
     path = Path(path)
     id_name, text_name, title_name = columns.find(path, title)
@@ -86,10 +84,9 @@ def texts(
 
 
 def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]:
-    """Judgements of one file, and its rows for messages.
+    """Judgements of one file, by any spelling of ``QRELS``, and its rows for messages.
 
-    Other spellings than query-id, corpus-id and score are taken too: those of ``QRELS``. A file of
-    two columns holds positives, and no score.
+    A file of two columns holds positives, and no score.
     """
     path = Path(path)
     found = tabular.names(path)
@@ -136,8 +133,8 @@ def tables(
 ) -> Tables:
     """The three tables of a data set, from three files; arguments as of `texts`.
 
-    Args:
-        keep_unjudged: keep queries that nothing judges, which are left out otherwise.
+    ``keep_unjudged`` keeps the queries that nothing judges, which are left out otherwise.
+
     Raises:
         NvretError: as `texts` and `qrels`; a judgement of a query or a passage that is not there.
     """

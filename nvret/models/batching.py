@@ -1,8 +1,4 @@
-"""Token ids of many texts, batches that waste little on padding, and a thread for each batch.
-
-Token ids are kept ragged (one flat array and the offsets of its rows), so that a million texts are
-two arrays, and a batch of any rows is cut out of them without a Python list in between.
-"""
+"""Token ids of many texts, batches that waste little on padding, and a thread for each batch."""
 
 from __future__ import annotations
 
@@ -30,11 +26,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ragged:
-    """Token ids of N texts.
+    """Token ids of N texts: a million are two arrays, and no Python list stands between.
 
-    Attributes:
-        ids: (T,) int32, the rows one after another.
-        offsets: (N + 1,) int64; row i is ``ids[offsets[i]:offsets[i + 1]]``.
+    ``ids`` (T,) int32 are the rows one after another; row i is ``ids[offsets[i]:offsets[i + 1]]``.
 
     >>> Ragged.of([[5, 6], [7]]).padded([1, 0])
     (array([[7, 0],
@@ -59,7 +53,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def flat(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The rows' ids one after another (int64), and their lengths (int64)."""
+        """The rows' ids one after another, and their lengths; int64."""
         rows = np.asarray(rows, np.int64)
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         ends = np.cumsum(lengths)
@@ -98,8 +92,8 @@ _remembered: dict[Any, dict[str, np.ndarray]] | None = None
 def remember_tokens() -> Iterator[None]:
     """Within it, a text is tokenized once for each tokenizer, prompt and length.
 
-    For a comparison of many models on the same texts, where a small student would spend more time
-    on their tokens than on anything else. All tokens stay in memory until the end of the block.
+    For many models on the same texts, whose tokens would take a small student most of its time.
+    All tokens stay in memory until the end of the block.
     """
     global _remembered
     before, _remembered = _remembered, {} if _remembered is None else _remembered
@@ -123,10 +117,8 @@ def tokenize(
     """Token ids of the texts, each after ``prompt``, at most ``max_length`` tokens.
 
     ``rows`` are the texts' places in a longer list, which messages name. ``key`` stands for the
-    content of the tokenizer; with it, `remember_tokens` has an effect.
-
-    Raises:
-        NvretError: a row is not a string, or leaves no token at all.
+    content of the tokenizer; with it, `remember_tokens` has an effect. `NvretError` where a row is
+    not a string, or leaves no token.
     """
     check_texts(texts)
     tokenizer.no_padding()
@@ -187,14 +179,11 @@ def in_threads(
 ) -> Iterator[tuple[Task, Result]]:
     """Tasks and their results, in the order of the tasks: one task a thread.
 
-    An operator that is split over threads waits for the slowest of them before the next one starts,
-    hundreds of times a batch; where another process takes a core for a moment, all wait. Threads
-    that each have a batch of their own wait for each other once, at the end.
-
-    torch's threads (``torch.get_num_threads``) are shared out among at most ``MOST_WORKERS``
-    workers; torch's setting is as before at the end. Few tasks are under way at a time, so that
-    neither tasks nor results pile up. A thread has its own grad and autocast modes: ``work`` must
-    set them.
+    An operator that is split over threads waits for the slowest of them, hundreds of times a batch;
+    threads that each have a batch of their own wait for each other once, at the end. torch's
+    threads are shared out among at most ``MOST_WORKERS`` workers until the end. Few tasks are under
+    way at a time, so that neither tasks nor results pile up. A thread has its own grad and autocast
+    modes: ``work`` must set them.
 
     >>> list(in_threads(lambda n: n * n, range(3)))
     [(0, 0), (1, 1), (2, 4)]

@@ -50,9 +50,8 @@ def normalise(text: str) -> str:
 def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of all trigrams of all texts, from 0, with the row of the text that each stands in.
 
-    A word is a number, and so is a pair of words; a trigram is its first two words' number paired
-    with the last word's. Pairs are renumbered after each word, so nothing overflows. The one
-    trigram of a shorter text is the whole text and two empty words, which no other text has.
+    A trigram is the number of its first two words paired with that of the last, and renumbered, so
+    that nothing overflows. A shorter text's is the whole text and two empty words.
     """
     vocabulary: dict[str, int] = {}
     number = vocabulary.setdefault
@@ -136,12 +135,11 @@ def near_duplicate_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of texts whose sets of word trigrams are at least ``threshold`` similar. Exact.
 
-    A text of fewer than three words has no trigram; it is the near-duplicate (similarity 1) of
-    texts that are equal to it when normalised, and of no others.
+    Texts are compared after :func:`normalise`. One of fewer than three words is similar (1) to its
+    equals alone.
 
     Args:
-        texts: N texts; compared after :func:`normalise`.
-        others: M texts to compare them with; None compares ``texts`` with themselves (i < j).
+        others: texts to compare them with; None compares ``texts`` with themselves (i < j).
         threshold: in (0, 1]; a pair at the threshold counts.
         measure: "jaccard" |x & y| / |x | y|, or "overlap" |x & y| / min(|x|, |y|), which also
             finds a text inside a longer one.
