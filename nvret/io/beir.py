@@ -36,13 +36,7 @@ def _choose(names: list[str], split: str | None, where: str) -> str:
 def read_folder(
     folder: Path, split: str | None, *, keep_unjudged: bool = False, progress: bool = True
 ) -> Tables:
-    """A folder in BEIR's layout. Only queries that the chosen qrels judge are kept.
-
-    Args:
-        keep_unjudged: keep the others too.
-    Raises:
-        NvretError: names the file and the line, and what was expected there.
-    """
+    """A folder in BEIR's layout: the queries that the chosen qrels judge, or all of them."""
     files = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
     if not files:
         raise NvretError(f"{folder / 'qrels'}: no .tsv file; expected BEIR's layout")

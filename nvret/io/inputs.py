@@ -131,12 +131,9 @@ def tables(
     keep_unjudged: bool = False,
     progress: bool = True,
 ) -> Tables:
-    """The three tables of a data set, from three files; arguments as of `texts`.
+    """The three tables of a data set, from three files; arguments and errors as of `texts`.
 
     ``keep_unjudged`` keeps the queries that nothing judges, which are left out otherwise.
-
-    Raises:
-        NvretError: as `texts` and `qrels`; a judgement of a query or a passage that is not there.
     """
     options = {"columns": columns, "progress": progress}
     parts = {
@@ -190,15 +187,13 @@ def load_pairs(
     r"""A data set from a file of pairs: a query's text and those of its positives in each row.
 
     Equal texts become one query or one passage. A positive may be a list of texts in JSON Lines and
-    Parquet; a second positive may be missing.
+    Parquet; a second positive may be missing. `NvretError` names the row that is none.
 
     Args:
         query_column: default ``query``, ``anchor`` or ``question``, or the first of two columns.
         positive_columns: default all that are named as ``POSITIVE`` has it, or the second of two.
         corpus: a file of more passages; a positive that is among them is not added.
         columns: its columns.
-    Raises:
-        NvretError: names the row that has no query, no positive, or something else than text.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

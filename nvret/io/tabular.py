@@ -27,11 +27,9 @@ LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 1
 
 @dataclass(frozen=True)
 class Rows:
-    """Some columns of a file.
+    """Some columns of a file; a JSON object without the key gives None.
 
-    Attributes:
-        columns: name -> values, as the file has them; a JSON object without the key gives None.
-        lines: of a JSON Lines file, the line of each row, from 1; empty for other files.
+    ``lines`` has the line of each row, from 1, of a JSON Lines file, and is empty for other files.
     """
 
     path: Path
@@ -53,13 +51,10 @@ class Rows:
         return f"{self.path}: row {row + 1}{below}"
 
     def texts(self, name: str, *, ids: bool = False, null: str | None = None) -> list[str]:
-        """A column of texts.
+        """A column of texts; `NvretError` names the first row that holds something else.
 
-        Args:
-            ids: whole numbers become texts, and none may be empty.
-            null: stands for what is missing; None: that is an error.
-        Raises:
-            NvretError: names the first row that holds something else.
+        Of ``ids`` whole numbers become texts, and none may be empty. ``null`` stands for what is
+        missing.
         """
         wanted, values = "a non-empty string" if ids else "a string", []
         for row, value in enumerate(self.columns[name]):
@@ -92,11 +87,7 @@ def check_unicode(text: str, place: str, name: str) -> None:
 
 
 def names(path: Path) -> list[str]:
-    """The columns of a file: those of the header, or the keys of the first JSON object.
-
-    Raises:
-        NvretError: no such file, another kind of file, an empty one, a name that stands twice.
-    """
+    """The columns of a file: those of the header, or the keys of the first JSON object."""
     suffix = _suffix(path)
     if suffix == ".parquet":
         with _arrow_errors(path):
@@ -121,10 +112,8 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
     """These columns of a file; those of CSV and TSV as texts.
 
     A field of a ``.csv`` may stand in quotes and then hold line breaks; in a ``.tsv`` a quote is a
-    character like any other, as in BEIR's and MS MARCO's files.
-
-    Raises:
-        NvretError: names the row that cannot be read, or what is wrong with the file.
+    character like any other, as in BEIR's and MS MARCO's files. `NvretError` names the row that
+    cannot be read.
     """
     suffix = _suffix(path)
     if suffix == ".parquet":
@@ -153,11 +142,7 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
 
 
 def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str) -> str:
-    """The one of the columns that has a wanted name.
-
-    Raises:
-        NvretError: none or several; names those there are, and the nearest.
-    """
+    """The one column that has a wanted name; `NvretError` for none or several."""
     there = [name for name in wanted if name in found]
     if len(there) == 1:
         return there[0]

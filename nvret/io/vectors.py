@@ -37,12 +37,7 @@ class VectorTeacher:
     name: str = "vectors"
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
-        """Read both files and check them against the set.
-
-        Raises:
-            NvretError: another number of rows than the set has, vectors of different length, an
-                array that is not of floats, a row that is not finite or, to be normalised, zero.
-        """
+        """Read both files and check them against the set; `NvretError` names file and row."""
         queries = read(self.queries, len(dataset.queries), "queries", normalise=self.normalise)
         corpus = read(self.corpus, len(dataset.corpus), "passages", normalise=self.normalise)
         if queries.shape[1] != corpus.shape[1]:
@@ -55,11 +50,7 @@ class VectorTeacher:
 
 
 def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.ndarray:
-    """(count, D) float32 vectors of a .npy file; ``what`` they stand for, messages say.
-
-    Raises:
-        NvretError: as `VectorTeacher.prepare`; rows count from 1 in messages.
-    """
+    """(count, D) float32 vectors of a .npy file, checked; ``what`` they stand for, messages say."""
     array = _open(path)
     if array.ndim != 2 or not array.shape[1]:
         raise NvretError(f"{path} has the shape {array.shape}, expected a row for each vector")

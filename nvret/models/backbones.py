@@ -77,9 +77,6 @@ def load_transformer(
 
     ``bidirectional`` (whether each token sees those after it) and ``dropout`` (the rate of every
     dropout in training) are as the folder says where they are None.
-
-    Raises:
-        NvretError: no model folder, or one that lacks a weight.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_MAPPING

@@ -104,9 +104,6 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, LatentAttention, 
 
     The backbone is transformers' Mistral with attention in both directions. The tokenizer closes
     each text with the end token, which NV-Embed's own code adds to the text.
-
-    Raises:
-        NvretError: a weight is missing, or there is one that has no place.
     """
     from safetensors.torch import load_file
     from tokenizers.processors import TemplateProcessing

@@ -1,9 +1,8 @@
 """Near-duplicate texts: exact pairs by word trigrams, and the clusters that they form.
 
-Two texts are near-duplicates when their sets of word trigrams overlap enough. The search is exact
-(no hashing, no sampling): trigrams are numbered, the sets are rows of a sparse matrix, and only
-rare trigrams propose pairs (a pair over the threshold must share one of them: Chaudhuri, Ganti and
-Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006, section 4).
+Sets of word trigrams are rows of a sparse matrix, and only rare trigrams propose pairs: a pair over
+the threshold must share one of them (Chaudhuri, Ganti and Kaushik, "A Primitive Operator for
+Similarity Joins in Data Cleaning", ICDE 2006, section 4).
 """
 
 from __future__ import annotations

@@ -53,10 +53,9 @@ def restore(example: dict[str, Any]) -> Entry:
 
 
 def whole_entries(entries: list[Entry]) -> list[Entry]:
-    """Those whose passage is known to be whole.
+    """Those whose swapped name stood there once, or whose text is equal to such a passage.
 
-    The swapped name stood there once, or the restored text is equal to a passage of which that is
-    true (there another answer was swapped, so the names in question were never touched).
+    (In that one another answer was swapped, so the names in question were never touched.)
     """
     untouched = {normalise(entry.text) for entry in entries if entry.places == 1}
     return [entry for entry in entries if entry.places == 1 or normalise(entry.text) in untouched]
@@ -65,10 +64,9 @@ def whole_entries(entries: list[Entry]) -> list[Entry]:
 def nq(source: Path, name: str, *, file: str) -> Converted:
     """Natural Questions, from a task that tests what a model does when a passage was changed.
 
-    In every passage the answer was swapped for another name ("Question: …\\nContext: …", the
-    swapped name is ``target``, the original is the other key of ``target_scores``). Putting the
-    original back restores the passage, if the swapped name stands in it once. If it stands there
-    more often, it may have replaced several different names, and what it replaced where is lost.
+    In every passage the answer was swapped for another name: ``target``; the original is the other
+    key of ``target_scores``. If the swapped name stands there more than once, it may have replaced
+    several different names, and what it replaced where is lost.
     Source: Kwiatkowski et al., TACL 2019; Longpre et al., arXiv 2109.05052 (the swaps).
     """
     entries = [restore(example) for example in _json(source / file)["examples"]]
@@ -91,9 +89,8 @@ def nq(source: Path, name: str, *, file: str) -> Converted:
 def squad(source: Path, name: str, *, file: str, titles: bool) -> Converted:
     """SQuAD 1.1 and SQuADShifts: a question and the paragraph that it was asked about.
 
-    Args:
-        titles: keep the article's title. Wikipedia's say what the article is about; those of
-            SQuADShifts' other parts are web addresses or running numbers, and would be noise.
+    Wikipedia's ``titles`` say what an article is about; those of SQuADShifts' other parts are web
+    addresses or running numbers, and would be noise.
     Source: Rajpurkar et al., arXiv 1606.05250; Miller et al., arXiv 2004.14444.
     """
     judgements = [
@@ -117,8 +114,7 @@ def vitaminc(source: Path, name: str, *, file: str) -> Converted:
     """VitaminC (test part): a claim and sentences of Wikipedia, judged by people.
 
     Supporting and refuting evidence is relevant (score 1); "neither" is judged 0. Several sentences
-    are judged per claim, also ones that differ by a number only: known relevant passages, and known
-    irrelevant ones, for the audit of false negatives.
+    are judged per claim, also ones that differ by a number only.
     Source: Schuster, Fisch and Barzilay, arXiv 2103.08541.
     """
     judgements = []
@@ -148,11 +144,7 @@ _ANSWERED = re.compile(r"Fact: (.*?)\s*\nQuestion: (.*)", re.DOTALL)
 
 
 def instructions(path: Path, pattern: re.Pattern[str]) -> list[tuple[tuple[str, ...], list[str]]]:
-    """The groups of ``pattern`` in each input, and the input's targets; all on one line each.
-
-    Raises:
-        NvretError: an input that the pattern does not match whole.
-    """
+    """The groups of ``pattern`` in each input, which it must match whole, and its targets."""
     rows = []
     for row, example in enumerate(_json(path)["examples"]):
         match = pattern.fullmatch(example["input"])
@@ -169,9 +161,8 @@ def instructions(path: Path, pattern: re.Pattern[str]) -> list[tuple[tuple[str, 
 def quoref(source: Path, name: str, *, file: str) -> Converted:
     """Quoref: long passages of Wikipedia, and questions that need their references resolved.
 
-    The task that asks for questions holds every passage with all of its questions; the one that
-    asks for answers repeats a part of them and is not read. There are no titles. Some questions
-    make sense beside their passage alone ("Who is Stan?").
+    The task that asks for questions holds every passage with all of its questions. There are no
+    titles. Some questions make sense beside their passage alone ("Who is Stan?").
     Source: Dasigi et al., arXiv 1908.05803.
     """
     judgements = [
@@ -188,17 +179,10 @@ def qasc(
 ) -> Converted:
     """QASC: questions about science, each with the two facts that must be joined to answer it.
 
-    The tasks of BIG-bench are steps of the set's making: a fact and a topic gave a second fact, the
-    two were combined into a third, and that was turned into a question. So a question is followed
-    back to its combined fact, and from there to the two; both are relevant. They are labelled
-    passages that share few words, the nearest thing here to HotpotQA: for the audit of false
-    negatives.
-
-    Args:
-        related: file of facts and the facts that topics led to; they are passages.
-        combined: file of two facts and what follows from both.
-        asked: file of combined facts and their questions.
-        answered: file of combined facts with a question each, and its answers, which are not used.
+    BIG-bench's tasks are steps of the set's making: a fact and a topic gave a second fact
+    (``related``), the two were ``combined`` into a third, and that was turned into a question
+    (``asked``; or ``answered``, whose answers are not used). So a question is followed back to its
+    combined fact, and from there to the two; both are relevant.
     Source: Khot et al., arXiv 1910.11473.
     """
     sources = defaultdict(list)

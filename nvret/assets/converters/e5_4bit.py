@@ -108,7 +108,6 @@ def dequantise(stored: np.ndarray) -> np.ndarray:
 
 
 def bert_weights(sizes: Sizes, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors in their shapes, under the names that ``BertModel`` has for them."""
     width = sizes.hidden
     weights = {
         f"embeddings.{name}": tensors[key].reshape((-1,) if ".ln." in key else (-1, width))

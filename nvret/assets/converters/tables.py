@@ -45,7 +45,7 @@ class Judgement:
 
 
 def step(name: str, unit: str, before: Sized, after: Sized, why: str = "") -> Step:
-    """A step of the cleaning: how many units it kept and dropped, and why.
+    """A step of the cleaning.
 
     >>> step("short", "passages", ["a", "moon"], ["moon"], "one letter")
     {'step': 'short', 'unit': 'passages', 'kept': 1, 'dropped': 1, 'why': 'one letter'}
@@ -81,18 +81,12 @@ def assemble(
     others: Sequence[str] = (),
     cluster_threshold: float = 0.5,
 ) -> Converted:
-    """Merge what is the same, number it, and find the near-duplicate clusters.
+    """Merge what is the same, name it, and find the near-duplicate clusters.
 
     Two passages, or two questions, are the same when `near_duplicates.normalise` makes them
-    equal; the first spelling stays, and rows keep the order of the source. A question that was
-    asked about several passages becomes one query with several positives. A question without a
-    relevant passage is no query.
-
-    Args:
-        cleaning: the steps so far; those of the merging follow.
-        others: passages without a title that no judgement is about.
-        cluster_threshold: share of the shorter text's word trigrams that the other text must have
-            for the two to be near-duplicates.
+    equal; the first spelling stays, and rows keep the order of the source. A question without a
+    relevant passage is no query. ``others`` are passages without a title that no judgement is
+    about; near-duplicates share ``cluster_threshold`` of the shorter text's word trigrams.
     """
     passages: dict[tuple[str, str], Judgement] = {}
     questions: dict[str, str] = {}
