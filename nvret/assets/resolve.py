@@ -1,12 +1,9 @@
 """A name becomes a local folder: converted from a package, of a local copy, or of the hub.
 
-What is in a package is converted (`nvret.assets.conversion`); with ``source="hub"`` (or
-``$NVRET_SOURCE=hub``) the same names resolve to a hub id at a pinned revision instead.
-
-What is in no package comes from a local copy, or from the hub. A local copy is a folder
-``<root>/models/<name>`` or ``<root>/datasets/<name>``, where the root is ``$NVRET_LOCAL`` or
-``local`` in the cache folder. A model is a folder of safetensors and tokenizer as the hub has it; a
-data set lies in BEIR's layout or in that of a hub repository.
+With ``source="hub"`` (or ``$NVRET_SOURCE=hub``) packaged names resolve to a hub id at a pinned
+revision instead. What is in no package comes from a local copy, ``<root>/models/<name>`` or
+``<root>/datasets/<name>`` (``$NVRET_LOCAL``, or ``local`` in the cache folder), or from the hub. A
+copy of a model is as the hub has it, one of a data set also in BEIR's layout.
 """
 
 from __future__ import annotations
@@ -143,10 +140,8 @@ def _folder(name: str, source: Source | None, progress: bool) -> Path:
 
 
 def _dressed(name: str, source: Path) -> Path:
-    """A folder of links to a model's files, with the pooling, prompts and length of the registry.
-
-    What a repository itself says of them is often incomplete: E5's prefixes stand in its card only.
-    """
+    """A folder of links to a model's files, with the pooling, prompts and length of the registry:
+    E5's prefixes, for example, stand in its card only."""
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     if not any(path.suffix == ".safetensors" for path in files):
         raise NvretError(f"{source}: has no .safetensors file, expected the weights of {name}")

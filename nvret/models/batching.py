@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
 from nvret.utils.errors import NvretError
 
@@ -130,17 +130,14 @@ def tokenize(
     if _remembered is not None and key is not None:
         known = _remembered.setdefault((key, prompt, max_length, special_tokens), known)
     missing = [text for text in dict.fromkeys(texts) if text not in known]
-    with tqdm(
-        total=len(missing), desc="tokenize", unit="text", leave=False, disable=not progress
-    ) as bar:
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            encoded = tokenizer.encode_batch_fast(
-                [prompt + text for text in chunk], add_special_tokens=special_tokens
-            )
-            for text, encoding in zip(chunk, encoded, strict=True):
-                known[text] = np.array(encoding.ids, np.int32)
-            bar.update(len(chunk))
+    bar = {"desc": "tokenize", "unit": "text", "unit_scale": CHUNK, "leave": False}
+    for start in trange(0, len(missing), CHUNK, disable=not progress, **bar):
+        chunk = missing[start : start + CHUNK]
+        encoded = tokenizer.encode_batch_fast(
+            [prompt + text for text in chunk], add_special_tokens=special_tokens
+        )
+        for text, encoding in zip(chunk, encoded, strict=True):
+            known[text] = np.array(encoding.ids, np.int32)
     tokens = Ragged.of([known[text] for text in texts])
     if (empty := np.flatnonzero(tokens.lengths == 0)).size:
         row = int(empty[0])
@@ -202,8 +199,7 @@ def in_threads(
             if len(pending) > 2 * workers:
                 done, future = pending.popleft()
                 yield done, future.result()
-        while pending:
-            done, future = pending.popleft()
+        for done, future in pending:
             yield done, future.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,8 +1,6 @@
 """The folder layout of sentence-transformers: what it says about pooling, prompts and lengths.
 
-``modules.json`` lists the modules; ``1_Pooling/config.json`` holds the pooling,
-``config_sentence_transformers.json`` the prompts, ``sentence_bert_config.json`` the length
-limit. Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they are.
+Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they are.
 """
 
 from __future__ import annotations
@@ -33,21 +31,16 @@ _STATIC_MODULES = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
 class Layout:
     """What a model folder says about how its token vectors become one vector.
 
-    Attributes:
-        static: a table of token vectors (``StaticEmbedding``, model2vec), no transformer.
-        latent: a decoder with NV-Embed's latent attention before the mean.
-        pooling: "mean", "cls" or "last"; None where the folder does not say.
-        prompts: text put before a "query" or a "passage".
-        include_prompt: whether the prompt's tokens take part in the pooling.
-        max_length: tokens after which a text is cut; None for the tokenizer's own limit.
+    A ``static`` model is a table of token vectors (``StaticEmbedding``, model2vec); a ``latent``
+    one a decoder with NV-Embed's latent attention before the mean.
     """
 
     static: bool = False
     latent: bool = field(default=False, repr=False)  # the weights tell these models apart
-    pooling: str | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
-    include_prompt: bool = True
-    max_length: int | None = None
+    pooling: str | None = None  # "mean", "cls" or "last"; None: the folder does not say
+    prompts: dict[str, str] = field(default_factory=dict)  # before a "query" or a "passage"
+    include_prompt: bool = True  # whether the prompt's tokens take part in the pooling
+    max_length: int | None = None  # in tokens; None: the tokenizer's own limit
 
 
 def read_json(path: Path) -> Any:

@@ -1,8 +1,7 @@
 """NV-Embed's latent attention: token vectors look up a table of learned vectors before the mean.
 
 Each token vector is a query, and the R rows of the table are keys and values; a feed-forward layer
-follows. The layers carry the names of NV-Embed's published weights, so that a local copy is read
-without the Python code that comes with it.
+follows. The layers carry the names of NV-Embed's published weights.
 
 Source: NV-Embed, arXiv 2405.17428, section 3.1; NV-Embed-v1 is a teacher of arXiv 2407.15831.
 """

@@ -156,18 +156,17 @@ def near_duplicate_pairs(
     both = _incidence([normalise(text) for text in (*texts, *(others or ()))])
     left, right = both[: len(texts)], both if within else both[len(texts) :]
     found = [(np.empty((0, 2), np.int64), np.empty(0))]
-    proposals = [(_rare_prefix(left, threshold), right, False)]
-    if measure == "overlap":  # the bound holds for the smaller set, which may be on either side
-        proposals.append((_rare_prefix(right, threshold), left, True))
-    for prefix, full, swapped in proposals:
-        for pairs in _candidates(prefix, full):
-            pairs = pairs[:, ::-1] if swapped else pairs
-            if within:
-                pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
-            pairs = np.unique(pairs, axis=0)
-            similarity = _similarities(left, right, pairs, measure)
-            keep = similarity >= threshold
-            found.append((pairs[keep], similarity[keep]))
+    proposals = _candidates(_rare_prefix(left, threshold), right)
+    if measure == "overlap" and not within:  # the bound holds for the smaller set, on either side
+        others_first = _candidates(_rare_prefix(right, threshold), left)
+        proposals = itertools.chain(proposals, (pairs[:, ::-1] for pairs in others_first))
+    for pairs in proposals:
+        if within:
+            pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+        pairs = np.unique(pairs, axis=0)
+        similarity = _similarities(left, right, pairs, measure)
+        keep = similarity >= threshold
+        found.append((pairs[keep], similarity[keep]))
     pairs, index = np.unique(np.concatenate([p for p, _ in found]), axis=0, return_index=True)
     return pairs[:, 0], pairs[:, 1], np.concatenate([s for _, s in found])[index]
 
