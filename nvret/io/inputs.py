@@ -231,13 +231,13 @@ def load_pairs(
                 passages["id"].append(name)
                 passages["title"].append("")
                 passages["text"].append(positive)
-            judged[ident, ids[positive]] = 1
+            judged[ident, ids[positive]] = None
     query_ids, passage_ids = zip(*judged, strict=True)
     return RetrievalDataset(
         path.stem,
         _strings(passages),
         _strings({"id": queries.values(), "text": queries.keys()}),
-        _qrels({"query_id": query_ids, "corpus_id": passage_ids}, judged.values()),
+        _qrels({"query_id": query_ids, "corpus_id": passage_ids}, [1] * len(judged)),
     )
 
 
