@@ -25,9 +25,7 @@ def read_parquet(folder: Path) -> Tables:
 
 def _choose(names: list[str], split: str | None, where: str) -> str:
     """The wanted part, or the only one, or "test"."""
-    if split is None and len(names) == 1:
-        return names[0]
-    chosen = split or "test"
+    chosen = split or (names[0] if len(names) == 1 else "test")
     if chosen not in names:
         raise NvretError(f"{where}: no qrels named {chosen!r}; there are: {', '.join(names)}")
     return chosen

@@ -36,16 +36,12 @@ Record = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """A pair of query and positive with its negatives, as rows of the data set.
-
-    The scores are the teacher's, of the positive and then of the negatives by rank; none without a
-    negative.
-    """
+    """A pair of query and positive with its negatives, as rows of the data set."""
 
     query: int
     positive: int
     negatives: list[int]
-    scores: list[float]
+    scores: list[float]  # the teacher's, of the positive, then of the negatives; or none at all
 
 
 class NegativesByPair:
