@@ -140,8 +140,10 @@ def _folder(name: str, source: Source | None, progress: bool) -> Path:
 
 
 def _dressed(name: str, source: Path) -> Path:
-    """A folder of links to a model's files, with the pooling, prompts and length of the registry:
-    E5's prefixes, for example, stand in its card only."""
+    """Links to a model's files, with the registry's pooling, prompts and length.
+
+    What a repository says of them is often incomplete: E5's prefixes stand in its card only.
+    """
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     if not any(path.suffix == ".safetensors" for path in files):
         raise NvretError(f"{source}: has no .safetensors file, expected the weights of {name}")
