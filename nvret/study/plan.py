@@ -64,12 +64,11 @@ def downloads(settings: Settings) -> pd.DataFrame:
     """A row for each data set and model: its source, gigabytes if known, and whether it is here."""
     rows = []
     for name in notebooks.assets_of(settings):
-        kind = resolve.kind(name)
-        entry = getattr(registry, kind)()[name]
+        kind, entry = registry.kind(name), registry.entry(name)
         source, gigabytes = entry.hub.id if entry.hub else "a local copy", None
         if entry.converter is not None:
             archive = getattr(entry, "archive", None)
-            packages = registry.archive(archive).packages if archive else entry.packages
+            packages = registry.archive(archive) if archive else entry.packages
             source = f"package {archive or packages[0].requirement}"
             gigabytes = sum(package.megabytes for package in packages) / 1000
         elif kind == "models":
