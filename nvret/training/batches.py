@@ -76,8 +76,6 @@ class Collator:
     """A batch of pairs as tensors: its distinct texts in groups of near-equal length.
 
     Attributes:
-        examples: the pairs.
-        encoder: says how token ids become a batch.
         queries, passages: token ids of the data set's texts, by ``query_slot``, ``passage_slot``.
         query_slot, passage_slot: data set row -> row of the token ids.
         mask: says which passages may not be negatives by chance; None: the loss takes none.
