@@ -78,10 +78,8 @@ def downloads(settings: Settings) -> pd.DataFrame:
 
 
 def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.DataFrame:
-    """A row for each stage and model or study: how often, device hours, memory and disk.
+    """A row for each stage and model or study; ``sizes`` gives a set's questions and passages.
 
-    Args:
-        sizes: name of a data set -> its questions and passages.
     Returns:
         stage, what, number, device_hours (of all devices together), done (whether the study's
         scores are there), memory_gb (of one device: weights, and in training their gradients and

@@ -33,16 +33,7 @@ def make_trainer(
     folder: Path,
     progress: bool,
 ) -> Trainer:
-    """transformers' ``Trainer``, quiet, with our order of the pairs and one progress bar.
-
-    Args:
-        encoder: is trained in place.
-        batches: of the pairs.
-        config: hyperparameters.
-        seed: of the order and the dropout.
-        folder: of the checkpoints.
-        progress: show a bar.
-    """
+    """A quiet ``Trainer`` that trains ``encoder`` in place; its checkpoints go to ``folder``."""
     run = _OrderedTrainer(
         model=Student(encoder, config, batches.mask),
         args=on_one_device(_arguments(config, seed, folder, encoder.device.type)),
@@ -97,9 +88,8 @@ class Student(nn.Module):
             queries = torch.cat(vectors[:count])[query_order]
             passages = torch.cat(vectors[count:])[passage_order]
             if passage_rows is None:  # mined negatives alone
-                return info_nce(
-                    queries, passages, positives, negatives, temperature=self.temperature
-                )
+                places = positives, negatives
+                return info_nce(queries, passages, *places, temperature=self.temperature)
             mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
             listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
             places, rows, chance = (positives, negatives), passage_rows, known
@@ -147,10 +137,8 @@ class Student(nn.Module):
     def _bank_known(self, queries: Tensor, listed: Tensor, passages: Tensor) -> Tensor:
         """(B, M) bool, places of the memory that are empty or no further negatives of a pair.
 
-        Args:
-            queries: (B,) query rows.
-            listed: (B, 1 + K) corpus rows of the pairs' positives and mined negatives, -1 for none.
-            passages: (V,) corpus rows of the batch.
+        ``queries`` are (B,) rows; ``listed`` (B, 1 + K) corpus rows of positive and negatives, -1
+        for none; ``passages`` (V,) corpus rows of the batch.
         """
         rows = self.memory.rows
         known = self.memory.listed(listed[:, 1:]) | (rows < 0)
