@@ -297,6 +297,14 @@ def test_leaks_are_found_and_removed():
         splits.without(larger, {"p0", "p1"}, {"q2"})  # nothing would be left
 
 
+def test_a_question_that_is_trained_on_twice_leaks_twice():
+    train = make(queries__text=["Who is it?", "who is it"])
+    test = make(corpus__text=["a", "b", "c"], queries__text=["WHO is it", "another one"])
+    assert splits.leaks(train, test).queries == [("q0", "q0"), ("q0", "q1")]
+    with pytest.raises(NvretError, match="2 test questions are train questions"):
+        splits.check_leaks(train, test)
+
+
 def test_packaged_sets():
     dataset = data.load("nq")
     assert len(dataset.queries) > 12_000

@@ -7,7 +7,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from helpers.models import write_static
 from nvret import mining, negatives, sampling
 from nvret.methods import RandomNegatives
 from nvret.study import config, runs, splits, tables, workspace
@@ -160,6 +163,18 @@ def test_arms_that_differ_are_different_models(study):
     trained = [a for a in study.arms if a.trained]
     folders = {study.model(a, seed).name for a in trained for seed in (0, 1)}
     assert len(folders) == 2 * len(trained)
+
+
+def test_a_base_model_that_is_replaced_is_evaluated_again(study, tmp_path):
+    """A folder that somebody names may hold other weights the next time."""
+    base = next(arm for arm in study.arms if not arm.trained)
+    write_static(tmp_path)
+    first = study._evaluated(base, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    noise = torch.randn(weights["embedding.weight"].shape, generator=torch.manual_seed(0))
+    save_file({"embedding.weight": noise}, tmp_path / "model.safetensors")
+    workspace.model_fingerprint.cache_clear()  # as in another process
+    assert study._evaluated(base, tmp_path)["ndcg_at_10"].mean() < first["ndcg_at_10"].mean() / 2
 
 
 def test_scores_survive_the_file(results, tmp_path):

@@ -27,7 +27,7 @@ from nvret.study.scores import Results
 from nvret.study.tables import mined as mined_table
 from nvret.study.workspace import Workspace, inputs, model_fingerprint, stored
 from nvret.training.config import TrainingConfig
-from nvret.utils import store
+from nvret.utils import machine, store
 
 
 class Study:
@@ -216,6 +216,7 @@ class Study:
                         log = pd.read_parquet(folder / "training_log.parquet")
                         logs.append(log.assign(arm=arm.label, seed=seed))
                     scores.append(self._evaluated(arm, folder).assign(arm=arm.label, seed=seed))
+                    machine.free_gpu_memory()
         results = Results.of(
             pd.DataFrame([{"arm": arm.label, **arm.row} for arm in self.arms]).set_index("arm"),
             pd.concat(scores, ignore_index=True),
@@ -243,8 +244,9 @@ class Study:
     def _evaluated(self, arm: Arm, folder: Path) -> pd.DataFrame:
         """Per-query scores of one model on the student's test sets.
 
-        They are kept under the name of the model's folder, which is a hash of all that made it,
-        so that a finished run is read back without loading a single model.
+        They are kept under the name of a trained model's folder, which is a hash of all that made
+        it, so that a finished run is read back without loading it. A base model, which somebody
+        else may have put there, is hashed itself.
         """
         from nvret import encode, evaluation
 
@@ -269,7 +271,7 @@ class Study:
             path = stored(
                 "scores",
                 build,
-                model=folder.name,
+                model=folder.name if arm.trained else model_fingerprint(folder),
                 pooling=list(changes.values()) or None,
                 test=test.fingerprint,
                 lengths=list(lengths.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -113,10 +114,11 @@ def leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float =
     )
     test_ids, train_ids = tested["id"].to_pylist(), train.corpus["id"].to_pylist()
     passages = [(test_ids[a], train_ids[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
-    train_queries = train.queries["id"].to_pylist()
-    asked = dict(zip(map(normalise, train.query_texts), train_queries, strict=True))
+    asked = defaultdict(list)
+    for text, query in zip(train.query_texts, train.queries["id"].to_pylist(), strict=True):
+        asked[normalise(text)].append(query)
     words = zip(test.queries["id"].to_pylist(), map(normalise, test.query_texts), strict=True)
-    queries = [(test_id, asked[text]) for test_id, text in words if text in asked]
+    queries = [(test_id, train_id) for test_id, text in words for train_id in asked.get(text, ())]
     return Leaks(passages, queries)
 
 

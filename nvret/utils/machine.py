@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
@@ -42,6 +43,14 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def free_gpu_memory() -> None:
+    """Give back what models that are no longer used held on a GPU; without one, nothing."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        gc.collect()  # a trainer and its model refer to each other
+        torch.cuda.empty_cache()
 
 
 def git(checkout: Path, *arguments: str) -> str | None:

@@ -21,7 +21,7 @@ VERSIONS = {
     "ensembles": 1,
     "training": 1,  # batches, order, loss, optimizer
     "evaluation": 1,  # scores per query
-    "splits": 1,  # parts of a set, leaks, samples, mixtures
+    "splits": 2,  # parts of a set, leaks, samples, mixtures
     "hidden-labels": 1,  # which labels an audit hides
     "judges": 1,  # scores of pairs by a second model
 }
@@ -37,6 +37,10 @@ LIBRARIES = {
 
 
 @cache
+def _release(library: str) -> str:
+    return metadata.version(library).partition("+")[0]
+
+
 def versions(*names: str) -> dict[str, int | str]:
     """The versions of these recipes and of the libraries below them, as a part of a key.
 
@@ -46,5 +50,4 @@ def versions(*names: str) -> dict[str, int | str]:
     ['search', 'tokenizers', 'torch', 'transformers', 'vectors']
     """
     libraries = {library for name in names for library in LIBRARIES.get(name, ())}
-    installed = {name: metadata.version(name).partition("+")[0] for name in libraries}
-    return {name: VERSIONS[name] for name in names} | installed
+    return {name: VERSIONS[name] for name in names} | {name: _release(name) for name in libraries}
