@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough bench report docs lint lab clean help
+.PHONY: reproduce test test-thorough bench gpu-check report docs lint lab clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -22,6 +22,9 @@ test-thorough: $(INSTALLED)  ## every test at full depth: all examples, all size
 bench: $(INSTALLED)  ## every speed target side by side, and the cost model: results/benchmarks/
 	$(BIN)/python -m benchmarks
 	$(BIN)/nvret run params/quick.yaml --only 11_cost
+
+gpu-check: $(INSTALLED)  ## every path on a GPU beside the CPU's result, on small models: a table
+	$(BIN)/python -m benchmarks.gpu_check
 
 report: $(INSTALLED)  ## tables, ledger and README from the committed scores; then the book
 	$(BIN)/nvret report params/quick.yaml

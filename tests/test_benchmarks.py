@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from benchmarks import harness, page
+from benchmarks import gpu_check, harness, page
 from benchmarks.table import BENCHMARKS, Benchmark, Target
 from nvret.study.config import project_root
 from nvret.utils.errors import NvretError
@@ -85,3 +85,12 @@ def test_tiny_benchmarks_end_to_end(tmp_path):
     assert {"bm25s, numba", "bm25s, numpy", "nvret"} == set(found["cases"][0]["seconds"])
     assert len(pd.read_csv(tmp_path / "table.csv")) == 12
     assert [path.read_bytes() for path in pages] == before
+
+
+def test_the_check_of_a_gpu_compares_two_devices(monkeypatch, capsys):
+    monkeypatch.setitem(gpu_check.PATHS, "broken", (0.1, lambda device: 1 / 0))
+    monkeypatch.setitem(gpu_check.PATHS, "far", (0.1, lambda device: 0.2))
+    table = gpu_check.check("cpu", ["exact search under a ceiling", "broken", "far"])
+    assert table["ok"].tolist() == [True, False, False]
+    assert table["difference"].iloc[0] == 0
+    assert "ZeroDivisionError" in capsys.readouterr().err
