@@ -4,11 +4,12 @@ VENV ?= .venv
 PIP_FLAGS ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough bench report docs lint lab clean help
+.PHONY: reproduce test test-thorough bench report docs lint lab lock clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -36,6 +37,9 @@ lint: $(INSTALLED)  ## ruff's rules and format
 lab: $(INSTALLED)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks
 
+lock:  ## renew requirements.lock after a change of pyproject.toml; needs uv
+	uv pip compile --quiet --constraint requirements-torch.lock --output-file requirements.lock pyproject.toml
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -43,9 +47,10 @@ clean:  ## remove the environment; downloads and results stay
 	rm -rf $(VENV)
 
 # The stamp is written last: an installation that was cut off is done again
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --editable .
+	$(PIP) $(PIP_FLAGS) --require-hashes --no-deps -r requirements.lock
+	$(PIP) $(PIP_FLAGS) -r requirements-torch.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
