@@ -14,7 +14,6 @@ it, and torch hands it on; scipy, where there is no MKL, makes a sparse product 
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from nvret import search
 from nvret.utils.errors import NvretError
+from nvret.utils.words import words
 
 # Lucene's English stop words
 STOP_WORDS = frozenset({
@@ -37,12 +37,13 @@ PART = 262_144
 
 
 def tokenize(text: str) -> list[str]:
-    r"""Lower-case runs of word characters (``\w+``) that are not in ``STOP_WORDS``; no stemming.
+    """Lower-case words that are not in ``STOP_WORDS``, unstemmed; pairs of characters in scripts
+    that put no spaces between words.
 
     >>> tokenize("Who wrote the Origin of Species (1859)?")
     ['who', 'wrote', 'origin', 'species', '1859']
     """
-    return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
+    return [word for word in words(text.lower(), piece=2) if word not in STOP_WORDS]
 
 
 class BM25:
@@ -105,11 +106,9 @@ class BM25:
         counts.sum_duplicates()
         return counts
 
-    def scores(self, queries: Sequence[Sequence[str]]) -> np.ndarray:
-        """(Q, N) float32 scores of tokenized queries; -inf where no word is shared."""
-        dense = (self._counts(queries) @ self._weights.T).toarray()
-        dense[dense == 0] = -np.inf  # every weight is positive, so 0 means that nothing is shared
-        return dense
+    def block_scores(self, queries: Sequence[Sequence[str]], passages: np.ndarray) -> np.ndarray:
+        """(Q, P) float32 scores of each query with P rows of passages; 0 where none is shared."""
+        return (self._counts(queries) @ self._weights[passages].T).toarray()
 
     def pair_scores(self, queries: Sequence[Sequence[str]], passages: np.ndarray) -> np.ndarray:
         """(P,) float32 scores of query i with passage ``passages[i]``; 0 where none is shared."""

@@ -99,6 +99,14 @@ class RetrievalDataset:
         return rows[0][order], rows[1][order]
 
     @cached_property
+    def pair_ids(self) -> dict[str, pa.ChunkedArray]:
+        """``query_id`` and ``positive_id`` of the pairs, in their order."""
+        rows = zip(
+            ("query_id", "positive_id"), (self.queries, self.corpus), self.pairs, strict=True
+        )
+        return {name: table["id"].take(pa.array(row)) for name, table, row in rows}
+
+    @cached_property
     def positives(self) -> list[np.ndarray]:
         """For each query the sorted corpus rows (int64) that are relevant."""
         queries, passages = self.pairs

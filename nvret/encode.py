@@ -28,7 +28,7 @@ from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
 from nvret.models.pooling import pool
 from nvret.utils import processes, recipes, store
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a batch, and of its padding: a CPU's batch should stay within its caches, and a GPU's
@@ -97,10 +97,9 @@ class Encoder(nn.Module):
         Raises:
             NvretError: no such model, an unknown dtype or pooling, weights that are missing.
         """
-        if dtype not in DTYPES:
-            raise NvretError(f"dtype {dtype!r}, expected one of {list(DTYPES)}")
-        if pooling is not None and pooling not in layout.POOLINGS:
-            raise NvretError(f"pooling {pooling!r}, expected one of {list(layout.POOLINGS)}")
+        check_choice("dtype", dtype, DTYPES)
+        if pooling is not None:
+            check_choice("pooling", pooling, layout.POOLINGS)
         if prompts is not None and (unknown := set(prompts) - {"query", "passage"}):
             raise NvretError(f"prompts for {sorted(unknown)}, expected 'query' and 'passage'")
         pinned = revision is not None and len(revision) == 40
@@ -187,8 +186,7 @@ class Encoder(nn.Module):
         return self.tokenizer
 
     def _prompt(self, kind: str) -> str:
-        if kind not in ("query", "passage"):
-            raise NvretError(f"kind {kind!r}, expected 'query' or 'passage'")
+        check_choice("kind", kind, ("query", "passage"))
         return self.layout.prompts.get(kind, "")
 
     def tokenize(

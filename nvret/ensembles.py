@@ -30,12 +30,7 @@ def cross_sample(
         rows of the tables, by pair and rank.
     """
     rows, _, offsets = _places(dataset, tables)
-    query_rows, positive_rows = dataset.pairs
-    keys = pair_keys(
-        dataset.queries["id"].take(pa.array(query_rows)),
-        dataset.corpus["id"].take(pa.array(positive_rows)),
-        seed,
-    )
+    keys = pair_keys(*dataset.pair_ids.values(), seed)
     drawn = (random_bits(keys, 1)[:, 0] % np.uint64(len(tables))).astype(int)
     chosen = rows[drawn, np.arange(len(keys)), :num_negatives]
     chosen = np.where(chosen >= 0, chosen + offsets[drawn][:, None], -1)

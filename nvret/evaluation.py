@@ -20,19 +20,20 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from nvret.data import RetrievalDataset
-from nvret.utils import store
+from nvret.encode import SHARD, Encoder
+from nvret.teachers import DenseScorer
+from nvret.utils import processes, store
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
-
-    from nvret.encode import Encoder
 
 METRICS = {"ndcg": "ndcg_cut_{}", "recall": "recall_{}", "map": "map_cut_{}"}  # trec_eval's names
 Results = dict[str, dict[str, float]]  # query id -> passage id -> score, as mteb has it
@@ -248,21 +249,22 @@ class _EncoderSearch(_Search):
         self.encoder, self.lengths, self.progress = encoder, lengths, progress
 
     def _encode(self, texts: list[str], kind: str) -> np.ndarray:
-        return self.encoder.encode(
-            texts, kind, max_length=self.lengths[kind], progress=self.progress
-        )
+        options = {"max_length": self.lengths[kind], "progress": self.progress}
+        encode = partial(self.encoder.encode, kind=kind, **options)
+        if processes.world()[1] == 1:
+            return encode(texts)
+        from nvret.scale.embeddings import encode_gathered
+
+        return encode_gathered(encode, texts, SHARD)
 
     def index(self, corpus: Any, **_: Any) -> None:
         super().index(corpus)
         self.passages = self._encode(corpus["text"][:], "passage")
 
     def search(self, queries: Any, *, top_k: int, **_: Any) -> Results:
-        from nvret import search
-
         vectors = self._encode(queries["text"][:], "query")
-        result = search.top_k(
-            vectors, self.passages, top_k, device=self.encoder.device, progress=self.progress
-        )
+        scorer = DenseScorer("student", "", vectors, self.passages, str(self.encoder.device))
+        result = scorer.top_k(np.arange(len(vectors)), top_k, progress=self.progress)
         return self._results(queries["id"][:], result.ids.numpy(), result.scores.numpy())
 
 

@@ -181,7 +181,7 @@ class FalseNegativeMask:
     ) -> np.ndarray:
         """(B, U) bool, whether passage u may not be a negative of pair b.
 
-        The guide scores B * (U + 1) pairs.
+        The guide scores the B queries with the U passages and the pairs' own ones in one product.
 
         Args:
             queries: (B,) int, query rows.
@@ -191,8 +191,8 @@ class FalseNegativeMask:
         known = np.stack([np.isin(passages, self.positives[query]) for query in queries])
         if self.guide is None:
             return known
-        pool = np.broadcast_to(passages, known.shape)
-        scored = np.column_stack([positives, pool])  # in one call, so that equal texts score equal
-        rows = np.repeat(queries, scored.shape[1])
-        scores = self.guide.pair_scores(rows, scored.ravel()).reshape(scored.shape)
-        return known | (scores[:, 1:] > scores[:, :1] + self.margin)
+        rows, columns = np.unique(np.concatenate([positives, passages]), return_inverse=True)
+        scores = self.guide.block_scores(queries, rows)
+        own, others = np.split(columns.reshape(-1), [len(positives)])
+        limits = scores[np.arange(len(queries)), own] + self.margin
+        return known | (scores[:, others] > limits[:, None])

@@ -181,7 +181,7 @@ class TopKPercPos(Method):
 
     def __post_init__(self) -> None:
         _finite("TopKPercPos: perc", self.perc)
-        if self.perc < 0:
+        if not 0 <= self.perc <= 2:
             raise NvretError(f"TopKPercPos: perc is {self.perc!r}, expected a share such as 0.95")
 
     def ceiling(self, pos_scores: np.ndarray, *, safe: bool = False) -> np.ndarray:

@@ -46,23 +46,13 @@ from nvret.sampling import (
     gumbel_noise,
     pair_keys,
 )
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
 from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
 
 __all__ = [
-    "NaiveTopK",
-    "RandomNegatives",
-    "SampledTopK",
-    "Top1PlusSampled",
-    "TopK",
-    "TopKAbs",
-    "TopKMarginPos",
-    "TopKPercPos",
-    "TopKShifted",
-    "exclusions",
-    "mine",
-    "sweep",
-]
+    "NaiveTopK", "RandomNegatives", "SampledTopK", "Top1PlusSampled", "TopK", "TopKAbs",
+    "TopKMarginPos", "TopKPercPos", "TopKShifted", "exclusions", "mine", "sweep",
+]  # fmt: skip
 
 logger = logging.getLogger("nvret")
 SPARE = 64  # ranks of a shared search beyond those that a method needs
@@ -143,6 +133,8 @@ def sweep(
     Returns:
         for each method the table that `mine` gives.
     """
+    check_choice("ceiling_positive", ceiling_positive, ("own", "lowest"))
+    check_choice("negative_positives", negative_positives, ("literal", "safe"))
     if num_negatives < 1:
         raise NvretError(f"num_negatives is {num_negatives}, expected at least 1")
     if len(dataset.pairs[0]) == 0:
@@ -298,7 +290,6 @@ class _Pairs(NamedTuple):
 
     queries: np.ndarray  # (P,) rows
     scores: np.ndarray  # (P,) float32, the teacher's, of the positives
-    ids: dict[str, pa.ChunkedArray]  # query_id and positive_id
     exclude: list[np.ndarray]  # corpus rows that are no candidates of a pair
     keys: np.ndarray  # (P,) uint64, state of each pair's random stream
 
@@ -311,17 +302,9 @@ class _Pairs(NamedTuple):
         seed: int,
     ) -> _Pairs:
         queries, positives = dataset.pairs
-        ids = {
-            "query_id": dataset.queries["id"].take(pa.array(queries)),
-            "positive_id": dataset.corpus["id"].take(pa.array(positives)),
-        }
-        return cls(
-            queries,
-            scorer.pair_scores(queries, positives),
-            ids,
-            [exclude[row] for row in queries],
-            pair_keys(*ids.values(), seed),
-        )
+        scores = scorer.pair_scores(queries, positives)
+        keys = pair_keys(*dataset.pair_ids.values(), seed)
+        return cls(queries, scores, [exclude[row] for row in queries], keys)
 
     @property
     def lowest(self) -> np.ndarray:
@@ -370,7 +353,7 @@ def _table(
     facts: dict[str, Any],
 ) -> pa.Table:
     """The table of one method, with its provenance."""
-    columns = {**pairs.ids, "positive_score": pairs.scores, "teacher": teacher}
+    columns = dataset.pair_ids | {"positive_score": pairs.scores, "teacher": teacher}
     table = negatives.assemble(dataset, columns | {"method": str(method)}, *chosen)
     filled = (chosen.ids >= 0).sum(1)
     facts = facts | {

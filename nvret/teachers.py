@@ -28,6 +28,9 @@ class Scorer(Protocol):
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         """(P,) float32 scores of P (query, passage) pairs."""
 
+    def block_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        """(B, U) float32 scores of B queries with U passages each."""
+
     def top_k(
         self,
         query_rows: np.ndarray,
@@ -139,6 +142,9 @@ class DenseScorer:
             )
         return scores
 
+    def block_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        return self.queries[query_rows] @ self.corpus[passage_rows].T
+
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         top_k = search.top_k
         if processes.world()[1] > 1:
@@ -177,6 +183,9 @@ class BM25Scorer:
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         return self.index.pair_scores([self.queries[row] for row in query_rows], passage_rows)
+
+    def block_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+        return self.index.block_scores([self.queries[row] for row in query_rows], passage_rows)
 
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         queries = [self.queries[row] for row in query_rows]

@@ -56,6 +56,15 @@ def test_ceiling_and_exclusions_hold_and_a_deeper_search_fills(seed, limit, excl
     np.testing.assert_allclose(found.scores, exact.scores, atol=1e-5) if not near else None
 
 
+def test_what_a_gpus_index_leaves_unfilled_is_searched_exactly():
+    queries, corpus = vectors(400, 7, 8, 1)
+    searcher = Searcher(corpus, Index("IVF4,Flat", 1))
+    searcher.deepest = 16  # as on a GPU, where it is 2,048
+    asked = {"ceiling": np.full(7, -0.1, np.float32), "exclude": [[1, 2]] * 7}
+    found, exact = searcher.top_k(queries, 5, **asked), search.top_k(queries, corpus, 5, **asked)
+    np.testing.assert_array_equal(found.ids, exact.ids)
+
+
 def test_the_provenance_says_what_was_missed():
     data = mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 40), 300)
     dense = teachers.DenseTeacher("potion-base-8m", index=Index("IVF8,Flat", 8))

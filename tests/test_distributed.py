@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from nvret import encode, mining, negatives, search, teachers, training
+from nvret import encode, evaluation, mining, negatives, search, teachers, training
 from nvret.assets import dataset_path, datasets, model_path
 from nvret.data import load
 from nvret.encode import Encoder, embed
@@ -80,6 +80,11 @@ def trained(folder, model, **config):
     )
 
 
+def evaluated(encoder):
+    lengths = {"query_max_length": 32, "passage_max_length": 32}
+    return evaluation.evaluate(encoder, dataset(), **lengths, progress=False).scores
+
+
 RUNS = {
     "mined": {"model": "potion-base-8m"},
     "in-batch": {"model": "potion-base-8m", "in_batch_negatives": True},
@@ -90,7 +95,7 @@ RUNS = {
 
 def work(folder: Path) -> None:
     """What each process does; the first writes it down."""
-    encode.SHARD = BLOCK
+    encode.SHARD = evaluation.SHARD = BLOCK
     for passages in (*SIZES, LARGE):
         unit = PRODUCT if passages == LARGE else BLOCK
         found = distributed.top_k(**vectors(passages), k=5, unit=unit)
@@ -106,6 +111,9 @@ def work(folder: Path) -> None:
             negatives.save(table, folder / f"{getattr(teacher, 'name', teacher)}.parquet")
     if processes.is_main_process():
         np.save(folder / "encoded.npy", encoded)
+    scores = evaluated(encoder)
+    if processes.is_main_process():
+        pq.write_table(scores, folder / "scores.parquet")
     for name, run in RUNS.items():
         trained(folder / name, **run)
 
@@ -143,6 +151,12 @@ def test_the_vectors_are_those_of_one_process(together, monkeypatch):
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(np.load(together / "encoded.npy"), alone)
+
+
+def test_the_scores_are_those_of_one_process(together, monkeypatch):
+    monkeypatch.setattr(encode, "SHARD", BLOCK)
+    alone = evaluated(Encoder.load(model_path("paraphrase-minilm-l3")))
+    assert pq.read_table(together / "scores.parquet").equals(alone)
 
 
 @pytest.mark.parametrize("teacher", ["bm25", "potion-base-8m"])

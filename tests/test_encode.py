@@ -171,9 +171,9 @@ def test_no_text(folder):
     [
         (lambda f: Encoder.load(f).encode(["a", float("nan")], progress=False), r"texts\[1\]"),
         (lambda f: Encoder.load(f).encode("one text", progress=False), "a list of strings"),
-        (lambda f: Encoder.load(f).encode(["a"], "question", progress=False), "kind 'question'"),
-        (lambda f: Encoder.load(f, dtype="int8"), "dtype 'int8'"),
-        (lambda f: Encoder.load(f, pooling="max"), "pooling 'max'"),
+        (lambda f: Encoder.load(f).encode(["a"], "question", progress=False), "kind is 'question'"),
+        (lambda f: Encoder.load(f, dtype="int8"), "dtype is 'int8'"),
+        (lambda f: Encoder.load(f, pooling="max"), "pooling is 'max'"),
         (lambda f: Encoder.load(f, trust_remote_code=True), "needs a revision"),
         (lambda f: Encoder.load(f / "nowhere"), "nowhere"),
     ],

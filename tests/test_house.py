@@ -38,7 +38,7 @@ OVER_THE_CORE = {"analysis", "cost", "study", "cli", "__main__"}
 # What a module of the core or of utils and models may import when it is loaded
 DEPENDENCIES = {
     "filelock", "fsspec", "numpy", "pandas", "platformdirs", "psutil", "pyarrow", "pydantic",
-    "safetensors", "scipy", "sklearn", "tokenizers", "torch", "tqdm", "transformers",
+    "regex", "safetensors", "scipy", "sklearn", "tokenizers", "torch", "tqdm", "transformers",
 }  # fmt: skip
 
 

@@ -209,7 +209,7 @@ def test_what_a_judge_catches(mined):
     with pytest.raises(NvretError, match="holds no negative"):
         judge_quality.judge(WordJudge(), hidden.dataset, table.slice(0, 0), hidden)
     strange = table.slice(0, 1).set_column(0, "query_id", pa.array(["x"]))
-    with pytest.raises(NvretError, match=r"negatives row 0: query_id 'x' is not in the data set"):
+    with pytest.raises(NvretError, match=r"negatives row 0: query_id 'x' is not in toy"):
         judge_quality.judge(WordJudge(), hidden.dataset, strange, hidden)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from nvret import cli
-from nvret.study import arms, claims, config, figures, ledger, paths, selection, verdicts
+from nvret.study import arms, claims, config, figures, ledger, paths, verdicts
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
@@ -110,7 +110,7 @@ def test_order_shows_every_link_and_decides_by_the_weakest():
     swapped = steps | {ABS: 0.03, SHIFTED: 0.06}
     found = decide(one, synthetic(METHODS, swapped))
     assert (found.verdict, found.difference) == ("not reproduced", pytest.approx(-0.03, abs=0.01))
-    with pytest.raises(selection.NotRun, match="no arm of margin-pos, abs"):
+    with pytest.raises(verdicts.NotRun, match="no arm of margin-pos, abs"):
         decide(claim(**{**GROUP, "kind": "order", "study": "08_rq3b_scale", "order": chain,
                         "arms": {"family": ["naive", "perc-pos"], "train": "*+*"}}),
                synthetic("08_rq3b_scale"))  # fmt: skip
@@ -126,7 +126,7 @@ def test_an_inner_optimum_is_chosen_on_dev_and_beats_both_ends():
     assert found.difference == pytest.approx(-0.03, abs=0.01)
     assert decide(one, synthetic(study, {middle: 0.03, low: 0.028})).verdict == "undecided"
     two = claim(kind="inner-optimum", study=study, arms={"family": "shifted", "parameter": "any"})
-    with pytest.raises(selection.NotRun, match="2 values"):
+    with pytest.raises(verdicts.NotRun, match="2 values"):
         decide(two, synthetic(study))
 
 
@@ -139,7 +139,7 @@ def test_several_arms_of_a_side_are_chosen_between_on_dev():
     assert found.verdict == "reproduced"
     no_dev = claim(kind="difference", **(PERC_NAIVE | {"better": {
         "family": "perc-pos", "in_batch_negatives": "any"}}))  # fmt: skip
-    with pytest.raises(selection.NotRun, match=r"2 arms .* no development split"):
+    with pytest.raises(verdicts.NotRun, match=r"2 arms .* no development split"):
         decide(no_dev, synthetic(METHODS))
 
 
@@ -169,7 +169,7 @@ def test_slope_is_the_gain_for_ten_points_of_the_teacher():
     falling = own.assign(mean=[0.7, 0.5, 0.4])
     assert decide(one, results, teachers=falling).verdict == "not reproduced"
     for teachers in (None, own.iloc[:2]):
-        with pytest.raises(selection.NotRun, match="teachers"):
+        with pytest.raises(verdicts.NotRun, match="teachers"):
             decide(one, results, teachers=teachers)
 
 
@@ -182,7 +182,7 @@ def test_shares_and_overlaps():
     found = verdicts.from_reductions(one, table)
     assert [d.verdict for d in found.values()] == [
         "reproduced", "not reproduced", "undecided", "undecided"]  # fmt: skip
-    with pytest.raises(selection.NotRun):
+    with pytest.raises(verdicts.NotRun):
         verdicts.from_reductions(one, table.assign(method="other"))
     overlap = claim(kind="low-jaccard", study="03", below=0.5)
     table = pd.DataFrame({"teacher_a": list("aab"), "teacher_b": list("bcc"),
@@ -209,7 +209,7 @@ def test_shares_and_overlaps():
     ],
 )  # fmt: skip
 def test_what_is_not_said_is_the_default(wanted, labels):
-    found = selection.select(
+    found = verdicts.select(
         synthetic(METHODS, queries=2), claims.ArmFilter(**wanted), "static", SETTINGS
     )
     assert [label.removeprefix("static: ") for label in found] == labels
@@ -218,14 +218,14 @@ def test_what_is_not_said_is_the_default(wanted, labels):
 def test_patterns_and_ends():
     results = synthetic("05_rq3_sampling", queries=2)
     far = claims.ArmFilter(family="perc-pos", sampling="sampled", k="largest")
-    assert selection.select(results, far, "static", SETTINGS) == [
+    assert verdicts.select(results, far, "static", SETTINGS) == [
         "static: TopK-PercPos 95%, sampled from 8"
     ]
     results = synthetic("03_rq2_ensembles", queries=2)
     mixed = claims.ArmFilter(family="perc-pos", teacher="*+*", ensemble="any")
-    assert len(selection.select(results, mixed, "static", SETTINGS)) == 3
+    assert len(verdicts.select(results, mixed, "static", SETTINGS)) == 3
     single = claims.ArmFilter(family="perc-pos", teacher="any")
-    assert len(selection.select(results, single, "static", SETTINGS)) == 2
+    assert len(verdicts.select(results, single, "static", SETTINGS)) == 2
 
 
 def error_rate(one, effects, wrong, rounds=150):
@@ -282,11 +282,12 @@ def test_the_ledger_names_what_is_missing_and_never_fails():
 
 
 def test_how_much_more_would_decide():
-    row = next(pd.DataFrame([{"kind": "not-worse", "difference": 0.0, "low": -0.004,
-                              "high": 0.004}]).itertuples())  # fmt: skip
-    assert ledger.times(row, 0.002) == pytest.approx(4)
-    row = row._replace(kind="difference", difference=0.001)
-    assert math.isclose(ledger.times(row, 0.002), 16)
+    rows = pd.DataFrame(
+        {"kind": ["not-worse", "difference", "difference", "no-gain"], "verdict": "undecided",
+         "difference": [0.0, 0.001, 0.004, 0.002], "low": [-0.004, -0.004, -0.004, 0.001],
+         "high": [0.004, 0.004, 0.012, 0.003]}, columns=ledger.COLUMNS,
+    )  # fmt: skip
+    assert ledger.more(rows, 0.002)["times"].tolist() == pytest.approx([4, 16, 4, math.inf])
 
 
 def test_report_writes_everything_from_the_scores(tmp_path, monkeypatch, capsys):

@@ -246,6 +246,11 @@ def test_every_positive_has_its_own_ceiling():
     assert [row[1:3] for row in rows_of(lowest)] == [("p0", "p3"), ("p1", "p3")]
 
 
+def test_a_share_is_recorded_as_it_was_given():
+    assert str(TopKPercPos(0.945)) == "TopK-PercPos 94.5%"
+    assert TopKPercPos(0.945).record["parameters"] == {"perc": 0.945}
+
+
 def test_a_table_survives_the_disk(tmp_path):
     scores = np.array([[0.9, 0.5, 0.7, 0.4]], np.float32)
     data = dataset([f"passage {i}" for i in range(4)], ["question"], [[0]])
@@ -266,6 +271,15 @@ def test_a_table_survives_the_disk(tmp_path):
         (lambda d, t: TopKShifted(-1), "n is -1"),
         (lambda d, t: TopKPercPos(float("nan")), "perc is nan"),
         (lambda d, t: TopKPercPos(-0.5), "perc is -0.5"),
+        (lambda d, t: TopKPercPos(95), "perc is 95, expected a share"),
+        (
+            lambda d, t: mining.mine(d, t, NaiveTopK(), ceiling_positive="Lowest"),
+            "ceiling_positive is 'Lowest', expected one of own, lowest",
+        ),
+        (
+            lambda d, t: mining.mine(d, t, NaiveTopK(), negative_positives="sfae"),
+            "negative_positives is 'sfae', expected one of literal, safe",
+        ),
         (lambda d, t: TopKAbs("0.7"), "threshold is '0.7'"),
     ],
 )

@@ -86,15 +86,15 @@ def test_the_saved_ledger_is_read_back(results):
         ledger.read(results / "cpu")
 
 
-def test_update_replaces_only_what_stands_between_the_markers(results, tmp_path):
+def test_replace_changes_only_what_stands_between_the_markers(results, tmp_path):
     page = tmp_path / "README.md"
     page.write_text(
         "before\n<!-- results: begin -->\nformer text\n<!-- results: end -->\nafter\n",
         encoding="utf-8",
     )
-    readme.update(page, results)
-    text = page.read_text(encoding="utf-8")
     section = readme.section(results)
+    readme.replace(page, "results", section)
+    text = page.read_text(encoding="utf-8")
     assert text == f"before\n<!-- results: begin -->\n{section}\n<!-- results: end -->\nafter\n"
 
 
@@ -103,4 +103,4 @@ def test_bad_input_is_named(results, tmp_path):
         readme.section(tmp_path)
     (tmp_path / "README.md").write_text("no marker")
     with pytest.raises(NvretError, match="expected the markers"):
-        readme.update(tmp_path / "README.md", results)
+        readme.replace(tmp_path / "README.md", "results", readme.section(results))

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import pytest
 from helpers import models
 from helpers.mining import MatrixTeacher
 from nvret.data import RetrievalDataset, from_texts
+from nvret.study import workspace
+from nvret.utils import recipes, store
 from nvret.utils.recipes import VERSIONS
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes.json"
@@ -360,6 +363,35 @@ def test_a_recipe_gives_what_its_version_gave(name, shared, request):
             f"VERSIONS[{name!r}] in nvret/utils/recipes.py, so that no old result is taken for a "
             "new one, and record it with: python -m pytest tests/test_recipes.py --record"
         )
+
+
+@pytest.mark.parametrize("stage", workspace.RECIPES)
+def test_a_stages_key_changes_with_all_that_it_rests_on(stage, monkeypatch):
+    def key():
+        recipes.versions.cache_clear()
+        return store.fingerprint(workspace.inputs(stage, part=1))
+
+    before = key()
+    assert store.fingerprint(workspace.inputs(stage, part=2)) != before
+    for name in workspace.RECIPES[stage]:
+        with monkeypatch.context() as patch:
+            patch.setitem(VERSIONS, name, VERSIONS[name] + 1)
+            assert key() != before, name
+        for library in recipes.LIBRARIES.get(name, ()):
+            with monkeypatch.context() as patch:
+                keys = []
+                for version in ("1", "1+cu130", "2"):
+                    installed = {library: version}
+                    patch.setattr(metadata, "version", lambda n, own=installed: own.get(n, "1"))
+                    keys.append(key())
+                assert keys[0] == keys[1] != keys[2], library
+    assert key() == before
+
+
+def test_what_encodes_or_trains_rests_on_its_libraries():
+    for stage, names in workspace.RECIPES.items():
+        if stage != "leaks":
+            assert {"vectors", "judges"} & set(names), stage
 
 
 def test_a_difference_is_seen():

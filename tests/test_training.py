@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import TrainingArguments
 
 from helpers.training import (
     CONFIG,
@@ -286,6 +287,15 @@ def test_chunks_on_cuda(tiny_bert, precision):
         torch.testing.assert_close(
             found[name], expected[name], atol=tolerance, rtol=25 * tolerance, msg=name
         )
+
+
+def test_one_of_several_gpus_is_used(tmp_path, caplog):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert arguments.n_gpu <= 1
+    arguments._n_gpu = 2  # as where two are visible
+    assert trainer.on_one_device(arguments).n_gpu == 1
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size
+    assert "2 GPUs are visible, one is used" in caplog.text
 
 
 def test_the_order_is_that_of_the_seed_alone():

@@ -1,7 +1,6 @@
 """How many mined negatives are positives? Hide labels that are known, and count what is mined.
 
-Of a query with several labelled positives one is kept, as if the labeller had stopped there. A
-hidden one that a method takes for a negative is a *known* false negative. Nobody has judged all
+A hidden label that a method takes for a negative is a *known* false negative. Nobody has judged all
 passages, so that the rates are lower bounds; but no rule can see the hidden labels, so that they
 compare.
 """
@@ -23,30 +22,23 @@ from nvret.utils.errors import NvretError
 from nvret.utils.store import hashed
 
 KEYS = ["query_id", "positive_id", "negative_id"]
+LABEL, MINED = ["query_id", "corpus_id"], ["query_id", "negative_id"]
 SEVERAL = 0.1  # share of queries with several positives from which a set can be audited by them
-MINED = ["query_id", "negative_id"]
-_ORDER = [("query_id", "ascending"), ("corpus_id", "ascending")]
 
 
 class Hidden(NamedTuple):
-    """Labels that mining does not see, and the data set that it sees.
+    """Labels that mining does not see, and the data set that it sees."""
 
-    Attributes:
-        dataset: what mining sees; its queries have a hidden positive each.
-        pairs: query_id, corpus_id of the positives that it does not see.
-        source: "labelled" (by people) or "derived" (from shared wording).
-    """
-
-    dataset: RetrievalDataset
-    pairs: pa.Table
-    source: Literal["labelled", "derived"]
+    dataset: RetrievalDataset  # its queries have a hidden positive each
+    pairs: pa.Table  # query_id, corpus_id of the positives that mining does not see
+    source: Literal["labelled", "derived"]  # by people, or from shared wording
 
 
 def hide(dataset: RetrievalDataset, seed: int = 0) -> Hidden:
-    """Keep one positive of each query that has several; hide the others. Other queries are left
-    out, and passages none.
+    """Keep one positive of each query that has several, as if the labeller had stopped there.
 
-    Which one is kept depends on the ids and the seed, not on the order of any rows.
+    The others are hidden; queries with one positive are left out, and passages none. Which one is
+    kept depends on the ids and the seed, not on the order of any rows.
 
     Raises:
         NvretError: no query has several positives.
@@ -57,22 +49,16 @@ def hide(dataset: RetrievalDataset, seed: int = 0) -> Hidden:
     (1, 1, 1)
     """
     queries, passages = dataset.pairs
-    query_ids = dataset.queries["id"].take(pa.array(queries))
-    passage_ids = dataset.corpus["id"].take(pa.array(passages))
-    order = np.lexsort((pair_keys(query_ids, passage_ids, seed), queries))
-    first = np.r_[True, queries[order][1:] != queries[order][:-1]][: len(order)]
-    lost = pa.array(np.sort(order[~first]))
-    pairs = pa.table({"query_id": query_ids.take(lost), "corpus_id": passage_ids.take(lost)})
+    every = _pairs(dataset, queries, passages)
+    order = np.lexsort((pair_keys(*every.columns, seed), queries))
+    lost = np.sort(order[pd.Series(queries[order]).duplicated()])
+    pairs = every.take(lost)
     if not pairs.num_rows:
         raise NvretError(f"{dataset.name}: no query has several positives, so none can be hidden")
     part = dataset.select(pc.unique(pairs["query_id"]).to_pylist())
-    qrels = part.qrels.join(
-        pairs.append_column("hidden", pa.array(np.ones(len(pairs), bool))),
-        ["query_id", "corpus_id"],
-    )
-    qrels = qrels.filter(pc.is_null(qrels["hidden"])).sort_by(_ORDER)
-    seen = RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, qrels)
-    return Hidden(seen, pairs.sort_by(_ORDER), "labelled")
+    seen = part.qrels.filter(pa.array(~_index(part.qrels, LABEL).isin(_index(pairs, LABEL))))
+    seen = RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, _sorted(seen))
+    return Hidden(seen, _sorted(pairs), "labelled")
 
 
 def cluster_labels(dataset: RetrievalDataset) -> Hidden:
@@ -92,28 +78,19 @@ def cluster_labels(dataset: RetrievalDataset) -> Hidden:
     cluster = dataset.corpus["cluster"].to_numpy()
     queries, passages = dataset.pairs
     labelled = pd.DataFrame({"query": queries, "cluster": cluster[passages]}).drop_duplicates()
-    mates = labelled.merge(
-        pd.DataFrame({"cluster": cluster, "passage": np.arange(len(cluster))}), on="cluster"
-    )
-    known = pd.MultiIndex.from_arrays([queries, passages])
-    rows = mates[~pd.MultiIndex.from_frame(mates[["query", "passage"]]).isin(known)]
-    if rows.empty:
+    members = pd.DataFrame({"cluster": cluster, "passage": np.arange(len(cluster))})
+    mates = labelled.merge(members, on="cluster")[["query", "passage"]]
+    mates = mates[~pd.MultiIndex.from_frame(mates).isin(_rows(dataset))]
+    if mates.empty:
         raise NvretError(f"{dataset.name}: every positive is alone in its cluster")
-    pairs = pa.table(
-        {
-            "query_id": dataset.queries["id"].take(pa.array(rows["query"].to_numpy())),
-            "corpus_id": dataset.corpus["id"].take(pa.array(rows["passage"].to_numpy())),
-        }
-    )
+    pairs = _pairs(dataset, *mates.to_numpy().T)
     part = dataset.select(pc.unique(pairs["query_id"]).to_pylist(), name=f"{dataset.name}-clusters")
-    return Hidden(part, pairs.sort_by(_ORDER), "derived")
+    return Hidden(part, _sorted(pairs), "derived")
 
 
 def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
-    """The positives that a second set of judgements holds and the data set does not.
+    """The positives of further judgements (query_id, corpus_id, score) that the data set lacks.
 
-    Args:
-        judgements: columns query_id, corpus_id, score.
     Raises:
         NvretError: they name an unknown id, or hold no relevant pair that is new.
 
@@ -124,25 +101,17 @@ def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
     [{'query_id': 'q0', 'corpus_id': 'p1'}]
     """
     judged = RetrievalDataset("hidden labels", dataset.corpus, dataset.queries, judgements)
-    labelled, more = (
-        set(zip(*(rows.tolist() for rows in part.pairs), strict=True)) for part in (dataset, judged)
-    )
-    pairs = sorted(more - labelled)
-    if not pairs:
+    new = np.column_stack(judged.pairs)[~_rows(judged).isin(_rows(dataset))]
+    if not len(new):
         raise NvretError(
             f"{dataset.name}: the hidden labels hold no relevant pair that mining did not see"
         )
-    queries, passages = (pa.array(rows) for rows in zip(*pairs, strict=True))
-    query_ids = dataset.queries["id"].take(queries)
-    new = pa.table({"query_id": query_ids, "corpus_id": dataset.corpus["id"].take(passages)})
-    return Hidden(dataset.select(pc.unique(query_ids).to_pylist()), new, "labelled")
+    pairs = _pairs(dataset, *new.T)
+    return Hidden(dataset.select(pc.unique(pairs["query_id"]).to_pylist()), pairs, "labelled")
 
 
 def labels(
-    dataset: RetrievalDataset,
-    queries: int | None = None,
-    passages: int | None = None,
-    seed: int = 0,
+    dataset: RetrievalDataset, queries: int | None = None, passages: int | None = None
 ) -> Hidden:
     """`hide` where a tenth of the queries or more have several positives, else `cluster_labels`.
 
@@ -151,51 +120,52 @@ def labels(
         passages: every relevant one, hidden or not, and others to make up this number; None: all.
     """
     several = np.mean([len(rows) > 1 for rows in dataset.positives])
-    hidden = hide(dataset, seed) if several >= SEVERAL else cluster_labels(dataset)
-    return _cut_passages(_cut_queries(hidden, queries, seed), passages)
+    part, pairs, source = hide(dataset) if several >= SEVERAL else cluster_labels(dataset)
+    ids = part.queries["id"]
+    if queries is not None and queries < len(ids):
+        ids = ids.take(np.sort(np.argsort(pair_keys(ids, ids, 0))[:queries]))
+        pairs = pairs.filter(pc.is_in(pairs["query_id"], ids.combine_chunks()))
+        part = part.select(ids.to_pylist())
+    if passages is not None and passages < part.corpus.num_rows:
+        corpus = part.corpus["id"].to_pylist()
+        needed = {corpus[row] for row in part.pairs[1]} | set(pairs["corpus_id"].to_pylist())
+        others = sorted((name for name in corpus if name not in needed), key=hashed)
+        kept = [*needed, *others[: max(0, passages - len(needed))]]
+        part = part.select(ids.to_pylist(), corpus_ids=kept)
+    return Hidden(part, pairs, source)
 
 
-def _cut_queries(hidden: Hidden, queries: int | None, seed: int) -> Hidden:
-    ids = hidden.dataset.queries["id"]
-    if queries is None or queries >= len(ids):
-        return hidden
-    chosen = ids.take(pa.array(np.sort(np.argsort(pair_keys(ids, ids, seed))[:queries])))
-    pairs = hidden.pairs.filter(pc.is_in(hidden.pairs["query_id"], chosen.combine_chunks()))
-    return hidden._replace(dataset=hidden.dataset.select(chosen.to_pylist()), pairs=pairs)
+def _pairs(dataset: RetrievalDataset, queries: np.ndarray, passages: np.ndarray) -> pa.Table:
+    """Columns query_id and corpus_id of some rows."""
+    ids = dataset.queries["id"].take(queries), dataset.corpus["id"].take(passages)
+    return pa.table(ids, LABEL)
 
 
-def _cut_passages(hidden: Hidden, passages: int | None) -> Hidden:
-    part = hidden.dataset
-    if passages is None or passages >= part.corpus.num_rows:
-        return hidden
-    ids = part.corpus["id"].to_pylist()
-    needed = {ids[row] for row in part.pairs[1]} | set(hidden.pairs["corpus_id"].to_pylist())
-    others = sorted((name for name in ids if name not in needed), key=hashed)
-    kept = [*needed, *others[: max(0, passages - len(needed))]]
-    part = part.select(part.queries["id"].to_pylist(), corpus_ids=kept)
-    return hidden._replace(dataset=part)
+def _rows(dataset: RetrievalDataset) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays(dataset.pairs)
 
 
-def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
-    """(rows,) bool: which negatives of a table are hidden positives."""
-    return _index(table, MINED).isin(_index(hidden.pairs, ["query_id", "corpus_id"]))
+def _sorted(pairs: pa.Table) -> pa.Table:
+    return pairs.sort_by([(name, "ascending") for name in LABEL])
 
 
 def _index(table: pa.Table, columns: list[str]) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table.select(columns).to_pandas())
 
 
+def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
+    """(rows,) bool: which negatives of a table are hidden positives."""
+    return _index(table, MINED).isin(_index(hidden.pairs, LABEL))
+
+
 def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
-    """For each (query, positive) pair that was mined for, how many negatives it has, and how many
-    of them are hidden positives.
+    """How many negatives each (query, positive) pair has, and how many are hidden positives.
 
     Returns:
-        columns query_id, positive_id, mined, false; pairs without any negative have 0 and 0.
+        columns query_id, positive_id, mined, false; a row for each pair, mined for or not.
     """
     dataset = hidden.dataset
-    queries, passages = dataset.pairs
-    ids = dataset.queries["id"].to_numpy()[queries], dataset.corpus["id"].to_numpy()[passages]
-    every = pd.MultiIndex.from_arrays(ids, names=KEYS[:2])
+    every = _index(_pairs(dataset, *dataset.pairs).rename_columns(KEYS[:2]), KEYS[:2])
     rows = table.select(KEYS[:2]).to_pandas().assign(mined=1, false=known(table, hidden))
     counts = rows.groupby(KEYS[:2])[["mined", "false"]].sum()
     if len(strange := counts.index.difference(every)):
@@ -204,22 +174,13 @@ def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
 
 
 class FalseNegatives(NamedTuple):
-    """How many of a table's negatives are known to be false.
+    """How many of a table's negatives are known to be false."""
 
-    Attributes:
-        queries: of the data set that have a hidden positive.
-        negatives: mined for these queries.
-        false: of them, hidden positives.
-        rate: false / negatives with a 95 % interval over queries: a lower bound of the true rate,
-            as most negatives are unjudged.
-        not_relevant: negatives of any query that the hidden labels judge and call not relevant.
-    """
-
-    queries: int
-    negatives: int
-    false: int
-    rate: Interval
-    not_relevant: int
+    queries: int  # that have a hidden positive
+    negatives: int  # mined for these queries
+    false: int  # of them, hidden positives
+    rate: Interval  # false / negatives, over queries; a lower bound, as most are unjudged
+    not_relevant: int  # negatives of any query that the hidden labels call not relevant
 
 
 def summary(table: pa.Table, hidden: Hidden, judgements: pa.Table) -> FalseNegatives:
@@ -227,16 +188,16 @@ def summary(table: pa.Table, hidden: Hidden, judgements: pa.Table) -> FalseNegat
     ids = hidden.dataset.queries["id"].combine_chunks()
     counts = false_negatives(table.filter(pc.is_in(table["query_id"], ids)), hidden)
     irrelevant = judgements.filter(pc.less_equal(judgements["score"], 0))
-    judged = _index(table, MINED).isin(_index(irrelevant, ["query_id", "corpus_id"]))
-    mined, false = (int(counts[name].sum()) for name in ("mined", "false"))
-    return FalseNegatives(len(ids), mined, false, rate(counts), int(judged.sum()))
+    not_relevant = known(table, hidden._replace(pairs=irrelevant)).sum()
+    mined, false = counts[["mined", "false"]].sum().tolist()
+    return FalseNegatives(len(ids), mined, false, rate(counts), int(not_relevant))
 
 
 def by_rank(ranking: pa.Table, hidden: Hidden) -> pd.DataFrame:
     """The rate at each rank of one table of negatives: rank, negatives, rate, low, high."""
     rows = ranking.select(["query_id", "rank"]).to_pandas()
     rows = rows.assign(mined=1, false=known(ranking, hidden).astype(int))
-    rates = [(rank, len(group), *rate(group)) for rank, group in rows.groupby("rank", sort=True)]
+    rates = [(rank, len(group), *rate(group)) for rank, group in rows.groupby("rank")]
     return pd.DataFrame(rates, columns=["rank", "negatives", "rate", "low", "high"])
 
 
@@ -246,38 +207,27 @@ def frontier(
     """For each method: how many of its negatives are false, and how hard the others are.
 
     Args:
-        tables: negatives by method, mined for ``hidden.dataset``; see `nvret.mining.sweep`.
+        tables: negatives by method, mined for ``hidden.dataset``.
         ranking: naive negatives of the same teacher, many a pair: where each negative stands.
         naive: the method whose negatives the others are compared with.
     Returns:
-        a row for each method. ``hardness`` is the mean score of the negatives that are not known
-        to be false, over the mean score of their positives (a false one is always hard; it must
-        not count for the method). ``mean rank`` counts a rank beyond the ranking's depth as
-        that depth + 1. ``true kept`` and ``false kept`` are the shares of the naive negatives of
-        each kind that the method takes as well.
+        a row for each method. ``hardness``: mean score of the negatives that are not known to be
+        false, over that of their positives. ``mean rank``: one beyond the ranking counts as its
+        depth + 1. ``true kept``, ``false kept``: shares of the naive negatives of each kind that
+        the method takes as well.
     """
     place = ranking.select([*KEYS, "rank"]).to_pandas().set_index(KEYS)["rank"]
     reference = _index(tables[naive], KEYS)
     wrong = known(tables[naive], hidden)
-    lines = []
+    rows = []
     for method, table in tables.items():
-        share, low, high = rate(false_negatives(table, hidden))
         false, keys = known(table, hidden), _index(table, KEYS)
-        ranks = place.reindex(keys).fillna(place.max() + 1).to_numpy()
         scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
-        kept = reference.isin(keys)
-        lines.append(
-            {
-                "method": method,
-                "negatives": len(table),
-                "false": int(false.sum()),
-                "rate": share,
-                "low": low,
-                "high": high,
-                "hardness": scores.sum() / positives.sum() if len(scores) else np.nan,
-                "mean rank": ranks.mean() if len(ranks) else np.nan,
-                "true kept": kept[~wrong].mean() if (~wrong).any() else np.nan,
-                "false kept": kept[wrong].mean() if wrong.any() else np.nan,
-            }
-        )
-    return pd.DataFrame(lines)
+        hardness = scores.sum() / positives.sum() if len(scores) else np.nan
+        rank = place.reindex(keys).fillna(place.max() + 1).mean()
+        kept = pd.Series(reference.isin(keys))
+        counts = len(table), int(false.sum()), *rate(false_negatives(table, hidden))
+        rows.append((method, *counts, hardness, rank, kept[~wrong].mean(), kept[wrong].mean()))
+    columns = ["method", "negatives", "false", "rate", "low", "high"]
+    columns += ["hardness", "mean rank", "true kept", "false kept"]
+    return pd.DataFrame(rows, columns=columns)

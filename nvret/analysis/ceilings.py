@@ -1,7 +1,6 @@
-"""What a percentage or a margin would do to a table of negatives, and which ones to try.
+"""What a percentage or a margin would keep of a table of negatives, and which ones to try.
 
-The question is asked of negatives that are mined already: which of them would stay. Mining anew
-with that ceiling gives more of them, since the next candidates fill the free places.
+Mining anew with that ceiling gives more, since the next candidates fill the free places.
 """
 
 from __future__ import annotations
@@ -21,34 +20,24 @@ DRAWS = 400
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The ceiling of one family that tells suspects from other negatives best.
+    """The ceiling of one family that tells suspects from other negatives best."""
 
-    Attributes:
-        family: "perc-pos" or "margin-pos".
-        parameter: of the family, the best on the grid; None where nothing can be suggested.
-        low, high: 95 % of the bootstrap samples of the queries put the best between these.
-        suspects, queries: negatives with a sign in their text or labels; queries that have any.
-        suspects_dropped, others_dropped: shares that ``parameter`` would drop.
-        why: why there is no suggestion; "" where there is one.
-    """
-
-    family: str
-    parameter: float | None = None
-    low: float = np.nan
+    family: str  # "perc-pos" or "margin-pos"
+    parameter: float | None = None  # the best on the grid; None where nothing can be suggested
+    low: float = np.nan  # 95 % of the bootstrap samples put the best between this and the next
     high: float = np.nan
-    suspects: int = 0
-    queries: int = 0
-    suspects_dropped: float = np.nan
+    suspects: int = 0  # negatives with a sign in their text or labels
+    queries: int = 0  # that have any
+    suspects_dropped: float = np.nan  # shares that the parameter would drop
     others_dropped: float = np.nan
-    why: str = ""
+    why: str = ""  # there is no suggestion
 
 
 def grid(family: str, rows: pd.DataFrame) -> np.ndarray:
     """(51,) parameters to try, from the loosest to the tightest.
 
-    Percentages run from 100 to 50 in whole steps. Margins run from 0 to the 95th percentile of the
-    gaps between positive and negative, in 50 steps of a round size: a margin is a number on the
-    teacher's own scale.
+    Percentages run from 100 to 50; margins, on the teacher's own scale, from 0 to about the 95th
+    percentile of the gaps between positive and negative, in steps of a round size.
     """
     if family == "perc-pos":
         return np.arange(100, 49, -1) / 100
@@ -74,19 +63,18 @@ def survival(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> pd.DataFra
     [0.8, 0.5, 0.0, 1.0, 1.0]
     """
     lines = []
-    for parameter, kept in _kept(family, rows):
-        kinds = kept, kept[suspect], kept[~suspect]
-        shares = [kind.mean() if len(kind) else np.nan for kind in kinds]
-        lines.append((parameter, *shares, rows["pair"][kept].nunique() / rows["pair"].nunique()))
+    for parameter, mask in _kept(family, rows):
+        kept = pd.Series(mask)
+        shares = kept.mean(), kept[suspect].mean(), kept[~suspect].mean()
+        lines.append((parameter, *shares, rows["pair"][mask].nunique() / rows["pair"].nunique()))
     return pd.DataFrame(lines, columns=["parameter", "all", "suspects", "others", "pairs"])
 
 
-def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0) -> Suggestion:
+def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> Suggestion:
     """The ceiling under which the suspects dropped, less the others dropped, are most.
 
-    The score must separate them: where a 95 % interval of that difference (shares, bootstrap over
-    queries) reaches 0, or where there are few suspects, nothing is suggested. Of equally good
-    ceilings the loosest is taken.
+    Nothing is suggested where a 95 % interval of that difference (shares, bootstrap over queries)
+    reaches 0, or where there are few suspects. Of equally good ceilings the loosest is taken.
 
     Args:
         rows: a row a negative: query, score, positive_score.
@@ -95,11 +83,8 @@ def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0)
     count, queries = int(suspect.sum()), rows["query"][suspect].nunique()
     known = {"family": family, "suspects": count, "queries": queries}
     if count < LEAST or 2 * queries < LEAST:
-        why = (
-            f"{count} suspicious negatives of {queries} queries are too few, expected at least "
-            f"{LEAST} of {LEAST // 2} queries or more"
-        )
-        return Suggestion(**known, why=why)
+        why = f"{count} suspicious negatives of {queries} queries are too few, expected at least "
+        return Suggestion(**known, why=f"{why}{LEAST} of {LEAST // 2} queries or more")
     if suspect.all():
         return Suggestion(**known, why="every negative is suspicious")
     values = grid(family, rows)
@@ -109,10 +94,11 @@ def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray, seed: int = 0)
     totals = np.zeros((2, len(names), len(values) + 1), np.float32)
     np.add.at(totals, (suspect.astype(int), codes, falls), 1)
     others, suspects = totals.cumsum(2)
-    curve = _separation(np.ones(len(names), np.float32), suspects, others)
-    rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
-    draws = [rng.multinomial(len(names), even).astype(np.float32) for _ in range(DRAWS)]
-    curves = np.array([_separation(weights, suspects, others) for weights in draws])
+    even = np.full(len(names), 1 / len(names))
+    draws = np.random.default_rng(0).multinomial(len(names), even, DRAWS)
+    weights = np.vstack([np.ones(len(names), int), draws]).astype(np.float32)
+    gains = _dropped(weights @ suspects) - _dropped(weights @ others)
+    curve, curves = gains[0], gains[1:]
     best = int(curve.argmax())
     if curve[best] <= 0 or np.quantile(curves[:, best], 0.025) <= 0:
         why = "the score does not tell the suspicious negatives from the others"
@@ -135,7 +121,6 @@ def _kept(family: str, rows: pd.DataFrame) -> Iterator[tuple[float, np.ndarray]]
         yield parameter, scores < FAMILIES[family](parameter).ceiling(positives, safe=True)
 
 
-def _separation(weights: np.ndarray, suspects: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(steps,) share of the suspects dropped less share of the others dropped."""
-    a, b = weights @ suspects, weights @ others
-    return a[:-1] / max(a[-1], 1.0) - b[:-1] / max(b[-1], 1.0)
+def _dropped(counts: np.ndarray) -> np.ndarray:
+    """(draws, steps) shares of what stands in the last column."""
+    return counts[:, :-1] / np.maximum(counts[:, -1:], 1)

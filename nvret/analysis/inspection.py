@@ -1,8 +1,5 @@
 """Are mined negatives any good? Counts, scores, ceilings, suspects, and what another bound keeps.
 
-A table of negatives says what the teacher thought of each. Beside the texts and the labels that
-tells a practitioner much before anything is trained: how many pairs came away empty, how near the
-negatives come to their ceilings, which ones look like answers that nobody labelled.
 ``nvret.analysis.inspection_report`` shows it as a page.
 """
 
@@ -27,9 +24,6 @@ class Inspection:
     """What a table of negatives looks like beside its texts and labels.
 
     Attributes:
-        dataset: the texts and labels.
-        method: what mined the table, in words.
-        facts: of ``nvret.negatives.provenance``.
         rows: of ``nvret.negatives.rows_of``, a row for each negative, and ceiling (inf: none),
             room (ceiling - score), gap (positive_score - score), ratio (score / positive_score;
             NaN where the positive scores 0 or less), the signs of ``nvret.analysis.suspects``, and
@@ -37,25 +31,19 @@ class Inspection:
         counts: numbers by name: queries, pairs, negatives, asked (a pair), short, empty, passages
             (different negatives), at_ceiling (negatives at or above their ceiling), suspects (by
             text or label), above (at or above the positive's score), repeats.
-        survival: by "perc-pos" and "margin-pos" what would stay (`ceilings.survival`).
-        suggestions: by the same names (``nvret.analysis.ceilings.suggest``).
-        hubs: passages by the number of queries that they are mined for: negative, queries.
-        random_scores: (pairs,) of a random passage each; None without a teacher.
-        hidden: known false negatives by labels that mining did not see; None without them.
-        warnings: what makes the numbers doubtful, a sentence each.
+        survival, suggestions: of `nvret.analysis.ceilings`, by "perc-pos" and "margin-pos".
     """
 
     dataset: RetrievalDataset
-    method: str
-    facts: dict[str, Any]
+    method: str  # what mined the table, in words
+    facts: dict[str, Any]  # of ``nvret.negatives.provenance``
     rows: pd.DataFrame
     counts: dict[str, int]
     survival: dict[str, pd.DataFrame]
     suggestions: dict[str, ceilings.Suggestion]
-    hubs: pd.DataFrame
-    random_scores: np.ndarray | None
-    hidden: audit.FalseNegatives | None
-    warnings: list[str]
+    random_scores: np.ndarray | None  # (pairs,) of a random passage each, with a teacher
+    hidden: audit.FalseNegatives | None  # by labels that mining did not see
+    warnings: list[str]  # what makes the numbers doubtful
 
     def __repr__(self) -> str:
         return (
@@ -81,8 +69,7 @@ def inspect(
     """Inspect the negatives that ``nvret.mining.mine`` found.
 
     Args:
-        table: of ``mining.mine`` or ``negatives.load``, with its provenance.
-        dataset: what they were mined from.
+        table: with its provenance.
         hidden: more labels, columns query_id, corpus_id, score; those that the data set holds too
             are no news and do not count.
         teacher: the table's own; adds the scores of random passages to compare with.
@@ -103,9 +90,8 @@ def inspect(
     if not table.num_rows:
         raise NvretError(f"{dataset.name}: the table holds no negatives, expected at least one")
     rows = _with_ceilings(negatives.rows_of(table, dataset), facts)
-    labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(
-        pd.MultiIndex.from_arrays(dataset.pairs)
-    )
+    labels = pd.MultiIndex.from_arrays(dataset.pairs)
+    labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(labels)
     known = None
     if hidden is not None:
         unseen = audit.unseen(dataset, hidden)
@@ -113,8 +99,6 @@ def inspect(
         known = audit.summary(table, unseen, hidden)
     rows = rows.join(suspects.signs(dataset, rows, labelled))
     rows["suspect"] = suspect = rows[[*suspects.TEXT, "labelled"]].any(axis=1).to_numpy()
-    hubs = rows[["negative", "mined_for"]].drop_duplicates()
-    hubs = hubs.sort_values(["mined_for", "negative"], ascending=[False, True])
     counts = _counts(rows, dataset, facts)
     families = ceilings.FAMILIES
     return Inspection(
@@ -125,26 +109,22 @@ def inspect(
         counts=counts,
         survival={family: ceilings.survival(family, rows, suspect) for family in families},
         suggestions={family: ceilings.suggest(family, rows, suspect) for family in families},
-        hubs=hubs.rename(columns={"mined_for": "queries"}).reset_index(drop=True),
         random_scores=None if teacher is None else _random(dataset, facts, teacher, progress),
         hidden=known,
         warnings=_warnings(counts, facts, dataset),
     )
 
 
-def _method_name(facts: dict) -> str | None:
-    return (facts.get("method") or {}).get("name")
-
-
 def _with_ceilings(rows: pd.DataFrame, facts: dict) -> pd.DataFrame:
     """The rows with ceiling, room, gap and ratio."""
     positive, ceiling = rows["positive_score"], np.inf
-    if _method_name(facts) in methods.BY_NAME:
-        method = methods.build_method(facts["method"]["name"], **facts["method"]["parameters"])
+    name, parameters = facts["method"]["name"], facts["method"]["parameters"]
+    if name in methods.BY_NAME:
+        method = methods.build_method(name, **parameters)
         limiting = positive
-        if facts.get("ceiling_positive") == "lowest":
+        if facts["ceiling_positive"] == "lowest":
             limiting = rows.groupby("query")["positive_score"].transform("min")
-        safe = facts.get("negative_positives") == "safe"
+        safe = facts["negative_positives"] == "safe"
         ceiling = method.ceiling(limiting.to_numpy(), safe=safe)
     return rows.assign(
         ceiling=ceiling,
@@ -156,7 +136,7 @@ def _with_ceilings(rows: pd.DataFrame, facts: dict) -> pd.DataFrame:
 
 def _counts(rows: pd.DataFrame, dataset: RetrievalDataset, facts: dict) -> dict[str, int]:
     filled = np.bincount(rows["pair"], minlength=len(dataset.pairs[0]))
-    asked = int(facts.get("num_negatives", filled.max()))
+    asked = facts["num_negatives"]
     counts = {
         "queries": len(np.unique(dataset.pairs[0])),
         "pairs": len(filled),
@@ -189,16 +169,16 @@ def _random(dataset: RetrievalDataset, facts: dict, teacher: Any, progress: bool
 
 
 def _warnings(counts: dict, facts: dict, dataset: RetrievalDataset) -> list[str]:
-    name, below = _method_name(facts), facts.get("positives_below_zero")
-    mined_for, at_ceiling, repeats = facts.get("pairs"), counts["at_ceiling"], counts["repeats"]
+    name, below = facts["method"]["name"], facts.get("positives_below_zero")
+    mined_for, at_ceiling, repeats = facts["pairs"], counts["at_ceiling"], counts["repeats"]
     cases = [
         (
-            facts.get("dataset_fingerprint") not in (None, dataset.fingerprint),
+            facts["dataset_fingerprint"] != dataset.fingerprint,
             "The data differ from those that the table was mined from; every id is known, but "
             "texts, labels or other queries may be others.",
         ),
         (
-            mined_for not in (None, counts["pairs"]),
+            mined_for != counts["pairs"],
             f"The table was mined for {mined_for} pairs, the data hold {counts['pairs']}: "
             "pairs that were never mined for count as empty.",
         ),
@@ -208,10 +188,9 @@ def _warnings(counts: dict, facts: dict, dataset: RetrievalDataset) -> list[str]
             "mining was told to be safe, and a ratio to it says nothing.",
         ),
         (
-            name and name not in methods.BY_NAME,
+            name not in methods.BY_NAME,
             f"No mining method {name!r} is known here, so that its ceilings are not.",
         ),
-        (not name, "The table does not say which method mined it, so that no ceiling is known."),
         (
             at_ceiling,
             f"{at_ceiling} negatives do not lie below the method's ceiling: the table was changed "

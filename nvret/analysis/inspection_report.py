@@ -29,22 +29,24 @@ from nvret.utils.store import atomic_file, hashed
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-FAMILIES = {"perc-pos": "Percentage of the positive's score", "margin-pos": "Margin below it"}
+FAMILIES = {  # its name, how its parameter is written, what its figure's axis says
+    "perc-pos": ("Percentage of the positive's score", "{:.0%}", "percentage of the positive (%)"),
+    "margin-pos": ("Margin below it", "{:.4g}", "margin (teacher's score)"),
+}
 HUBS = 8
 BINS = 40
 INK = "#010203"  # stands for the page's colour of letters until the SVG is written
 NEGATIVE, SUSPECT, POSITIVE, RANDOM = looks.BLUE, looks.VERMILION, looks.GREEN, looks.ORANGE
 VARIABLES = {"negative": NEGATIVE, "suspect": SUSPECT, "positive": POSITIVE, "random": RANDOM}
-STYLE = {
+STYLE = {  # small figures, so that the letters stay large on a phone
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), INK),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 9),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **{"axes.grid": True, "grid.color": "#999999", "grid.linewidth": 0.3, "grid.alpha": 0.6},
-    **{"axes.labelsize": 9.5, "legend.columnspacing": 1, "legend.handlelength": 1.6},
-    **{"figure.figsize": (4.2, 3.0), "lines.linewidth": 1.6, "patch.linewidth": 1.6},
-    **{"figure.constrained_layout.use": True, "savefig.transparent": True, "svg.fonttype": "none"},
-}  # small figures, so that the letters stay large on a phone
+    **{"axes.grid": True, "grid.color": "#999999", "grid.linewidth": 0.3, "font.size": 9},
+    **{"figure.figsize": (4.2, 3.0), "figure.constrained_layout.use": True},
+    **{"legend.columnspacing": 1, "legend.handlelength": 1.6},
+    **{"savefig.transparent": True, "svg.fonttype": "none"},
+}
 
 
 def save_html(inspection: Inspection, path: Path | str, *, overwrite: bool = False) -> Path:
@@ -77,11 +79,9 @@ def show(inspection: Inspection) -> HTML:
 
 
 def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> str:
-    """The report as HTML; everything that is put into it is escaped.
+    """The report as HTML, with so many suspicious negatives, and pairs to browse.
 
-    Args:
-        suspicious: rows of the table of suspicious negatives.
-        sample: pairs to browse, chosen by a hash of their ids.
+    Everything that is put into it is escaped.
     """
     environment = Environment(
         loader=PackageLoader("nvret.analysis"),
@@ -91,6 +91,7 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "number": "{:,}".format, "score": "{:.3f}".format}
+    environment.filters["setting"] = _setting
     worst = inspection.suspicious()
     return environment.get_template("inspect.html").render(
         inspection=inspection,
@@ -99,13 +100,13 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
         title=f"Mined negatives of {inspection.dataset.name}",
         findings=findings(inspection),
         figures=_figures(inspection),
-        suspicious=[_case(inspection, row) for _, row in worst.head(suspicious).iterrows()],
+        suspicious=_cases(inspection, worst.head(suspicious)),
         suspicious_all=len(worst),
         sample=_sample(inspection, sample),
-        hubs=inspection.hubs.head(HUBS),
+        hubs=inspection.rows.groupby("negative")["query"].nunique().nlargest(HUBS),
         hub_limit=suspects.hub_limit(len(inspection.dataset.queries)),
-        suggestions=[*map(_suggestion, inspection.suggestions.values())],
-        facts=_flat(inspection.facts),
+        families=FAMILIES,
+        facts=pd.json_normalize(inspection.facts, sep=" ").iloc[0].sort_index(),
         suspects=suspects,
         ceilings=ceilings,
     )
@@ -120,6 +121,11 @@ def share(value: float) -> str:
     if not np.isfinite(value):
         return "–"
     return f"{100 * value:.{1 if abs(value) < 0.3 else 0}f} %"
+
+
+def _setting(value: float, family: str) -> str:
+    """A percentage or a margin as it is read."""
+    return FAMILIES[family][1].format(value).replace("%", " %")
 
 
 def findings(inspection: Inspection) -> list[tuple[str, str]]:
@@ -143,80 +149,51 @@ def findings(inspection: Inspection) -> list[tuple[str, str]]:
     sentence = f"{counts['above']:,} ({share(above)}) score at or above their positive"
     lines.append(("look" if above > 0.01 else "good", f"{sentence}, by this teacher."))
     if counts["short"]:
-        sentence = (
-            f"{counts['short']:,} of {counts['pairs']:,} pairs have fewer than "
-            f"{counts['asked']} negatives; {counts['empty']:,} have none."
-        )
+        sentence = f"{counts['short']:,} of {counts['pairs']:,} pairs have fewer than "
+        sentence += f"{counts['asked']} negatives; {counts['empty']:,} have none."
         lines.append(("look" if counts["empty"] else "note", sentence))
     else:
         lines.append(("good", f"Every pair has its {counts['asked']} negatives."))
-    queries, limit = inspection.hubs["queries"], suspects.hub_limit(len(inspection.dataset.queries))
     sentence = (
-        f"{counts['passages']:,} different passages stand in {counts['negatives']:,} places; "
-        f"{(queries >= limit).sum():,} are mined for {limit:,} queries or more, one for "
-        f"{queries[0]:,}."
+        f"{rows.loc[rows['hub'], 'negative'].nunique():,} passages are mined for "
+        f"{suspects.hub_limit(len(inspection.dataset.queries)):,} queries or more, one for "
+        f"{rows['mined_for'].max():,}."
     )
     return [*lines, ("note", sentence), *(("look", warning) for warning in inspection.warnings)]
 
 
-def _case(inspection: Inspection, row: pd.Series) -> dict[str, Any]:
-    """A negative with its query and positive, ready to be read."""
-    dataset = inspection.dataset
-    reasons = [text for sign, text in suspects.REASONS.items() if row[sign]]
-    case: dict[str, Any] = {"row": row, "reasons": reasons}
-    for name, ids, texts in (
-        ("query", dataset.queries["id"], dataset.query_texts),
-        ("positive", dataset.corpus["id"], dataset.passages),
-        ("negative", dataset.corpus["id"], dataset.passages),
-    ):
-        case |= {name: texts[row[name]], f"{name}_id": ids[row[name]].as_py()}
-    similar = row[suspects.TEXT].any()
-    case["run"] = suspects.longest_run(case["positive"], case["negative"]) if similar else []
-    return case
+def _cases(inspection: Inspection, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Negatives with their texts, ids and signs, ready to be read."""
+    dataset, cases = inspection.dataset, rows.to_dict("records")
+    queries, corpus = dataset.queries["id"], dataset.corpus["id"]
+    for case in cases:
+        case["reasons"] = [text for sign, text in suspects.REASONS.items() if case[sign]]
+        case["query_id"] = queries[case["query"]].as_py()
+        case["query"] = dataset.query_texts[case["query"]]
+        for name in ("positive", "negative"):
+            case[f"{name}_id"] = corpus[case[name]].as_py()
+            case[name] = dataset.passages[case[name]]
+        case["run"] = []
+        if any(case[sign] for sign in suspects.TEXT):
+            case["run"] = suspects.longest_run(case["positive"], case["negative"])
+    return cases
 
 
 def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
     """The negatives of some pairs, in rank order; the same pairs whatever the table's order."""
     queries, passages = inspection.dataset.queries["id"], inspection.dataset.corpus["id"]
     rows = inspection.rows.sort_values(["pair", "rank"])
-    pairs = rows.drop_duplicates("pair").set_index("pair")[["query", "positive"]]
-    keys = [hashed(f"{queries[a].as_py()} {passages[b].as_py()}") for a, b in pairs.to_numpy()]
-    chosen = pairs.index[np.argsort(keys, kind="stable")[:number]]
-    return [
-        [_case(inspection, row) for _, row in group.iterrows()]
-        for _, group in rows[rows["pair"].isin(chosen)].groupby("pair")
-    ]
-
-
-def _suggestion(chosen: ceilings.Suggestion) -> dict[str, Any]:
-    """A suggestion in words; no ``value`` where there is none."""
-    words = {"name": FAMILIES[chosen.family], "chosen": chosen, "value": ""}
-    if chosen.parameter is None:
-        return words
-    shown, flag = ("{:.4g}", "margin") if chosen.family == "margin-pos" else ("{:.0%}", "perc")
-    value, low, high = (
-        shown.format(number).replace("%", " %")
-        for number in (chosen.parameter, chosen.low, chosen.high)
-    )
-    command = f"--method {chosen.family} --{flag} {chosen.parameter:g}"
-    return words | {"value": value, "interval": f"{low} to {high}", "command": command}
-
-
-def _flat(facts: dict[str, Any]) -> dict[str, str]:
-    """Provenance as name and value, with inner names joined."""
-    table = pd.json_normalize(facts, sep=" ").iloc[0].to_dict() if facts else {}
-    return {key.replace("_", " "): str(value) for key, value in sorted(table.items())}
+    pairs = rows.drop_duplicates("pair")[["query", "positive"]].to_numpy()
+    keys = [hashed(f"{queries[a].as_py()} {passages[b].as_py()}") for a, b in pairs]
+    chosen = rows["pair"].unique()[np.argsort(keys, kind="stable")[:number]]
+    groups = rows[rows["pair"].isin(chosen)].groupby("pair")
+    return [_cases(inspection, group) for _, group in groups]
 
 
 def _figures(inspection: Inspection) -> list[dict[str, str]]:
     """Name, title, caption and SVG of each figure."""
-    drawings = {
-        "scores": _scores,
-        "ratios": _ratios,
-        "room": _room,
-        **{f"survival-{family}": partial(_survival, family=family) for family in FAMILIES},
-        "hubs": _hub_counts,
-    }
+    drawings = {"scores": _scores, "room": _room}
+    drawings |= {family: partial(_survival, family=family) for family in FAMILIES}
     figures = []
     for name, draw in drawings.items():
         with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
@@ -251,28 +228,6 @@ def _scores(axis: Axes, inspection: Inspection) -> tuple[str, str]:
     )
 
 
-def _ratios(axis: Axes, inspection: Inspection) -> tuple[str, str]:
-    """Cumulative share of the negatives by their score as a share of their positive's."""
-    ratios, suspect = inspection.rows["ratio"], inspection.rows["suspect"]
-    right = 1.3
-    for label, mask, colour, line in (
-        ("other negatives", ~suspect, NEGATIVE, "--"),
-        ("suspicious by text or label", suspect, SUSPECT, "-"),
-    ):
-        values = np.sort(ratios[mask].dropna())
-        if len(values):
-            height = 100 * np.arange(len(values) + 1) / len(values)
-            steps = np.r_[values[0], values]
-            axis.step(steps, height, where="post", color=colour, linestyle=line, label=label)
-            right = max(right, float(np.quantile(values, 0.99)))
-    axis.axvline(1, color=INK, linewidth=1, linestyle=":")
-    axis.annotate("the positive", (1.02, 3), fontsize=9, rotation=90)
-    axis.set(xlabel="score of the negative ÷ its positive's", ylabel="negatives at or below (%)")
-    axis.set(xlim=(0, min(right, 3)), ylim=(0, 101))
-    caption = f"Half of the negatives score {share(ratios.median())} of their positive or less."
-    return "Negative beside its positive", caption
-
-
 def _room(axis: Axes, inspection: Inspection) -> tuple[str, str]:
     """How far below its ceiling each negative lies; without a ceiling, below its positive."""
     bounded = bool(np.isfinite(inspection.rows["room"]).all())
@@ -290,10 +245,11 @@ def _room(axis: Axes, inspection: Inspection) -> tuple[str, str]:
     return "Distance to the positive", caption
 
 
-def _survival(axis: Axes, inspection: Inspection, family: ceilings.Family) -> tuple[str, str]:
+def _survival(axis: Axes, inspection: Inspection, family: str) -> tuple[str, str]:
     """What would stay of this table under each percentage, or each margin."""
     table, chosen = inspection.survival[family], inspection.suggestions[family]
-    scale = 100 if family == "perc-pos" else 1
+    percentage = family == "perc-pos"
+    scale = 100 if percentage else 1
     for column, label, colour, line in (
         ("pairs", "pairs that keep one at least", POSITIVE, ":"),
         ("others", "other negatives", NEGATIVE, "--"),
@@ -310,26 +266,10 @@ def _survival(axis: Axes, inspection: Inspection, family: ceilings.Family) -> tu
         axis.axvspan(scale * chosen.low, scale * chosen.high, color="#999999", alpha=0.25)
         axis.axvline(scale * chosen.parameter, color=INK, linewidth=1)
         caption += " The line is the suggestion, the band its interval."
-    axis.set(ylabel="would stay (%)", ylim=(0, 101))
-    if family == "margin-pos":
-        axis.set_xlabel("margin (teacher's score)")
-        return "What a margin would keep", caption
-    axis.set_xlabel("percentage of the positive (%)")
-    axis.invert_xaxis()  # stricter to the right, as with the margin
-    return "What a percentage would keep", caption
-
-
-def _hub_counts(axis: Axes, inspection: Inspection) -> tuple[str, str]:
-    """How many queries the most frequent negatives were mined for, by rank."""
-    queries = inspection.hubs["queries"].to_numpy()
-    axis.plot(np.arange(1, len(queries) + 1), queries, color=NEGATIVE)
-    axis.set(xscale="log", yscale="log" if queries.max() > 10 else "linear")
-    axis.set(xlabel="passage, by how often it is mined", ylabel="queries it is mined for")
-    axis.set_ylim(bottom=0.9)
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter("{x:g}")
-    caption = "A steep start says that few passages serve as negatives for many queries."
-    return "The same passage for many queries", caption
+    axis.set(xlabel=FAMILIES[family][2], ylabel="would stay (%)", ylim=(0, 101))
+    if percentage:
+        axis.invert_xaxis()  # stricter to the right, as with the margin
+    return f"What a {'percentage' if percentage else 'margin'} would keep", caption
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from nvret import negatives
 from nvret.analysis import audit
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judges import Judge, shares
@@ -28,19 +29,15 @@ class Judged(NamedTuple):
     """A judge's scores of a table of negatives.
 
     Attributes:
-        judge: its name.
-        threshold: score from which a negative counts as relevant.
         table: a row for each negative: ids, rank, the teacher's scores, ``judged`` (the judge's
             score), and with hidden labels ``known``: whether it is a hidden positive.
-        seconds: for a thousand pairs.
-        tokens: read for a pair.
     """
 
-    judge: str
-    threshold: float
+    judge: str  # its name
+    threshold: float  # score from which a negative counts as relevant
     table: pd.DataFrame
-    seconds: float
-    tokens: float
+    seconds: float  # for a thousand pairs
+    tokens: float  # read for a pair
 
     def save(self, folder: Path) -> None:
         """Write what `load` reads into a folder."""
@@ -54,9 +51,7 @@ class Judged(NamedTuple):
         return cls(table=pd.read_parquet(folder / "table.parquet"), **facts)
 
 
-def sample(
-    table: pa.Table, number: int, seed: int = 0, *, hidden: Hidden | None = None
-) -> pa.Table:
+def sample(table: pa.Table, number: int, *, hidden: Hidden | None = None) -> pa.Table:
     """The ``number`` negatives whose ids hash lowest; rows keep their order.
 
     Args:
@@ -64,8 +59,7 @@ def sample(
             negatives, so that a few pairs say more; `quality` is told their true ``share``.
     """
     # Not in the order of audit.hide, which keeps the positive of the lowest hash
-    keys = pair_keys(table["negative_id"], table["query_id"], seed)
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(pair_keys(table["negative_id"], table["query_id"], 0), kind="stable")
     if hidden is not None:
         known = audit.known(table, hidden)[order]
         half = max(number // 2, number - int((~known).sum()))
@@ -82,33 +76,30 @@ def judge(
     *,
     progress: bool = True,
 ) -> Judged:
-    """A judge's scores of all negatives of a table.
+    """A judge's scores of all negatives of a table, beside hidden labels if there are any.
 
-    Args:
-        dataset: whose texts the table's ids name.
-        hidden: labels to compare with.
     Raises:
         NvretError: no rows, a missing column, an id that is not in the data set.
     """
     if not table.num_rows:
         raise NvretError(f"{judge.name}: the table holds no negative to judge")
-    queries = _texts(dataset.queries["id"], dataset.query_texts, table, "query_id")
-    corpus = dataset.corpus["id"], dataset.passages
+    rows = negatives.rows_of(table, dataset)
+    queries = [dataset.query_texts[row] for row in rows["query"]]
     passages, positives = (
-        _texts(*corpus, table, column) for column in ("negative_id", "positive_id")
+        [dataset.passages[row] for row in rows[name]] for name in ("negative", "positive")
     )
     start = time.perf_counter()
     values, tokens = judge.scores(queries, passages, positives, progress=progress)
     seconds = time.perf_counter() - start
-    rows = _rows(table, hidden, values)
-    return Judged(judge.name, judge.threshold, rows, 1000 * seconds / len(rows), tokens / len(rows))
+    judged, number = _with_scores(table, hidden, values), len(rows)
+    return Judged(judge.name, judge.threshold, judged, 1000 * seconds / number, tokens / number)
 
 
-def by_ceiling(table: pa.Table, hidden: Hidden | None = None, perc: float = 0.95) -> Judged:
+def by_ceiling(table: pa.Table, hidden: Hidden, perc: float = 0.95) -> Judged:
     """What TopK-PercPos decides from the scores in the table: a judge that costs nothing."""
     values = shares(table["score"].to_numpy(), table["positive_score"].to_numpy())
-    name = f"{table['teacher'][0].as_py()}, the teacher" if table.num_rows else "the teacher"
-    return Judged(name, perc, _rows(table, hidden, values), 0.0, 0.0)
+    name = f"{table['teacher'][0].as_py()}, the teacher"
+    return Judged(name, perc, _with_scores(table, hidden, values), 0.0, 0.0)
 
 
 def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
@@ -120,9 +111,8 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
         share: of hidden positives among the negatives that the pairs were sampled from, where it
             is not that of the sample.
     Returns:
-        judge, pairs, known (hidden positives among them), flagged (share at or above the
-        threshold), precision and recall of that, and AUC with its interval over queries; NaN where
-        there is no hidden positive or nothing else.
+        judge, pairs, known (hidden positives), flagged (share at or above the threshold), precision
+        and recall of that, AUC with its interval over queries; NaN where there is only one kind.
     """
     from sklearn.metrics import precision_score, recall_score
 
@@ -145,11 +135,7 @@ def quality(judged: Judged, share: float | None = None) -> dict[str, Any]:
 
 
 def auc_interval(known: np.ndarray, score: np.ndarray, queries: np.ndarray) -> Interval:
-    """Area under the ROC curve and the 95 % interval of a bootstrap over queries.
-
-    Args:
-        known, score, queries: (P,) whether the pair is relevant, its score and its query.
-    """
+    """Area under the ROC curve of (P,) pairs and the 95 % interval of a bootstrap over queries."""
     from sklearn.metrics import roc_auc_score
 
     if known.all() or not known.any():
@@ -185,15 +171,6 @@ def _known(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
     return judged.table["known"].to_numpy(bool), judged.table["judged"].to_numpy(float)
 
 
-def _rows(table: pa.Table, hidden: Hidden | None, scores: np.ndarray) -> pd.DataFrame:
+def _with_scores(table: pa.Table, hidden: Hidden | None, scores: np.ndarray) -> pd.DataFrame:
     rows = table.select(COLUMNS).to_pandas().assign(judged=scores)
     return rows if hidden is None else rows.assign(known=audit.known(table, hidden))
-
-
-def _texts(ids: pa.ChunkedArray, texts: list[str], table: pa.Table, column: str) -> list[str]:
-    text = dict(zip(ids.to_pylist(), texts, strict=True))
-    names = table[column].to_pylist()
-    for row, name in enumerate(names):
-        if name not in text:
-            raise NvretError(f"negatives row {row}: {column} {name!r} is not in the data set")
-    return [text[name] for name in names]

@@ -1,11 +1,8 @@
 """Judges of mined negatives: the costly ways to find those that are positives in truth.
 
-A judge reads a query and a passage (some also the pair's labelled positive) and gives a score; from
-its ``threshold`` on, the passage counts as relevant. Where a positive-aware ceiling uses scores
-that mining has computed anyway, a judge reads every pair again.
-
-Source: the cross-encoder that RocketQA denoises with (arXiv 2010.08191), the language model that
-judges NQ's negatives in arXiv 2407.15831, and the vote of a second embedding model.
+A positive-aware ceiling uses scores that mining has computed anyway; a judge reads each pair again.
+Source: RocketQA's cross-encoder (arXiv 2010.08191), the language model that judges the negatives of
+NQ in arXiv 2407.15831, and the vote of a second embedding model.
 """
 
 from __future__ import annotations
@@ -43,17 +40,17 @@ Texts = Sequence[str]
 
 
 class Scores(NamedTuple):
-    """values: (P,) float32, a score for each pair. tokens: how many were read for them."""
+    """What a judge says of P pairs."""
 
-    values: np.ndarray
-    tokens: int
+    values: np.ndarray  # (P,) float32
+    tokens: int  # read for all of them
 
 
 class Judge(Protocol):
-    """name: for tables. threshold: the score from which a passage counts as relevant."""
+    """What reads pairs."""
 
-    name: str
-    threshold: float
+    name: str  # for tables
+    threshold: float  # the score from which a passage counts as relevant
 
     def scores(
         self, queries: Texts, passages: Texts, positives: Texts, *, progress: bool = True
@@ -62,13 +59,11 @@ class Judge(Protocol):
 
 
 class BiEncoderJudge:
-    """A second embedding model's vote: relevant where it places the passage near the positive.
-
-    The score is the passage's cosine as a share of the positive's.
+    """A second embedding model's vote: the passage's cosine as a share of the positive's.
 
     Args:
         model: a name of ``nvret.assets`` or a folder.
-        share: of the positive's score, from which a passage counts as relevant.
+        share: from which a passage counts as relevant.
         max_length: tokens that are read of each text.
     """
 
@@ -78,25 +73,19 @@ class BiEncoderJudge:
         self.name, self.threshold, self.max_length = Path(model).name, share, max_length
         self.encoder = Encoder.load(model_folder(str(model)), device=device)
 
-    def scores(
-        self, queries: Texts, passages: Texts, positives: Texts, *, progress: bool = True
-    ) -> Scores:
-        vectors, tokens = [], 0
+    def scores(self, queries, passages, positives, *, progress=True) -> Scores:
+        vectors, tokens, limit = {}, 0, {"max_length": self.max_length}
         for texts, kind in ((queries, "query"), ([*passages, *positives], "passage")):
-            limit = {"max_length": self.max_length}
-            vectors.append(self.encoder.encode(texts, kind, progress=progress, **limit))
+            vectors[kind] = self.encoder.encode(texts, kind, progress=progress, **limit)
             distinct = list(dict.fromkeys(texts))  # equal texts are encoded once
             tokens += len(self.encoder.tokenize(distinct, kind, progress=False, **limit).ids)
-        query, passage = vectors
-        parts = np.split(passage, [len(passages)])
-        own, labelled = (np.einsum("pd,pd->p", query, part) for part in parts)
+        parts = np.split(vectors["passage"], 2)
+        own, labelled = (np.einsum("pd,pd->p", vectors["query"], part) for part in parts)
         return Scores(shares(own, labelled), tokens)
 
 
 def shares(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Scores as shares of their positives': what TopK-PercPos compares with its percentage.
-
-    Where the positive's is below 0, a score above it still has a share above 1.
+    """Scores as shares of their positives'; above 1 for a score above a positive of negative score.
 
     >>> shares(np.array([0.4, -0.6]), np.array([0.8, -0.5]))
     array([0.5, 0.8])
@@ -109,10 +98,8 @@ class LanguageModelJudge:
     """A language model that is asked for Yes or No: P(Yes) / (P(Yes) + P(No)) as the next token.
 
     Args:
-        model: a name of ``nvret.assets`` or a folder.
+        model: a name of ``nvret.assets`` or a folder; `NvretError` if weights are missing.
         max_length: tokens that are read of a passage.
-    Raises:
-        NvretError: a folder without its weights.
     """
 
     threshold = 0.5
@@ -136,14 +123,9 @@ class LanguageModelJudge:
             raise NvretError(f"{model}: its tokenizer begins Yes and No with the same token")
         self.head = self.model.get_output_embeddings().weight[[yes, no]].detach()
 
-    def scores(
-        self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
-    ) -> Scores:
-        places = {"{passage}": self._ids(passages, self.max_length), "{query}": self._ids(queries)}
-        pieces = [
-            places[part] if part in places else self._ids([part]) * len(queries)
-            for part in self.parts
-        ]
+    def scores(self, queries, passages, positives=(), *, progress=True) -> Scores:
+        fields = {"{passage}": self._ids(passages, self.max_length), "{query}": self._ids(queries)}
+        pieces = [fields.get(part) or self._ids([part]) * len(queries) for part in self.parts]
         prompts = Ragged.of([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
         batches = token_budget_batches(prompts.lengths, TOKENS, slack=SLACK)
         forward = functools.partial(self._forward, prompts)
@@ -166,25 +148,20 @@ class LanguageModelJudge:
     def _forward(self, prompts: Ragged, rows: np.ndarray) -> np.ndarray:
         """(B,) P(Yes) of some prompts, padded on the right: no token sees those after it."""
         ids, lengths = prompts.padded(rows, self.tokenizer.pad_token_id or 0)
-        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-        ids, mask, last = (
-            torch.from_numpy(part).to(self.model.device) for part in (ids, mask, lengths - 1)
-        )
-        body = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        state = body.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        ids = torch.from_numpy(ids).to(self.model.device)
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        last = states[torch.arange(len(rows)), torch.from_numpy(lengths - 1)]
         # Of the vocabulary's logits only the two that are asked for
-        return (state @ self.head.T).softmax(-1)[:, 0].cpu().numpy()
+        return (last @ self.head.T).softmax(-1)[:, 0].cpu().numpy()
 
 
 class CrossEncoderJudge:
     """A model that reads query and passage together: sentence-transformers' ``CrossEncoder``.
 
     Args:
-        folder: a transformers folder with safetensors and a head of one output (whose sigmoid is
-            the score) or two (the second's share).
+        folder: with a head of one output (whose sigmoid is the score) or two (the second's share);
+            `NvretError` for another head, or if weights are missing.
         max_length: tokens that are read of a pair; the passage is cut.
-    Raises:
-        NvretError: a folder without its head's weights, or with another head.
     """
 
     threshold = 0.5
@@ -206,9 +183,7 @@ class CrossEncoderJudge:
         if self.model.num_labels > 2:
             raise NvretError(f"{folder}: {self.model.num_labels} outputs, expected 1 or 2")
 
-    def scores(
-        self, queries: Texts, passages: Texts, positives: Texts = (), *, progress: bool = True
-    ) -> Scores:
+    def scores(self, queries, passages, positives=(), *, progress=True) -> Scores:
         cut = {"truncation": "only_second", "max_length": self.max_length}
         two = self.model.num_labels == 2
         values = self.model.predict(
@@ -222,12 +197,7 @@ class CrossEncoderJudge:
 
 
 def load(name: str, *, max_length: int = 128, device: str = "cpu") -> Judge:
-    """The judge that a model makes, by its architecture.
-
-    Args:
-        name: a name of ``nvret.assets`` or a folder.
-        max_length: tokens that are read of a passage.
-    """
+    """The judge that a model makes, by its architecture; arguments as of the classes."""
     folder = model_folder(name)
     options = {"max_length": max_length, "device": device}
     if not layout.read(folder).static:

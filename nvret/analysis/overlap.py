@@ -7,27 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from nvret.analysis.audit import KEYS
+
+PAIR = KEYS[:2]
+
 
 def jaccard(tables: Sequence[pa.Table], depth: int = 4) -> np.ndarray:
     """(T, T) mean Jaccard similarity of two teachers' first ``depth`` negatives of a pair.
 
     Pairs for which neither teacher has a negative do not count.
     """
-    sets = []
+    heads = []
     for table in tables:
-        rows = table.select(["query_id", "positive_id", "negative_id", "rank"]).to_pandas()
-        rows = rows.sort_values("rank", kind="stable").groupby(["query_id", "positive_id"])
-        sets.append({pair: set(ids[:depth]) for pair, ids in rows["negative_id"].agg(list).items()})
-    found = np.ones((len(sets), len(sets)))
-    for a in range(len(sets)):
+        rows = table.select([*KEYS, "rank"]).to_pandas().sort_values("rank", kind="stable")
+        heads.append(rows.groupby(PAIR).head(depth)[KEYS].drop_duplicates())
+    sizes = [head.groupby(PAIR).size() for head in heads]
+    similarity = np.ones((len(heads), len(heads)))
+    for a in range(len(heads)):
         for b in range(a):
-            shares = [
-                len(left & right) / len(left | right)
-                for pair in sets[a].keys() | sets[b].keys()
-                for left, right in [(sets[a].get(pair, set()), sets[b].get(pair, set()))]
-            ]
-            found[a, b] = found[b, a] = np.mean(shares) if shares else np.nan
-    return found
+            both = sizes[a].add(sizes[b], fill_value=0)
+            shared = heads[a].merge(heads[b]).groupby(PAIR).size().reindex(both.index, fill_value=0)
+            similarity[a, b] = similarity[b, a] = (shared / (both - shared)).mean()
+    return similarity
 
 
 def repeats(table: pa.Table) -> dict[str, float]:
@@ -37,9 +38,8 @@ def repeats(table: pa.Table) -> dict[str, float]:
     >>> repeats(pa.table(columns))["different"]
     2.0
     """
-    rows = table.select(["query_id", "positive_id", "negative_id"]).to_pandas()
-    counts = rows.value_counts(sort=False)
-    pairs = counts.groupby(level=[0, 1])
+    counts = table.select(KEYS).to_pandas().value_counts(sort=False)
+    pairs = counts.groupby(level=PAIR)
     return {
         "negatives": float(pairs.sum().mean()),
         "different": float(pairs.size().mean()),

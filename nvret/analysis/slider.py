@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -40,44 +39,36 @@ def verdicts(
     return below.map({True: "further down", False: "dropped"}).mask(taken, "negative")
 
 
-def page(
-    candidates: pd.DataFrame, positive_score: float, perc: float, num_negatives: int = 4
-) -> str:
+def page(candidates: pd.DataFrame, positive_score: float, perc: float) -> str:
     """The candidates as a table in HTML; arguments as of `slider`."""
-    labels = verdicts(candidates["score"], positive_score, perc, num_negatives)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("rank", "", *candidates.columns))
-    rows = []
-    for (rank, row), label in zip(candidates.iterrows(), labels, strict=True):
-        values = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
-        cells = "".join(f"<td>{escape(text)}</td>" for text in (str(rank), label, *values))
-        rows.append(f'<tr style="{STYLES[label]}">{cells}</tr>')
+    labels = verdicts(candidates["score"], positive_score, perc).rename("verdict")
+    looks = labels.map(STYLES)
+    rows = pd.concat([labels, candidates], axis=1).rename_axis(index=None, columns="rank").style
+    rows = rows.apply(lambda _: looks).format(precision=3, escape="html")
     return (
         f"<p>The positive scores {positive_score:.3f}; negatives must score below "
         f"{positive_score:.3f} × {perc:.0%} = {positive_score * perc:.3f}.</p>"
-        f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+        f"{rows.to_html(table_uuid='slider')}"
     )
 
 
-def slider(
-    candidates: pd.DataFrame, positive_score: float, *, perc: float = 0.95, num_negatives: int = 4
-) -> VBox:
+def slider(candidates: pd.DataFrame, positive_score: float) -> VBox:
     """A slider over the percentage, and below it what becomes of each candidate.
 
     Args:
         candidates: a row for each, best first: ``score`` and any other columns to show; the index
             is the rank.
         positive_score: the teacher's score of the labelled positive.
-        perc: where the slider begins.
     """
     import ipywidgets
 
     percentage = ipywidgets.FloatSlider(
-        perc, min=0.5, max=1.2, step=0.01, description="percentage", readout_format=".0%"
+        0.95, min=0.5, max=1.2, step=0.01, description="percentage", readout_format=".0%"
     )
-    table = ipywidgets.HTML(page(candidates, positive_score, perc, num_negatives))
+    table = ipywidgets.HTML(page(candidates, positive_score, percentage.value))
 
     def update(change: dict) -> None:
-        table.value = page(candidates, positive_score, change["new"], num_negatives)
+        table.value = page(candidates, positive_score, change["new"])
 
     percentage.observe(update, "value")
     return ipywidgets.VBox([percentage, table])

@@ -1,23 +1,7 @@
 """How sure is a mean over queries and seeds, a difference of two such means, or a rate?
 
-Intervals are of 95 %. Means: a score has two sources of chance, the seed of the training run and
-the query. The two are crossed (every run answers every query), so that the S · Q scores are far
-from independent: treating them as such gives intervals that are much too narrow. Here the variance
-is that of a two-way random-effects layout, with Student's t and Satterthwaite's degrees of freedom.
-With three seeds whose spread dominates, that is a t with two degrees of freedom, whose quantile is
-4.3 and not 1.96. A bootstrap is no substitute with few seeds: three seeds show only two thirds of
-their variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111). A single seed says
-nothing about the spread between seeds: the interval is then one over queries, for that one run.
-
-Rates: a rate of false negatives is a ratio of sums over queries (false negatives / negatives), and
-the negatives of one query resemble each other. Its variance is that of the linearised ratio, with
-queries as the units. Rates near 0 are common, where "± 2 standard errors" is wrong and a bootstrap
-over queries without any event has no width, so that the interval is Wilson's at the *effective*
-number of negatives: as many independent ones as would have that variance.
-
-Source: Satterthwaite 1946 (degrees of freedom); Holm 1979; Cochran 1977, section 6.3 (ratio); Korn
-and Graubard 1998, Survey Methodology 24 (effective size); Donner and Zou 2012, Stat. Methods Med.
-Res. 21 (ratio of two rates from their limits).
+All intervals are of 95 %. Scores have two crossed sources of chance, the seed and the query; a rate
+has one, the query.
 """
 
 from __future__ import annotations
@@ -49,7 +33,7 @@ def mean_interval(scores: Scores) -> Interval:
 
     Args:
         scores: (S, Q) of one test set; or a list of (S, Q_i), one a test set, for the mean of the
-            sets' means: the sets are given, not drawn, and row s is the same run in all of them.
+            sets' means. The sets are given, not drawn; row s is the same run in all of them.
     Raises:
         NvretError: fewer than two queries, NaN, sets that differ in their number of seeds.
 
@@ -63,10 +47,9 @@ def paired_difference(a: Scores, b: Scores) -> Interval:
     """The mean of a - b, paired by seed and by query.
 
     Args:
-        a: as in ``mean_interval``.
-        b: the same queries, and the same seeds in the same order. A system that has no seed (BM25,
-            a model that is not trained here) has one row, which is compared with each row of the
-            other.
+        a, b: as in `mean_interval`, with the same queries and seeds in the same order. A system
+            without a seed (BM25, a model that is not trained here) has one row, which is compared
+            with each row of the other.
 
     >>> low_noise = np.array([[0.50, 0.70, 0.30], [0.52, 0.72, 0.32]])
     >>> paired_difference(low_noise + 0.1, low_noise).low > 0.09
@@ -76,7 +59,7 @@ def paired_difference(a: Scores, b: Scores) -> Interval:
 
 
 def p_value(a: Scores, b: Scores) -> float:
-    """Two-sided p-value of "a and b have the same mean", from what ``paired_difference`` inverts.
+    """Two-sided p-value of "a and b have the same mean", from what `paired_difference` inverts.
 
     >>> p_value(np.array([[0.0, 1.0, 0.0, 1.0]]), np.array([[1.0, 0.0, 1.0, 0.0]]))
     1.0
@@ -85,10 +68,9 @@ def p_value(a: Scores, b: Scores) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """(n,) Holm's adjusted p-values, in the same order: reject where they are at most alpha.
+    """(n,) Holm's adjusted p-values (1979), in the same order: reject where they are at most alpha.
 
-    The chance of one or more false rejections among all comparisons stays below alpha, whatever
-    the dependence between them.
+    The chance of any false rejection stays below alpha, however the comparisons depend.
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
@@ -98,23 +80,8 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
         raise NvretError(f"p-values are {p_values!r}, expected numbers in [0, 1]")
     order = values.argsort(kind="stable")
     steps = values[order] * np.arange(len(values), 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
-    """(n,) Benjamini and Hochberg's adjusted p-values: reject where they are at most alpha.
-
-    Of the rejected comparisons a share of at most alpha is expected to be false, where the
-    p-values are independent or positively dependent. Rejects no fewer than Holm.
-
-    >>> benjamini_hochberg([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.04, 0.04]
-    """
-    from scipy.stats import false_discovery_control
-
-    return false_discovery_control(np.asarray(p_values, dtype=np.float64), method="bh")
+    adjusted = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted[order.argsort()]
 
 
 def verdict(
@@ -122,14 +89,9 @@ def verdict(
 ) -> Literal["reproduced", "not reproduced", "undecided"]:
     """What an interval says of the claim that the difference has this sign.
 
-    Args:
-        interval: of the difference that the claim is about.
-        sign: +1 where the claim expects a positive difference, -1 for a negative one.
-        margin: the smallest difference that would matter, at least 0. Without one, a claim whose
-            true difference is nil stays undecided for ever.
-    Returns:
-        "reproduced" when the whole interval has the sign; "not reproduced" when the whole interval
-        lies short of ``margin`` in that direction; else "undecided".
+    "reproduced" when the whole interval has the sign, "not reproduced" when the whole interval lies
+    short of ``margin`` in that direction, the smallest difference that would matter. Without a
+    margin, a claim whose true difference is nil stays undecided for ever.
 
     >>> verdict(Interval(0.02, 0.01, 0.03)), verdict(Interval(0.02, -0.01, 0.05))
     ('reproduced', 'undecided')
@@ -139,9 +101,7 @@ def verdict(
     low, high = sorted((sign * interval.low, sign * interval.high))
     if low > 0:
         return "reproduced"
-    if high < margin:
-        return "not reproduced"
-    return "undecided"
+    return "not reproduced" if high < margin else "undecided"
 
 
 def rate(counts: pd.DataFrame) -> Interval:
@@ -164,26 +124,24 @@ def reduction(counts: pd.DataFrame, reference: pd.DataFrame) -> Interval:
     """How much lower the rate is than the reference's: 1 - rate / rate of the reference.
 
     Paired by query: the interval comes from the limits of both rates and the correlation of their
-    residuals. Where a method mines few known false negatives, or none, the usual linearised
-    logarithm of the ratio has intervals that are much too narrow.
+    residuals (Donner and Zou 2012, Stat. Methods Med. Res. 21). The usual linearised logarithm of
+    the ratio is much too narrow where few negatives are false.
 
-    Args:
-        counts, reference: as in `rate`, for the same queries.
     Returns:
         a share, below 0 where there are more of them; NaN where the reference has none. The low
         end is -inf where the reference's rate may be 0.
     Raises:
         NvretError: the queries differ.
     """
-    if set(counts["query_id"]) ^ set(reference["query_id"]):
-        sizes = [len(set(table["query_id"])) for table in (counts, reference)]
+    sizes = [table["query_id"].nunique() for table in (counts, reference)]
+    if set(counts["query_id"]) != set(reference["query_id"]):
         raise NvretError(f"rates of other queries ({sizes[0]}, {sizes[1]}): they cannot be paired")
     (p, p_low, p_high), p_residuals = _rate(reference)
     (q, q_low, q_high), q_residuals = _rate(counts)
     if not p > 0:
         return Interval(np.nan, -np.inf, 1.0)
-    sizes = np.sqrt((p_residuals**2).sum() * (q_residuals**2).sum())
-    r = float((p_residuals * q_residuals).sum() / sizes) if sizes > 0 else 0.0
+    scale = np.sqrt((p_residuals**2).sum() * (q_residuals**2).sum())
+    r = float((p_residuals * q_residuals).sum() / scale) if scale > 0 else 0.0
 
     def limit(q_end: float, p_end: float, sign: int) -> float:
         bottom = p_end * (2 * p - p_end)
@@ -196,7 +154,12 @@ def reduction(counts: pd.DataFrame, reference: pd.DataFrame) -> Interval:
 
 
 def _rate(counts: pd.DataFrame) -> tuple[Interval, np.ndarray]:
-    """The rate; (Q,) linearised residuals, whose sum of squares is the rate's variance."""
+    """The rate; (Q,) linearised residuals, whose sum of squares is the rate's variance.
+
+    The negatives of one query resemble each other, and rates near 0 are common. The variance is
+    that of a ratio of sums over queries (Cochran 1977, section 6.3); the interval is Wilson's for
+    as many independent negatives as would have it (Korn and Graubard 1998, Survey Methodology 24).
+    """
     from scipy.special import stdtrit
 
     totals = counts.groupby("query_id")[["mined", "false"]].sum().sort_index()
@@ -221,27 +184,26 @@ def _rate(counts: pd.DataFrame) -> tuple[Interval, np.ndarray]:
 def _infer(sets: list[np.ndarray]) -> tuple[Interval, float]:
     """The interval, and the two-sided p-value of "the true mean is 0".
 
-    Two-way random effects, score = mean + seed + query + rest, and Satterthwaite's t. The variance
-    of the seeds' means and that of the queries' means both hold the rest, which is therefore taken
-    off once; the sum is kept at least as large as the larger of the two.
+    Two-way random effects, score = mean + seed + query + rest, and Student's t with Satterthwaite's
+    degrees of freedom (1946). The variance of the seeds' means and that of the queries' means both
+    hold the rest, which is therefore taken off once; the sum is kept at least as large as the
+    larger of the two. A bootstrap is no substitute: three seeds show only two thirds of their
+    variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111). A single seed says
+    nothing of other seeds: the interval is then one over queries, for that run.
     """
     from scipy.special import stdtr, stdtrit
 
-    num_seeds = len(sets[0])
+    num_seeds, weight = len(sets[0]), 1 / len(sets) ** 2
     value = float(np.mean([scores.mean() for scores in sets]))
-    parts, freedom, rest = [], [], 0.0  # variance components of the mean, their degrees of freedom
-    for scores in sets:
-        weight = 1 / len(sets) ** 2
-        num_queries = scores.shape[1]
-        by_query = scores.mean(0)
-        parts.append(weight * by_query.var(ddof=1) / num_queries)
-        freedom.append(num_queries - 1)
-        if num_seeds > 1:
-            left = scores - by_query - scores.mean(1, keepdims=True) + scores.mean()
-            mean_square = (left**2).sum() / ((num_seeds - 1) * (num_queries - 1))
-            rest += weight * mean_square / (num_seeds * num_queries)
-    from_queries, from_seeds = sum(parts), 0.0
+    # Variance components of the mean, and their degrees of freedom
+    parts = [weight * scores.mean(0).var(ddof=1) / scores.shape[1] for scores in sets]
+    freedom = [scores.shape[1] - 1 for scores in sets]
+    from_queries, from_seeds, rest = sum(parts), 0.0, 0.0
     if num_seeds > 1:
+        for scores in sets:
+            left = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
+            mean_square = (left**2).sum() / ((num_seeds - 1) * (scores.shape[1] - 1))
+            rest += weight * mean_square / scores.size
         by_seed = np.mean([scores.mean(1) for scores in sets], axis=0)
         from_seeds = float(by_seed.var(ddof=1) / num_seeds)
         parts.append(from_seeds)

@@ -5,6 +5,7 @@ None of these signs proves a false negative; a person has to look.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
@@ -32,21 +33,18 @@ def signs(dataset: RetrievalDataset, rows: pd.DataFrame, labelled: np.ndarray) -
     """The signs of each negative, compared with the positive of its own pair.
 
     Args:
-        rows: columns query, positive, negative (rows of the data set), score, positive_score.
+        rows: of `nvret.negatives.rows_of`.
         labelled: (rows,) bool: known to be relevant, by hidden labels too.
     Returns:
-        a row for each negative: bool columns of ``REASONS``; ``mined_for``, the number of queries
-        that the passage is a negative of.
+        bool columns of ``REASONS``; ``mined_for``: queries that the passage is a negative of.
     """
     mined_for = rows.groupby("negative")["query"].transform("nunique")
-    contains, shared = _wording(dataset.passages, rows)
     titles = np.array([normalise(title) for title in dataset.corpus["title"].to_pylist()], object)
     title = titles[rows["negative"]]
     columns = {
         "labelled": labelled,
         "near_duplicate": _similar(dataset.passages, rows),
-        "contains": contains,
-        "shared": shared,
+        **_wording(dataset.passages, rows),
         "above": rows["score"] >= rows["positive_score"],
         "same_title": (title == titles[rows["positive"]]) & (title != ""),
         "hub": mined_for >= hub_limit(len(dataset.queries)),
@@ -67,12 +65,8 @@ def hub_limit(queries: int) -> int:
 def order(rows: pd.DataFrame) -> np.ndarray:
     """Places of the negatives, the most suspicious first.
 
-    First those that are labelled relevant, then those whose text resembles the positive's, then
-    those at or above its score, then those with its title, then the others; within each group the
-    negative that comes nearest to its positive's score, or furthest above it, is first.
-
-    Args:
-        rows: columns of ``signs`` and gap (positive_score - score).
+    Those that are labelled relevant, that resemble the positive's text, that score at or above it,
+    that have its title, the others; within each group by ``gap``, positive_score - score.
     """
     groups = [rows["labelled"], rows[TEXT].any(axis=1), rows["above"], rows["same_title"]]
     tier = np.select([group.to_numpy(bool) for group in groups], range(4), 4)
@@ -92,26 +86,27 @@ def longest_run(left: str, right: str) -> list[str]:
 
 def _similar(passages: Sequence[str], rows: pd.DataFrame) -> np.ndarray:
     """(rows,) bool: positive and negative have the similarity ``SIMILAR`` or more."""
-    sides = [np.unique(rows[name]) for name in ("positive", "negative")]
-    texts = [[passages[row] for row in side] for side in sides]
+    positives, others = (np.unique(rows[name]) for name in ("positive", "negative"))
+    texts = ([passages[row] for row in side] for side in (positives, others))
     i, j, _ = near_duplicate_pairs(*texts, threshold=SIMILAR)
-    similar = pd.MultiIndex.from_arrays([sides[0][i], sides[1][j]])
+    similar = pd.MultiIndex.from_arrays([positives[i], others[j]])
     return pd.MultiIndex.from_frame(rows[["positive", "negative"]]).isin(similar)
 
 
-def _wording(passages: Sequence[str], rows: pd.DataFrame) -> tuple[list[bool], list[bool]]:
-    """Whether one text contains the other, and whether they share a long run of words."""
+def _wording(passages: Sequence[str], rows: pd.DataFrame) -> dict[str, list[bool]]:
+    """Whether one text contains the other, and whether they share ``RUN`` words in a row."""
     used = np.unique(rows[["positive", "negative"]])
-    plain = {int(row): normalise(passages[row]) for row in used}
-    last, runs = -1, set[str]()  # the last positive and its runs
-    contains, shared = [], []
-    for positive, negative in zip(rows["positive"], rows["negative"], strict=True):
-        a, b = f" {plain[positive]} ", f" {plain[negative]} "
-        if last != positive:
-            last, runs = positive, set(_runs(a))
-        contains.append(a in b or b in a)
-        shared.append(any(run in runs for run in _runs(b)))
-    return contains, shared
+    plain = {row: f" {normalise(passages[row])} " for row in used}
+    pairs = list(zip(rows["positive"], rows["negative"], strict=True))
+
+    @functools.lru_cache(maxsize=1)  # the negatives of a positive follow each other
+    def runs(positive: int) -> set[str]:
+        return set(_runs(plain[positive]))
+
+    return {
+        "contains": [plain[a] in plain[b] or plain[b] in plain[a] for a, b in pairs],
+        "shared": [not runs(a).isdisjoint(_runs(plain[b])) for a, b in pairs],
+    }
 
 
 def _runs(text: str) -> Iterator[str]:

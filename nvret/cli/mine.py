@@ -251,6 +251,8 @@ def mine(
     needed = {"teacher": teacher.teacher, "method": rule.method, "output": output.output}
     if missing := [spelled(name) for name, value in needed.items() if not value]:
         raise NvretError(f"mine needs a profile, or your data and {', '.join(missing)}")
+    from nvret import mining
+
     # All that can be checked is checked before the data are read
     data.check("mine needs a profile, or")
     teacher.check()
@@ -262,36 +264,24 @@ def mine(
     judge = filters.judge(teacher.device)
     # Rows of given vectors are those of the file of queries
     dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
-    tables = _mined(dataset, teachers, filters, sampling, method=method, sampling=draws)
+    size, number = dataset.corpus.num_rows, sampling.num_negatives
+    if number >= size:
+        raise NvretError(
+            f"--num-negatives is {number}, the corpus has only {size} passages, positives among "
+            "them"
+        )
+    exclude = mining.exclusions(dataset, filters.near_duplicates)
+    tables = [
+        mining.mine(
+            dataset, one, method, number, draws, sampling.seed, exclude=exclude,
+            ceiling_positive=filters.ceiling_positive, near_duplicates=filters.near_duplicates,
+        )
+        for one in teachers
+    ]  # fmt: skip
     table = tables[0] if len(tables) == 1 else _joined(dataset, tables, teacher.ensemble, sampling)
     if judge is not None and table.num_rows:
         table = second_opinion(dataset, table, judge)
-    _write(dataset, table, output, judge)
-
-
-def _mined(
-    dataset: RetrievalDataset,
-    teachers: list[Any],
-    filters: FilterOptions,
-    chosen: SamplingOptions,
-    **rules: Any,
-) -> list[pa.Table]:
-    """The negatives of each teacher; ``rules`` are the method and the sampling."""
-    from nvret import mining
-
-    if chosen.num_negatives >= (size := dataset.corpus.num_rows):
-        raise NvretError(
-            f"--num-negatives is {chosen.num_negatives}, the corpus has only {size} passages, "
-            "positives among them"
-        )
-    shared = rules | {
-        "num_negatives": chosen.num_negatives,
-        "seed": chosen.seed,
-        "ceiling_positive": filters.ceiling_positive,
-        "near_duplicates": filters.near_duplicates,
-        "exclude": mining.exclusions(dataset, filters.near_duplicates),
-    }
-    return [mining.mine(dataset, teacher, **shared) for teacher in teachers]
+    _write(dataset, table, output)
 
 
 def _joined(
@@ -339,7 +329,7 @@ def _with_facts(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
     return table.replace_schema_metadata({"nvret": json.dumps(facts, sort_keys=True)})
 
 
-def _write(dataset: RetrievalDataset, table: pa.Table, output: OutputOptions, judge: Any) -> None:
+def _write(dataset: RetrievalDataset, table: pa.Table, output: OutputOptions) -> None:
     """Write the file and say what is in it."""
     from nvret import negatives
     from nvret.io import export
@@ -353,9 +343,8 @@ def _write(dataset: RetrievalDataset, table: pa.Table, output: OutputOptions, ju
         f"{output.output}: {table.num_rows} negatives for {facts['pairs']} pairs of query and "
         f"positive; {facts['pairs_short']} pairs have fewer than {facts['num_negatives']}"
     ]
-    if "second_opinion" in facts:
-        dropped = facts["second_opinion"]["dropped"]
-        parts.append(f"{dropped} were dropped, which {judge.name} calls relevant")
+    if opinion := facts.get("second_opinion"):
+        parts.append(f"{opinion['dropped']} were dropped, which {opinion['judge']} calls relevant")
     if output.format != "parquet":
         parts.append(f"{records} records, {without} pairs in none of them")
     print("; ".join(parts))

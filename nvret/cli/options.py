@@ -28,11 +28,7 @@ SETS = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"}
 
 
 def group(title: str) -> Callable[[type], type]:
-    """A class becomes a dataclass and a group of options.
-
-    Args:
-        title: of the group; the first line of the class's docstring stands below it.
-    """
+    """A class becomes a dataclass and a group of options; its first line stands below the title."""
 
     def decorate(kind: type) -> type:
         text = docstring_parser.parse(kind.__doc__).short_description
@@ -44,20 +40,11 @@ def group(title: str) -> Callable[[type], type]:
 
 
 def group_of(title: str, text: str, options: Mapping[str, tuple[Any, str]]) -> type:
-    """A group of options that are declared elsewhere; each is None where it is not given.
-
-    Args:
-        title: of the group; ``text`` stands below it.
-        options: name -> type and help.
-    """
+    """A group of options that are declared elsewhere: name -> type and help, None by default."""
     kinds = {name: Annotated[kind | None, Parameter(help=help)]
              for name, (kind, help) in options.items()}  # fmt: skip
-    names = dict.fromkeys(options) | {
-        "__doc__": text,
-        "__module__": __name__,
-        "__annotations__": kinds,
-    }
-    return group(title)(type("Options", (), names))
+    made = {"__doc__": text, "__module__": __name__, "__annotations__": kinds}
+    return group(title)(type("Options", (), dict.fromkeys(options) | made))
 
 
 @group("your data")
@@ -91,11 +78,7 @@ class OwnData:
     positive_column: list[str] | None = None
 
     def check(self, needs: str) -> None:
-        """`NvretError` for options that do not make a data set.
-
-        Args:
-            needs: how the message begins: "evaluate needs", for example.
-        """
+        """`NvretError`, which begins with ``needs``, for options that do not make a data set."""
         names = [name for name in ("data", "pairs", "corpus", "queries", "qrels")
                  if getattr(self, name) is not None]  # fmt: skip
         if set(names) not in SETS:
@@ -112,11 +95,7 @@ class OwnData:
                 raise NvretError(f"{spelled(option)} is of {spelled(owner)}, which is not given")
 
     def load(self, *, keep_unjudged: bool = False) -> RetrievalDataset:
-        """The data set; `NvretError` with file and row where the files do not make one.
-
-        Args:
-            keep_unjudged: keep the queries without labels, so that rows stay in place.
-        """
+        """The data set, on request with the queries without labels, so that rows stay in place."""
         from nvret import data
         from nvret.io import inputs
 

@@ -64,4 +64,4 @@ def report(params: Profile, /) -> None:
     folder, root = paths.results_folder(settings), config.project_root()
     # The README shows the checkout's own results, and those of the large profiles only
     if settings.profile in readme.PROFILES and folder.parent == root / "results":
-        readme.update(root / "README.md", folder.parent)
+        readme.replace(root / "README.md", "results", readme.section(folder.parent))

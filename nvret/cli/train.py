@@ -75,18 +75,14 @@ def train(
             for problem in error.errors()
         ]
         raise NvretError("; ".join(lines)) from None
-    _finetune(data, model, config)
-
-
-def _finetune(data: OwnData, model: ModelOptions, config: TrainingConfig) -> None:
-    """Train, and say where the model lies."""
-    from nvret import assets, negatives, teachers, training
+    from nvret import assets, negatives, teachers
+    from nvret.training import finetune
     from nvret.utils import processes
 
     dataset = data.load()
     table = negatives.load(model.negatives)
     guide = teachers.prepare(model.guide, dataset) if model.guide else None
-    log = training.finetune(
+    log = finetune(
         assets.model_folder(model.student), dataset, table, model.output, config,
         seed=model.seed, device=model.device, guide=guide,
     )  # fmt: skip

@@ -93,7 +93,6 @@ def sizes(dimension: int, k: int = 64, *, rough: bool = False) -> list[Search]:
     corpus in another way (``nvret.search``).
 
     Args:
-        dimension, k: of the search.
         rough: an eighth of the passages and half of the queries: seconds, and little trust.
 
     >>> *fitted, held_out = sizes(384)
@@ -182,8 +181,7 @@ def measure_encoding(
     different = list(dict.fromkeys(texts))
     if len(different) < 4:
         raise NvretError(f"{len(different)} different texts, expected at least 4 to time a model")
-    order = np.random.default_rng(0).permutation(len(different))
-    shuffled = [different[row] for row in order]
+    shuffled = [different[row] for row in np.random.default_rng(0).permutation(len(different))]
     half = len(shuffled) // 2
     options = {"max_length": max_length, "progress": False}
     budget = seconds * _token_rate(encoder, shuffled[: min(half, 64)], **options)
@@ -191,21 +189,14 @@ def measure_encoding(
         list(dict.fromkeys(" ".join(text.split()[:words]) for text in shuffled[:half]))
         for words in WORDS
     ]
-    samples, counts = [], []
+    rows, runs = [], []
     for cut, most in [*((cut, budget) for cut in cuts), (shuffled[half:], 3 * budget)]:
         lengths = encoder.tokenize(cut, **options).lengths
         number = int(np.searchsorted(np.cumsum(lengths), most)) + 1
-        samples.append(cut[:number])
-        counts.append(lengths[:number])
-    runs = [lambda sample=sample: encoder.encode(sample, **options) for sample in samples]
-    return pd.DataFrame(
-        {
-            "texts": [len(sample) for sample in samples],
-            "tokens": [int(count.sum()) for count in counts],
-            "squares": [int((count**2).sum()) for count in counts],
-            **_rounds(runs, 4, encoder.device, "encode", progress),
-        }
-    )
+        sample, lengths = cut[:number], lengths[:number]
+        rows.append({"texts": len(sample), "tokens": lengths.sum(), "squares": (lengths**2).sum()})
+        runs.append(lambda sample=sample: encoder.encode(sample, **options))
+    return pd.DataFrame(rows).assign(**_rounds(runs, 4, encoder.device, "encode", progress))
 
 
 def measure_rate(encoder: Encoder, texts: list[str]) -> float:

@@ -89,12 +89,10 @@ def calibrate(
     rough: bool = False,
     progress: bool = True,
 ) -> Calibration:
-    """Measure this machine, about a minute on two cores, and fit the prices.
+    """Measure the teacher's device, about a minute on two cores, and fit the prices.
 
     Args:
-        encoder: the teacher, on the device to measure.
         passages, queries: texts like those to mine; a few thousand are plenty.
-        passage_max_length, query_max_length: tokens after which a text is cut.
         k: candidates of a search.
         rough: small sizes, in seconds.
     """
@@ -166,8 +164,7 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
         map, at full speed only while memory that is otherwise free holds them; disk_gib, vectors
         that are kept, of all devices together.
     """
-    dimension, devices = measured.dimension, workload.devices
-    rows = {}
+    dimension, devices, rows = measured.dimension, workload.devices, {}
     for kind, number, texts in (
         ("passages", workload.passages, measured.passage.scaled(workload.passage_tokens)),
         ("queries", workload.queries, measured.query.scaled(workload.query_tokens)),

@@ -14,20 +14,18 @@ from nvret.io.inputs import Tables
 from nvret.utils.errors import NvretError
 
 log = logging.getLogger("nvret")
+PARTS = ("corpus", "queries", "qrels")
+_SPELLED = {"_id": "id", "query-id": "query_id", "corpus-id": "corpus_id"}
 
 
 def read_parquet(folder: Path) -> Tables:
     """A folder that nvret's own converters wrote."""
-    return {
-        part: pq.read_table(folder / f"{part}.parquet") for part in ("corpus", "queries", "qrels")
-    }
+    return {name: pq.read_table(folder / f"{name}.parquet") for name in PARTS}
 
 
 def _choose(names: list[str], split: str | None, where: str) -> str:
     """The wanted part, or the only one, or "test"."""
-    if split is None and len(names) == 1:
-        return names[0]
-    chosen = split or "test"
+    chosen = split or (names[0] if len(names) == 1 else "test")
     if chosen not in names:
         raise NvretError(f"{where}: no qrels named {chosen!r}; there are: {', '.join(names)}")
     return chosen
@@ -36,13 +34,7 @@ def _choose(names: list[str], split: str | None, where: str) -> str:
 def read_folder(
     folder: Path, split: str | None, *, keep_unjudged: bool = False, progress: bool = True
 ) -> Tables:
-    """A folder in BEIR's layout. Only queries that the chosen qrels judge are kept.
-
-    Args:
-        keep_unjudged: keep the others too.
-    Raises:
-        NvretError: names the file and the line, and what was expected there.
-    """
+    """A folder in BEIR's layout: the queries that the chosen qrels judge, or all of them."""
     files = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
     if not files:
         raise NvretError(f"{folder / 'qrels'}: no .tsv file; expected BEIR's layout")
@@ -65,10 +57,9 @@ def read_hub_folder(folder: Path, split: str | None) -> Tables:
     import datasets
 
     configs = datasets.get_dataset_config_names(str(folder))
-    names = {"corpus": "corpus", "queries": "queries"}
-    names["qrels"] = "default" if "default" in configs else "qrels"
+    judged = "default" if "default" in configs else "qrels"
     tables = {}
-    for name, config in names.items():
+    for name, config in zip(PARTS, ("corpus", "queries", judged), strict=True):
         try:
             parts = datasets.load_dataset(str(folder), config)
         except ValueError as error:
@@ -78,25 +69,21 @@ def read_hub_folder(folder: Path, split: str | None) -> Tables:
         else:
             part = name if name in parts else next(iter(parts))
         table = parts[part].with_format("arrow")[:]
-        spelled = {"_id": "id", "query-id": "query_id", "corpus-id": "corpus_id"}
-        tables[name] = table.rename_columns([spelled.get(c, c) for c in table.column_names])
-    corpus, queries, qrels = tables.values()
+        tables[name] = table.rename_columns([_SPELLED.get(c, c) for c in table.column_names])
+    corpus = tables["corpus"]
     titles = corpus["title"] if "title" in corpus.column_names else pa.nulls(len(corpus))
-    columns = {"title": pc.fill_null(titles.cast(pa.string()), ""), "text": corpus["text"]}
-    score = qrels.column_names.index("score")
-    return {
-        "corpus": pa.table({"id": corpus["id"], **columns}),
-        "queries": inputs.only_judged(queries, qrels, str(folder)),
-        "qrels": qrels.set_column(score, "score", qrels["score"].cast(pa.int32())),
+    titles = pc.fill_null(titles.cast(pa.string()), "")
+    return tables | {
+        "corpus": corpus.select(["id", "text"]).append_column("title", titles),
+        "queries": inputs.only_judged(tables["queries"], tables["qrels"], str(folder)),
     }
 
 
 def drop_empty(tables: Tables, name: str) -> Tables:
     """Without the passages that have no text and no title, and their judgements."""
     corpus = tables["corpus"]
-    text = pc.binary_join_element_wise(
-        pc.fill_null(corpus["title"], ""), pc.fill_null(corpus["text"], ""), " "
-    )
+    parts = corpus["title"], corpus["text"], ""
+    text = pc.binary_join_element_wise(*parts, null_handling="replace")
     empty = pc.equal(pc.utf8_trim_whitespace(text), "")
     gone = corpus["id"].filter(empty)
     if len(gone):

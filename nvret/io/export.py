@@ -36,32 +36,24 @@ Record = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """A pair of query and positive with its negatives, as rows of the data set.
-
-    scores: the teacher's, of the positive and then of the negatives by rank; none if there is no
-    negative, because the table of negatives holds them.
-    """
+    """A pair of query and positive with its negatives, as rows of the data set."""
 
     query: int
     positive: int
     negatives: list[int]
-    scores: list[float]
+    scores: list[float]  # the teacher's, of the positive, then of the negatives; or none at all
 
 
 class NegativesByPair:
-    """Every pair of a data set with its negatives: none, some, or ``width`` of them.
-
-    Args:
-        dataset: the table was mined from.
-        table: of negatives.
-        num_negatives: that were asked for.
-    """
+    """Every pair of a data set with its negatives: none, some, or ``width`` of them."""
 
     def __init__(self, dataset: RetrievalDataset, table: pa.Table, num_negatives: int) -> None:
+        self.texts, self.query_texts = dataset.passages, dataset.query_texts
         self.dataset = dataset
         rows = negatives.rows_of(table, dataset).sort_values(["pair", "rank"], kind="stable")
         self.starts = np.searchsorted(rows["pair"], np.arange(len(dataset.pairs[0]) + 1))
-        self.width = max(num_negatives, int(np.diff(self.starts).max(initial=0)))
+        self.counts = np.diff(self.starts)
+        self.width = max(num_negatives, int(self.counts.max(initial=0)))
         self.rows = {name: rows[name].to_numpy() for name in rows}
 
     def __iter__(self) -> Iterator[Pair]:
@@ -70,6 +62,13 @@ class NegativesByPair:
             own = self.rows["positive_score"][part][:1].tolist()
             scores = own + self.rows["score"][part].tolist()
             yield Pair(int(query), int(positive), self.rows["negative"][part].tolist(), scores)
+
+    def filled(self) -> Iterator[Pair]:
+        """The pairs that have a negative."""
+        return (pair for pair in self if pair.negatives)
+
+    def anchor(self, pair: Pair) -> Record:
+        return {"anchor": self.query_texts[pair.query], "positive": self.texts[pair.positive]}
 
 
 class Format(NamedTuple):
@@ -83,7 +82,7 @@ def triplets(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """anchor, positive, negative; ``scores`` of positive and negative. A record a negative."""
     for pair in mined:
         for row, score in zip(pair.negatives, pair.scores[1:], strict=True):
-            record = _anchor(mined, pair) | {"negative": mined.dataset.passages[row]}
+            record = mined.anchor(pair) | {"negative": mined.texts[row]}
             yield record | ({"scores": [pair.scores[0], score]} if scores else {})
 
 
@@ -91,10 +90,8 @@ def tuples(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """anchor, positive, negative_1, …; ``scores`` of all but the anchor. A record a full pair."""
     for pair in mined:
         if len(pair.negatives) == mined.width:
-            record = _anchor(mined, pair)
-            for place, row in enumerate(pair.negatives, start=1):
-                record[f"negative_{place}"] = mined.dataset.passages[row]
-            yield record | ({"scores": pair.scores} if scores else {})
+            others = {f"negative_{i}": mined.texts[row] for i, row in enumerate(pair.negatives, 1)}
+            yield mined.anchor(pair) | others | ({"scores": pair.scores} if scores else {})
 
 
 def labeled_pairs(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
@@ -103,7 +100,6 @@ def labeled_pairs(mined: NegativesByPair, scores: bool = False) -> Iterator[Reco
     A query's positives stand before its negatives; a negative that several of its pairs have in
     common stands there once.
     """
-    texts, name = mined.dataset.passages, "score" if scores else "label"
     for query, pairs in itertools.groupby(mined, key=lambda pair: pair.query):  # ordered by query
         positives: dict[int, float] = {}
         others: dict[int, float] = {}
@@ -114,20 +110,19 @@ def labeled_pairs(mined: NegativesByPair, scores: bool = False) -> Iterator[Reco
                 positives[pair.positive] = pair.scores[0]
             for row, score in zip(pair.negatives, pair.scores[1:], strict=True):
                 others.setdefault(row, score if scores else 0)
+        name, text = "score" if scores else "label", mined.query_texts[query]
         for row, value in itertools.chain(positives.items(), others.items()):
-            yield {"query": mined.dataset.query_texts[query], "document": texts[row], name: value}
+            yield {"query": text, "document": mined.texts[row], name: value}
 
 
 def labeled_lists(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query, document (the positive, then the negatives), labels or the teacher's ``scores``."""
-    texts = mined.dataset.passages
-    for pair in mined:
-        if pair.negatives:
-            labels = {"labels": [1] + [0] * len(pair.negatives)}
-            yield {
-                "query": mined.dataset.query_texts[pair.query],
-                "document": [texts[row] for row in (pair.positive, *pair.negatives)],
-            } | ({"scores": pair.scores} if scores else labels)
+    for pair in mined.filled():
+        labels = {"labels": [1] + [0] * len(pair.negatives)}
+        yield {
+            "query": mined.query_texts[pair.query],
+            "document": [mined.texts[row] for row in (pair.positive, *pair.negatives)],
+        } | ({"scores": pair.scores} if scores else labels)
 
 
 def flagembedding(mined: NegativesByPair, scores: bool = True) -> Iterator[Record]:
@@ -135,17 +130,16 @@ def flagembedding(mined: NegativesByPair, scores: bool = True) -> Iterator[Recor
 
     Source: ``FlagEmbedding.abc.finetune.embedder.AbsDataset``.
     """
-    texts, ids = mined.dataset.passages, mined.dataset.corpus["id"].to_pylist()
-    for pair in mined:
-        if pair.negatives:
-            given = {"pos_scores": pair.scores[:1], "neg_scores": pair.scores[1:]}
-            yield {
-                "query": mined.dataset.query_texts[pair.query],
-                "pos": [texts[pair.positive]],
-                "neg": [texts[row] for row in pair.negatives],
-                "pos_id": [ids[pair.positive]],
-                "neg_id": [ids[row] for row in pair.negatives],
-            } | (given if scores else {})
+    ids = mined.dataset.corpus["id"].to_pylist()
+    for pair in mined.filled():
+        given = {"pos_scores": pair.scores[:1], "neg_scores": pair.scores[1:]}
+        yield {
+            "query": mined.query_texts[pair.query],
+            "pos": [mined.texts[pair.positive]],
+            "neg": [mined.texts[row] for row in pair.negatives],
+            "pos_id": [ids[pair.positive]],
+            "neg_id": [ids[row] for row in pair.negatives],
+        } | (given if scores else {})
 
 
 def tevatron(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
@@ -157,19 +151,13 @@ def tevatron(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     corpus = mined.dataset.corpus.select(["id", "title", "text"])
     passages = corpus.rename_columns(["docid", "title", "text"]).to_pylist()
     names = mined.dataset.queries["id"].to_pylist()
-    for pair in mined:
-        if pair.negatives:
-            yield {
-                "query_id": names[pair.query],
-                "query": mined.dataset.query_texts[pair.query],
-                "positive_passages": [passages[pair.positive]],
-                "negative_passages": [passages[row] for row in pair.negatives],
-            }
-
-
-def _anchor(mined: NegativesByPair, pair: Pair) -> Record:
-    texts = mined.dataset
-    return {"anchor": texts.query_texts[pair.query], "positive": texts.passages[pair.positive]}
+    for pair in mined.filled():
+        yield {
+            "query_id": names[pair.query],
+            "query": mined.query_texts[pair.query],
+            "positive_passages": [passages[pair.positive]],
+            "negative_passages": [passages[row] for row in pair.negatives],
+        }
 
 
 FORMATS = {
@@ -184,10 +172,10 @@ FORMATS = {
 
 def check(name: str, path: Path) -> None:
     """`NvretError` for a format that is none of them, or a file name that says another one."""
-    if name not in ("parquet", *FORMATS):
-        known = ", ".join(("parquet", *FORMATS))
-        raise NvretError(f"format is {name!r}, expected one of {known}")
-    suffix = FORMATS[name].suffix if name in FORMATS else ".parquet"
+    known = ("parquet", *FORMATS)
+    if name not in known:
+        raise NvretError(f"format is {name!r}, expected one of {', '.join(known)}")
+    suffix = ".parquet" if name == "parquet" else FORMATS[name].suffix
     if path.suffix in (".parquet", ".jsonl", ".json", ".csv", ".tsv") and path.suffix != suffix:
         raise NvretError(f"{path}: format {name} is written as {suffix}, not as {path.suffix}")
 
@@ -200,11 +188,9 @@ def write(
     *,
     scores: bool | None = None,
 ) -> tuple[int, int]:
-    """Write negatives in a format, in one step.
+    """Write negatives, mined from the data set with their provenance, in one step.
 
     Args:
-        dataset: the table was mined from.
-        table: of `nvret.mining.mine`, with its provenance.
         name: "parquet", which `nvret.negatives.load` reads, or one of ``FORMATS``.
         scores: with the teacher's scores; None: where the format has a place for both them and
             labels, or ids.
@@ -213,30 +199,27 @@ def write(
     Raises:
         NvretError: an unknown format, no record at all, or a folder that cannot be written.
     """
-    path = Path(path)
+    path, facts = Path(path), negatives.provenance(table)
     check(name, path)
     try:
         if name == "parquet":
             negatives.save(table, path)
-            return table.num_rows, negatives.provenance(table)["pairs_empty"]
-        mined = NegativesByPair(dataset, table, negatives.provenance(table)["num_negatives"])
-        options = {} if scores is None else {"scores": scores}
-        records = FORMATS[name].records(mined, **options)
+            return table.num_rows, facts["pairs_empty"]
+        mined = NegativesByPair(dataset, table, facts["num_negatives"])
+        suffix, build = FORMATS[name]
+        records = build(mined) if scores is None else build(mined, scores)
         with atomic_file(path) as partial:
-            writer = _write_parquet if FORMATS[name].suffix == ".parquet" else _write_lines
-            if not (count := writer(records, partial, table.schema.metadata)):
+            if suffix == ".parquet":
+                count = _write_parquet(records, partial, table.schema.metadata)
+            else:
+                count = _write_lines(records, partial)
+            if not count:
                 raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
     except OSError as error:
         raise NvretError(f"{path}: cannot be written: {error}") from error
-    return count, left_out(mined, name, bool(scores))
-
-
-def left_out(mined: NegativesByPair, name: str, scores: bool = False) -> int:
-    """How many pairs of query and positive are in no record of a format."""
     if name == "labeled-pair" and not scores:
-        return 0
-    needed = mined.width if name == "n-tuple" else 1
-    return int((np.diff(mined.starts) < needed).sum())
+        return count, 0
+    return count, int((mined.counts < (mined.width if name == "n-tuple" else 1)).sum())
 
 
 def _write_parquet(records: Iterator[Record], path: Path, metadata: Any, number: int = 4096) -> int:
@@ -254,7 +237,7 @@ def _write_parquet(records: Iterator[Record], path: Path, metadata: Any, number:
     return count
 
 
-def _write_lines(records: Iterator[Record], path: Path, metadata: Any) -> int:
+def _write_lines(records: Iterator[Record], path: Path) -> int:
     """JSON Lines, which Arrow does not write; they hold no metadata."""
     count = 0
     with path.open("w", encoding="utf-8") as stream:

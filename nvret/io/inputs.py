@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,7 @@ POSITIVE = re.compile(r"(positive|pos|answer|passage|document)(_?\d+)?")
 class Columns:
     """Names of the columns of queries and corpus.
 
-    Attributes:
-        id: None: ``_id`` or ``id``.
-        text: must be there.
-        title: of the corpus; None: ``title``, where there is one.
+    The id's default is ``_id`` or ``id``; that of the corpus's title ``title``, where there is one.
     """
 
     id: str | None = None
@@ -50,13 +46,11 @@ class Columns:
         ids = ("_id", "id") if self.id is None else (self.id,)
         ident = tabular.choose(path, found, ids, "--id-column names another")
         text = tabular.choose(path, found, (self.text,), "--text-column names another")
-        if not title:
-            return ident, text, None
-        if self.title is not None:
+        if title and self.title is not None:
             tabular.choose(path, found, (self.title,), "--title-column names another")
-        lines = path.suffix == ".jsonl"  # whose first object may lack what others have
         name = self.title or "title"
-        return ident, text, name if name in found or lines else None
+        lines = path.suffix == ".jsonl"  # whose first object may lack what others have
+        return ident, text, name if title and (name in found or lines) else None
 
 
 def texts(
@@ -69,10 +63,8 @@ def texts(
 ) -> pa.Table:
     """Passages (``title``) or queries of one file: columns id, text and, of passages, title.
 
-    Args:
-        allow_empty: passages may lack both title and text; `nvret.io.beir.drop_empty` removes them.
-    Raises:
-        NvretError: names the file, the row and the key, and what was expected there.
+    With ``allow_empty`` passages may lack both title and text; `nvret.io.beir.drop_empty` removes
+    them. `NvretError` names the file, the row and the key, and what was expected there.
     """
     path = Path(path)
     id_name, text_name, title_name = columns.find(path, title)
@@ -92,10 +84,9 @@ def texts(
 
 
 def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]:
-    """Judgements of one file, and its rows for messages.
+    """Judgements of one file, by any spelling of ``QRELS``, and its rows for messages.
 
-    Other spellings than query-id, corpus-id and score are taken too: those of ``QRELS``. A file of
-    two columns holds positives, and no score.
+    A file of two columns holds positives, and no score.
     """
     path = Path(path)
     found = tabular.names(path)
@@ -114,14 +105,14 @@ def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]
     ids = {name: rows.texts(named[name], ids=True) for name in ("query_id", "corpus_id")}
     rows.unique("pair", *ids.values())
     scores = _scores(rows, named["score"]) if "score" in named else [1] * len(rows)
-    return _strings(ids).append_column("score", pa.array(scores, pa.int32())), rows
+    return _qrels(ids, scores), rows
 
 
 def _scores(rows: tabular.Rows, name: str) -> list[int]:
     scores = []
     for row, value in enumerate(rows.columns[name]):
         try:
-            number = float(value) if not isinstance(value, bool) else float("nan")
+            number = float("nan" if isinstance(value, bool) else value)
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not number.is_integer() or abs(number) >= 2**31:
@@ -140,12 +131,9 @@ def tables(
     keep_unjudged: bool = False,
     progress: bool = True,
 ) -> Tables:
-    """The three tables of a data set, from three files; arguments as of `texts`.
+    """The three tables of a data set, from three files; arguments and errors as of `texts`.
 
-    Args:
-        keep_unjudged: keep queries that nothing judges, which are left out otherwise.
-    Raises:
-        NvretError: as `texts` and `qrels`; a judgement of a query or a passage that is not there.
+    ``keep_unjudged`` keeps the queries that nothing judges, which are left out otherwise.
     """
     options = {"columns": columns, "progress": progress}
     parts = {
@@ -183,13 +171,7 @@ def check_positives(table: pa.Table, where: str) -> None:
 
 
 def load_files(corpus: Path, queries: Path, judgements: Path, **options: Any) -> RetrievalDataset:
-    """A data set from three files: .jsonl, .parquet, .csv or .tsv, each of any kind.
-
-    Args:
-        options: columns, keep_unjudged and progress, as of `tables`.
-    Raises:
-        NvretError: file and row, and what was expected there.
-    """
+    """A data set from three files: .jsonl, .parquet, .csv or .tsv; options as of `tables`."""
     return RetrievalDataset(Path(corpus).stem, **tables(corpus, queries, judgements, **options))
 
 
@@ -205,15 +187,13 @@ def load_pairs(
     r"""A data set from a file of pairs: a query's text and those of its positives in each row.
 
     Equal texts become one query or one passage. A positive may be a list of texts in JSON Lines and
-    Parquet; a second positive may be missing.
+    Parquet; a second positive may be missing. `NvretError` names the row that is none.
 
     Args:
         query_column: default ``query``, ``anchor`` or ``question``, or the first of two columns.
         positive_columns: default all that are named as ``POSITIVE`` has it, or the second of two.
         corpus: a file of more passages; a positive that is among them is not added.
         columns: its columns.
-    Raises:
-        NvretError: names the row that has no query, no positive, or something else than text.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -226,13 +206,13 @@ def load_pairs(
     path = Path(path)
     query, named = _pair_columns(path, query_column, positive_columns)
     rows = tabular.read(path, [query, *named], progress=progress)
-    parts = [] if corpus is None else [
-        texts(corpus, title=True, columns=columns, progress=progress)
-    ]  # fmt: skip
-    known = [] if corpus is None else zip(*parts[0].to_pydict().values(), strict=True)
+    passages = {"id": [], "title": [], "text": []}
+    if corpus is not None:
+        passages = texts(corpus, title=True, columns=columns, progress=progress).to_pydict()
+    known = zip(*passages.values(), strict=True)
     ids = {f"{title} {text}".strip() if title else text: ident for ident, title, text in known}
-    names = _new_names(set(ids.values()))
-    added, queries, judged = {}, {}, {}
+    taken = set(passages["id"])
+    queries, judged = {}, {}
     for row, text in enumerate(rows.texts(query)):
         if not text.strip():
             raise NvretError(f"{rows.place(row)}: {query!r} has no text")
@@ -244,18 +224,20 @@ def load_pairs(
         ident = queries.setdefault(text, f"q{len(queries)}")
         for positive in positives:
             if positive not in ids:
-                ids[positive] = added[positive] = next(names)
-            judged[ident, ids[positive]] = 1
-    titles = [""] * len(added)
-    parts.append(_strings({"id": added.values(), "title": titles, "text": added.keys()}))
-    pairs = zip(*judged, strict=True)
+                name = f"p{len(passages['id']) - len(taken)}"
+                while name in taken:
+                    name = f"_{name}"
+                ids[positive] = name
+                passages["id"].append(name)
+                passages["title"].append("")
+                passages["text"].append(positive)
+            judged[ident, ids[positive]] = None
+    query_ids, passage_ids = zip(*judged, strict=True)
     return RetrievalDataset(
         path.stem,
-        pa.concat_tables(parts),
+        _strings(passages),
         _strings({"id": queries.values(), "text": queries.keys()}),
-        _strings(dict(zip(("query_id", "corpus_id"), pairs, strict=True))).append_column(
-            "score", pa.array(list(judged.values()), pa.int32())
-        ),
+        _qrels({"query_id": query_ids, "corpus_id": passage_ids}, [1] * len(judged)),
     )
 
 
@@ -295,14 +277,9 @@ def _positives(rows: tabular.Rows, row: int, named: Sequence[str]) -> Iterator[s
             yield text
 
 
-def _new_names(taken: set[str]) -> Iterator[str]:
-    """p0, p1, … for new passages, with "_" before one that the given corpus has."""
-    for number in itertools.count():
-        name = f"p{number}"
-        while name in taken:
-            name = f"_{name}"
-        yield name
-
-
-def _strings(columns: dict[str, Any]) -> pa.Table:
+def _strings(columns: dict[str, Iterable[str]]) -> pa.Table:
     return pa.table({name: pa.array(list(v), pa.string()) for name, v in columns.items()})
+
+
+def _qrels(ids: dict[str, Iterable[str]], scores: Iterable[int]) -> pa.Table:
+    return _strings(ids).append_column("score", pa.array(list(scores), pa.int32()))

@@ -11,7 +11,7 @@ import csv
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,14 @@ LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 1
 
 @dataclass(frozen=True)
 class Rows:
-    """Some columns of a file.
+    """Some columns of a file; a JSON object without the key gives None.
 
-    Attributes:
-        path: of the file.
-        columns: name -> values, as the file has them; a JSON object without the key gives None.
-        lines: of a JSON Lines file, the line of each row, from 1; None for other files.
+    ``lines`` has the line of each row, from 1, of a JSON Lines file, and is empty for other files.
     """
 
     path: Path
     columns: dict[str, list[Any]]
-    lines: list[int] | None = None
+    lines: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return max(map(len, self.columns.values()), default=0)
@@ -48,22 +45,22 @@ class Rows:
         >>> Rows(Path("a.jsonl"), {}, [1, 3]).place(1), Rows(Path("a.csv"), {}).place(1)
         ('a.jsonl:3', 'a.csv: row 2 below the header')
         """
-        return _place(self.path, row, self.lines)
+        if self.lines:
+            return f"{self.path}:{self.lines[row]}"
+        below = " below the header" if self.path.suffix in (".csv", ".tsv") else ""
+        return f"{self.path}: row {row + 1}{below}"
 
     def texts(self, name: str, *, ids: bool = False, null: str | None = None) -> list[str]:
-        """A column of texts.
+        """A column of texts; `NvretError` names the first row that holds something else.
 
-        Args:
-            ids: whole numbers become texts, and none may be empty.
-            null: stands for what is missing; None: that is an error.
-        Raises:
-            NvretError: names the first row that holds something else.
+        Of ``ids`` whole numbers become texts, and none may be empty. ``null`` stands for what is
+        missing.
         """
         wanted, values = "a non-empty string" if ids else "a string", []
         for row, value in enumerate(self.columns[name]):
             if ids and isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
-            if value is None and null is not None:
+            if value is None:
                 value = null
             if not isinstance(value, str) or (ids and not value):
                 raise NvretError(f"{self.place(row)}: {name!r} is {value!r}; expected {wanted}")
@@ -76,7 +73,7 @@ class Rows:
         first: dict[tuple[str, ...], int] = {}
         for row, values in enumerate(zip(*columns, strict=True)):
             if (other := first.setdefault(values, row)) != row:
-                before = f"row {other + 1}" if self.lines is None else f"line {self.lines[other]}"
+                before = f"line {self.lines[other]}" if self.lines else f"row {other + 1}"
                 value = ", ".join(map(repr, values))
                 raise NvretError(f"{self.place(row)}: {name} {value} stands in {before} too")
 
@@ -90,22 +87,16 @@ def check_unicode(text: str, place: str, name: str) -> None:
 
 
 def names(path: Path) -> list[str]:
-    """The columns of a file: those of the header, or the keys of the first JSON object.
-
-    Raises:
-        NvretError: no such file, another kind of file, an empty one, a name that stands twice.
-    """
-    path, suffix = Path(path), _suffix(path)
+    """The columns of a file: those of the header, or the keys of the first JSON object."""
+    suffix = _suffix(path)
     if suffix == ".parquet":
         with _arrow_errors(path):
             found = pq.read_schema(path).names
     elif suffix == ".jsonl":
-        number, first = next(_objects(path, False), (0, None))
+        _, first = next(_objects(path, False), (0, None))
         if first is None:
             raise NvretError(f"{path}: empty; expected a JSON object in each line")
         found = list(first)
-        for name in found:
-            check_unicode(name, f"{path}:{number}", name)
     else:
         found = next(_cells(path), [])
         if not found:
@@ -119,45 +110,37 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
     """These columns of a file; those of CSV and TSV as texts.
 
     A field of a ``.csv`` may stand in quotes and then hold line breaks; in a ``.tsv`` a quote is a
-    character like any other, as in BEIR's and MS MARCO's files.
-
-    Raises:
-        NvretError: names the row that cannot be read, or what is wrong with the file.
+    character like any other, as in BEIR's and MS MARCO's files. `NvretError` names the row that
+    cannot be read.
     """
-    path, suffix = Path(path), _suffix(path)
-    values: dict[str, list[Any]] = {name: [] for name in columns}
+    suffix = _suffix(path)
     if suffix == ".parquet":
         return Rows(path, _parquet(path, columns))
+    rows = Rows(path, {name: [] for name in columns})
     if suffix == ".jsonl":
-        lines = []
         for number, value in _objects(path, progress):
-            lines.append(number)
-            for name in columns:
-                values[name].append(value.get(name))
-        return Rows(path, values, lines)
-    rows = _cells(path)
-    header = next(rows, [])
-    chosen = [(values[name], header.index(name)) for name in columns]
-    row = -1
-    for row, cells in enumerate(rows):
-        if len(cells) != len(header):
-            text = ("\t" if suffix == ".tsv" else ",").join(cells)[:80]
+            rows.lines.append(number)
+            for name, column in rows.columns.items():
+                column.append(value.get(name))
+        return rows
+    cells = _cells(path)
+    header = next(cells, [])
+    chosen = [(column, header.index(name)) for name, column in rows.columns.items()]
+    for row, values in enumerate(cells):
+        if len(values) != len(header):
+            text = ("\t" if suffix == ".tsv" else ",").join(values)[:80]
             raise NvretError(
-                f"{_place(path, row)}: {text!r} has {len(cells)} columns, expected {len(header)}"
+                f"{rows.place(row)}: {text!r} has {len(values)} columns, expected {len(header)}"
             )
         for column, place in chosen:
-            column.append(cells[place])
-    if row < 0:
+            column.append(values[place])
+    if not len(rows):
         raise NvretError(f"{path}: empty; expected rows")
-    return Rows(path, values)
+    return rows
 
 
 def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str) -> str:
-    """The one of the columns that has a wanted name.
-
-    Raises:
-        NvretError: none or several; names those there are, and the nearest.
-    """
+    """The one column that has a wanted name; `NvretError` for none or several."""
     there = [name for name in wanted if name in found]
     if len(there) == 1:
         return there[0]
@@ -178,12 +161,6 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-def _place(path: Path, row: int, lines: list[int] | None = None) -> str:
-    if lines is not None:
-        return f"{path}:{lines[row]}"
-    return f"{path}: row {row + 1}{' below the header' if path.suffix in ('.csv', '.tsv') else ''}"
-
-
 def _parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     with _arrow_errors(path):
         table = pq.read_table(path, columns=list(columns))
@@ -200,7 +177,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
 def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSON Lines file."""
     bar = tqdm(_lines(path), desc=path.name, unit=" lines", disable=not progress)
-    for number, line in bar:
+    for number, line in enumerate(bar, start=1):
         if not line.strip():
             continue
         try:
@@ -216,20 +193,20 @@ def _cells(path: Path) -> Iterator[list[str]]:
     """The header and the rows of a CSV or TSV; empty lines are none."""
     tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     csv.field_size_limit(LONGEST)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True, **tabs)
+    reader = csv.reader(_lines(path), strict=True, **tabs)
     try:
         yield from filter(None, reader)
     except csv.Error as error:
         raise NvretError(f"{path}:{reader.line_num}: cannot be read: {error}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines of a file, without a byte order mark."""
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file, without a byte order mark."""
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise NvretError(f"{path}:{number}: not UTF-8: {error}") from error
     except OSError as error:

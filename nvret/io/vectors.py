@@ -37,19 +37,9 @@ class VectorTeacher:
     name: str = "vectors"
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
-        """Read both files and check them against the set.
-
-        Raises:
-            NvretError: another number of rows than the set has, vectors of different length, an
-                array that is not of floats, a row that is not finite or, to be normalised, zero.
-        """
-        queries, corpus = (
-            read(path, len(part), what, normalise=self.normalise)
-            for path, part, what in (
-                (self.queries, dataset.queries, "queries"),
-                (self.corpus, dataset.corpus, "passages"),
-            )
-        )
+        """Read both files and check them against the set; `NvretError` names file and row."""
+        queries = read(self.queries, len(dataset.queries), "queries", normalise=self.normalise)
+        corpus = read(self.corpus, len(dataset.corpus), "passages", normalise=self.normalise)
         if queries.shape[1] != corpus.shape[1]:
             raise NvretError(
                 f"{self.queries} has vectors of {queries.shape[1]} numbers and {self.corpus} of "
@@ -60,14 +50,7 @@ class VectorTeacher:
 
 
 def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.ndarray:
-    """(count, D) float32 vectors of a .npy file.
-
-    Args:
-        count: rows that there must be; ``what``: they stand for, for messages.
-        normalise: to length 1.
-    Raises:
-        NvretError: as `VectorTeacher.prepare`; rows count from 1 in messages.
-    """
+    """(count, D) float32 vectors of a .npy file, checked; ``what`` they stand for, messages say."""
     array = _open(path)
     if array.ndim != 2 or not array.shape[1]:
         raise NvretError(f"{path} has the shape {array.shape}, expected a row for each vector")
@@ -76,26 +59,25 @@ def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.nda
     if len(array) != count:
         raise NvretError(f"{path} has {len(array)} rows, expected {count}: one for each of {what}")
     lengths = np.empty(count)
-    for start in range(0, count, STEP):
-        some = slice(start, start + STEP)
-        with np.errstate(over="ignore"):
-            part = np.asarray(array[some], np.float32)
-        lengths[some] = np.linalg.norm(part.astype(np.float64), axis=1)
-        # The smallest and largest of a float64 are 0 and infinite in float32
-        for wrong, said in (
+    steps = [slice(start, start + STEP) for start in range(0, count, STEP)]
+    for step in steps:
+        with np.errstate(over="ignore"):  # the largest of a float64 are infinite in float32
+            part = np.asarray(array[step], np.float32)
+        lengths[step] = np.linalg.norm(part.astype(np.float64), axis=1)
+        for wrong, fault in (
             (~np.isfinite(part).all(1), "is not finite"),
-            ((lengths[some] == 0) & normalise, "is zero, which no length can be brought to 1"),
+            ((lengths[step] == 0) & normalise, "is zero, which no length can be brought to 1"),
         ):
             if wrong.any():
-                raise NvretError(f"{path}: row {start + int(wrong.argmax()) + 1} {said}")
-    if array.dtype == np.float32 and not (normalise and (abs(lengths - 1) > UNIT).any()):
+                raise NvretError(f"{path}: row {step.start + int(wrong.argmax()) + 1} {fault}")
+    if not normalise:
+        lengths[:] = 1
+    if array.dtype == np.float32 and (abs(lengths - 1) <= UNIT).all():
         return array
     out = np.empty(array.shape, np.float32)
-    for start in range(0, count, STEP):
-        some = slice(start, start + STEP)
-        out[some] = array[some]
-        if normalise:
-            out[some] /= lengths[some, None]
+    for step in steps:
+        out[step] = array[step]
+        out[step] /= lengths[step, None]
     return out
 
 
@@ -103,8 +85,8 @@ def _open(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        said = str(error).splitlines()[0] if str(error) else "empty"
-        raise NvretError(f"{path}: no array of NumPy (.npy): {said}") from error
+        reason = str(error).splitlines()[0] if str(error) else "empty"
+        raise NvretError(f"{path}: no array of NumPy (.npy): {reason}") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise NvretError(f"{path}: an archive of arrays, expected one array (.npy)")

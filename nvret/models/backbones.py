@@ -75,11 +75,8 @@ def load_transformer(
 ) -> tuple[nn.Module, Any]:
     """A transformers backbone without its task head, and its fast tokenizer.
 
-    Args:
-        bidirectional: whether each token sees those after it; None: as the folder says.
-        dropout: rate of every dropout in training; None: as the folder says.
-    Raises:
-        NvretError: no model folder, one that lacks a weight, or that needs code of its own.
+    ``bidirectional`` (whether each token sees those after it) and ``dropout`` (the rate of every
+    dropout in training) are as the folder says where they are None.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_MAPPING

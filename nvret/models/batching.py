@@ -1,8 +1,4 @@
-"""Token ids of many texts, batches that waste little on padding, and a thread for each batch.
-
-Token ids are kept ragged (one flat array and the offsets of its rows), so that a million texts are
-two arrays, and a batch of any rows is cut out of them without a Python list in between.
-"""
+"""Token ids of many texts, batches that waste little on padding, and a thread for each batch."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
 from nvret.utils.errors import NvretError
 
@@ -30,11 +26,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ragged:
-    """Token ids of N texts.
+    """Token ids of N texts: a million are two arrays, and no Python list stands between.
 
-    Attributes:
-        ids: (T,) int32, the rows one after another.
-        offsets: (N + 1,) int64; row i is ``ids[offsets[i]:offsets[i + 1]]``.
+    ``ids`` (T,) int32 are the rows one after another; row i is ``ids[offsets[i]:offsets[i + 1]]``.
 
     >>> Ragged.of([[5, 6], [7]]).padded([1, 0])
     (array([[7, 0],
@@ -45,11 +39,10 @@ class Ragged:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, rows: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.fromiter((i for row in rows for i in row), np.int32, int(offsets[-1]))
-        return cls(ids, offsets)
+        ids = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32, copy=False)
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -60,7 +53,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def flat(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The rows' ids one after another (int64), and their lengths (int64)."""
+        """The rows' ids one after another, and their lengths; int64."""
         rows = np.asarray(rows, np.int64)
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         ends = np.cumsum(lengths)
@@ -77,7 +70,7 @@ class Ragged:
         return padded, lengths
 
 
-def check_texts(texts: Sequence[str], name: str = "texts") -> None:
+def check_texts(texts: Sequence[str]) -> None:
     """Raise `NvretError` naming the first row that is not a string.
 
     >>> check_texts(["a", float("nan")])
@@ -85,12 +78,11 @@ def check_texts(texts: Sequence[str], name: str = "texts") -> None:
     nvret.utils.errors.NvretError: texts[1] is nan (float), expected a string
     """
     if isinstance(texts, str | bytes):
-        raise NvretError(f"{name} is one {type(texts).__name__}, expected a list of strings")
+        raise NvretError(f"texts is one {type(texts).__name__}, expected a list of strings")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise NvretError(
-                f"{name}[{row}] is {text!r} ({type(text).__name__}), expected a string"
-            )
+            kind = type(text).__name__
+            raise NvretError(f"texts[{row}] is {text!r} ({kind}), expected a string")
 
 
 _remembered: dict[Any, dict[str, np.ndarray]] | None = None
@@ -100,8 +92,8 @@ _remembered: dict[Any, dict[str, np.ndarray]] | None = None
 def remember_tokens() -> Iterator[None]:
     """Within it, a text is tokenized once for each tokenizer, prompt and length.
 
-    For a comparison of many models on the same texts, where a small student would spend more time
-    on their tokens than on anything else. All tokens stay in memory until the end of the block.
+    For many models on the same texts, whose tokens would take a small student most of its time.
+    All tokens stay in memory until the end of the block.
     """
     global _remembered
     before, _remembered = _remembered, {} if _remembered is None else _remembered
@@ -125,10 +117,8 @@ def tokenize(
     """Token ids of the texts, each after ``prompt``, at most ``max_length`` tokens.
 
     ``rows`` are the texts' places in a longer list, which messages name. ``key`` stands for the
-    content of the tokenizer; with it, `remember_tokens` has an effect.
-
-    Raises:
-        NvretError: a row is not a string, or leaves no token at all.
+    content of the tokenizer; with it, `remember_tokens` has an effect. `NvretError` where a row is
+    not a string, or leaves no token.
     """
     check_texts(texts)
     tokenizer.no_padding()
@@ -140,25 +130,20 @@ def tokenize(
     if _remembered is not None and key is not None:
         known = _remembered.setdefault((key, prompt, max_length, special_tokens), known)
     missing = [text for text in dict.fromkeys(texts) if text not in known]
-    with tqdm(
-        total=len(missing), desc="tokenize", unit="text", leave=False, disable=not progress
-    ) as bar:
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            encoded = tokenizer.encode_batch_fast(
-                [prompt + text for text in chunk], add_special_tokens=special_tokens
-            )
-            for text, encoding in zip(chunk, encoded, strict=True):
-                known[text] = np.array(encoding.ids, np.int32)
-            bar.update(len(chunk))
-    flat = [known[text] for text in texts]
-    lengths = np.fromiter(map(len, flat), np.int64, len(flat))
-    if len(texts) and lengths.min() == 0:
-        row = int(lengths.argmin())
+    bar = {"desc": "tokenize", "unit": "text", "unit_scale": CHUNK, "leave": False}
+    for start in trange(0, len(missing), CHUNK, disable=not progress, **bar):
+        chunk = missing[start : start + CHUNK]
+        encoded = tokenizer.encode_batch_fast(
+            [prompt + text for text in chunk], add_special_tokens=special_tokens
+        )
+        for text, encoding in zip(chunk, encoded, strict=True):
+            known[text] = np.array(encoding.ids, np.int32)
+    tokens = Ragged.of([known[text] for text in texts])
+    if (empty := np.flatnonzero(tokens.lengths == 0)).size:
+        row = int(empty[0])
         place = row if rows is None else rows[row]
         raise NvretError(f"texts[{place}] = {texts[row][:60]!r} has no token the model knows")
-    ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
-    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+    return tokens
 
 
 def token_budget_batches(
@@ -168,12 +153,7 @@ def token_budget_batches(
 
     A batch ends where its padding would exceed ``slack`` tokens, which is what a further batch
     costs. The longest come first, so what does not fit into memory fails at once. A single row
-    longer than the budget is a batch of its own.
-
-    Args:
-        lengths: (N,) int, tokens of each row.
-        budget: most tokens of a batch, padding included.
-        slack: most padding tokens of a batch.
+    longer than the budget is a batch of its own. ``lengths`` (N,) are the rows' tokens.
 
     >>> [batch.tolist() for batch in token_budget_batches(np.array([3, 9, 4, 1]), 9, slack=1)]
     [[1], [2, 0], [3]]
@@ -184,12 +164,11 @@ def token_budget_batches(
     start = 0
     while start < len(order):
         longest = max(1, int(ordered[start]))
-        most = min(max(1, budget // longest), len(order) - start)
-        sizes = np.arange(1, most + 1)
-        padding = sizes * longest - (total[start + 1 : start + most + 1] - total[start])
-        size = int(np.searchsorted(padding, slack, side="right"))  # padding grows with the size
-        yield order[start : start + size]
-        start += size
+        ends = np.arange(start + 1, min(start + max(1, budget // longest), len(order)) + 1)
+        padding = (ends - start) * longest - (total[ends] - total[start])
+        end = start + int(np.searchsorted(padding, slack, side="right"))  # it grows with the size
+        yield order[start:end]
+        start = end
 
 
 def in_threads(
@@ -197,14 +176,11 @@ def in_threads(
 ) -> Iterator[tuple[Task, Result]]:
     """Tasks and their results, in the order of the tasks: one task a thread.
 
-    An operator that is split over threads waits for the slowest of them before the next one starts,
-    hundreds of times a batch; where another process takes a core for a moment, all wait. Threads
-    that each have a batch of their own wait for each other once, at the end.
-
-    torch's threads (``torch.get_num_threads``) are shared out among at most ``MOST_WORKERS``
-    workers; torch's setting is as before at the end. Few tasks are under way at a time, so that
-    neither tasks nor results pile up. A thread has its own grad and autocast modes: ``work`` must
-    set them.
+    An operator that is split over threads waits for the slowest of them, hundreds of times a batch;
+    threads that each have a batch of their own wait for each other once, at the end. torch's
+    threads are shared out among at most ``MOST_WORKERS`` workers until the end. Few tasks are under
+    way at a time, so that neither tasks nor results pile up. A thread has its own grad and autocast
+    modes: ``work`` must set them.
 
     >>> list(in_threads(lambda n: n * n, range(3)))
     [(0, 0), (1, 1), (2, 4)]
@@ -223,8 +199,7 @@ def in_threads(
             if len(pending) > 2 * workers:
                 done, future = pending.popleft()
                 yield done, future.result()
-        while pending:
-            done, future = pending.popleft()
+        for done, future in pending:
             yield done, future.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,8 +1,6 @@
 """The folder layout of sentence-transformers: what it says about pooling, prompts and lengths.
 
-``modules.json`` lists the modules; ``1_Pooling/config.json`` holds the pooling,
-``config_sentence_transformers.json`` the prompts, ``sentence_bert_config.json`` the length
-limit. Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they are.
+Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they are.
 """
 
 from __future__ import annotations
@@ -22,13 +20,9 @@ POOLINGS = {
     "last": ("lasttoken", "lasttoken"),
 }
 _MODES = (
-    "cls_token",
-    "mean_tokens",
-    "max_tokens",
-    "mean_sqrt_len_tokens",
-    "weightedmean_tokens",
+    "cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
     "lasttoken",
-)
+)  # fmt: skip
 _MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
 _STATIC_MODULES = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
 
@@ -37,21 +31,16 @@ _STATIC_MODULES = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
 class Layout:
     """What a model folder says about how its token vectors become one vector.
 
-    Attributes:
-        static: a table of token vectors (``StaticEmbedding``, model2vec), no transformer.
-        latent: a decoder with NV-Embed's latent attention before the mean.
-        pooling: "mean", "cls" or "last"; None where the folder does not say.
-        prompts: text put before a "query" or a "passage".
-        include_prompt: whether the prompt's tokens take part in the pooling.
-        max_length: tokens after which a text is cut; None for the tokenizer's own limit.
+    A ``static`` model is a table of token vectors (``StaticEmbedding``, model2vec); a ``latent``
+    one a decoder with NV-Embed's latent attention before the mean.
     """
 
     static: bool = False
     latent: bool = field(default=False, repr=False)  # the weights tell these models apart
-    pooling: str | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
-    include_prompt: bool = True
-    max_length: int | None = None
+    pooling: str | None = None  # "mean", "cls" or "last"; None: the folder does not say
+    prompts: dict[str, str] = field(default_factory=dict)  # before a "query" or a "passage"
+    include_prompt: bool = True  # whether the prompt's tokens take part in the pooling
+    max_length: int | None = None  # in tokens; None: the tokenizer's own limit
 
 
 def read_json(path: Path) -> Any:
@@ -71,11 +60,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _pooling(config: dict[str, Any], path: Path) -> str:
-    modes = config.get("pooling_mode")
-    if modes is None:
-        flags = (key for key, chosen in config.items() if chosen)
-        prefix = "pooling_mode_"
-        modes = [key.removeprefix(prefix) for key in flags if key.startswith(prefix)]
+    prefix = "pooling_mode_"
+    flags = [
+        key.removeprefix(prefix) for key, on in config.items() if on and key.startswith(prefix)
+    ]
+    modes = config.get("pooling_mode") or flags
     modes = [modes] if isinstance(modes, str) else list(modes)
     for name, spellings in POOLINGS.items():
         if len(modes) == 1 and modes[0] in spellings:
@@ -85,13 +74,12 @@ def _pooling(config: dict[str, Any], path: Path) -> str:
 
 def read(folder: Path) -> Layout:
     """Read a folder's layout; a plain transformers folder gives the defaults."""
+    config = read_json(folder / "config.json") or {}
+    latent = config.get("model_type") == "nvembed"
     modules = read_json(folder / "modules.json") or []
     kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     known = {*_MODULES.values(), *_STATIC_MODULES.values()}
-    config = read_json(folder / "config.json") or {}
-    latent = config.get("model_type") == "nvembed"
-    unknown = [] if latent else sorted(set(kinds) - known)
-    if unknown:
+    if not latent and (unknown := sorted(set(kinds) - known)):
         raise NvretError(
             f"{folder / 'modules.json'}: {unknown} not supported, only {sorted(known)}"
         )
@@ -115,11 +103,7 @@ def read(folder: Path) -> Layout:
 
 
 def write(folder: Path, layout: Layout, dimension: int) -> None:
-    """Write what `read` reads, next to weights and tokenizer that are in ``folder`` already.
-
-    Args:
-        dimension: of the model's vectors.
-    """
+    """Write what `read` reads, next to weights and tokenizer that are in ``folder`` already."""
     query, passage = layout.prompts.get("query", ""), layout.prompts.get("passage", "")
     general = {
         "model_type": "SentenceTransformer",
@@ -150,23 +134,17 @@ def write(folder: Path, layout: Layout, dimension: int) -> None:
 
 
 def resolve(path: str | Path, *, revision: str | None = None) -> Path:
-    """A local model folder: ``path`` itself, or a snapshot of the hub repository of that name.
-
-    Raises:
-        NvretError: no such folder, and no such repository can be had.
-    """
+    """A local model folder: ``path`` itself, or a snapshot of the hub repository of that name."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
         raise NvretError(f"{path}: no such model folder")
-    import huggingface_hub
+    from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=patterns)
-        )
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NvretError(

@@ -1,8 +1,7 @@
 """NV-Embed's latent attention: token vectors look up a table of learned vectors before the mean.
 
 Each token vector is a query, and the R rows of the table are keys and values; a feed-forward layer
-follows. The layers carry the names of NV-Embed's published weights, so that a local copy is read
-without the Python code that comes with it.
+follows. The layers carry the names of NV-Embed's published weights.
 
 Source: NV-Embed, arXiv 2405.17428, section 3.1; NV-Embed-v1 is a teacher of arXiv 2407.15831.
 """
@@ -26,20 +25,14 @@ BACKBONE, POOLER = "embedding_model.", "latent_attention_model."
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Sizes, by the names of NV-Embed's config.json.
+    """Sizes, by the names of NV-Embed's config.json."""
 
-    Attributes:
-        hidden_dim: H, of the token vectors; latent_dim: of the table's rows.
-        num_latents_value: R; num_cross_heads: heads; cross_dim_head: width of each.
-        mult: the feed-forward layer is so many times as wide.
-    """
-
-    hidden_dim: int = 4096
-    latent_dim: int = 4096
-    num_latents_value: int = 512
+    hidden_dim: int = 4096  # H, of the token vectors
+    latent_dim: int = 4096  # of the table's rows
+    num_latents_value: int = 512  # R
     num_cross_heads: int = 8
-    cross_dim_head: int = 4096
-    mult: int = 4
+    cross_dim_head: int = 4096  # width of each
+    mult: int = 4  # the feed-forward layer is so many times as wide
 
 
 class _Attention(nn.Module):
@@ -79,10 +72,8 @@ class _Normed(nn.Module):
         self.fn, self.norm = layer, nn.LayerNorm(width)
         self.norm_context = None if table is None else nn.LayerNorm(table)
 
-    def forward(self, hidden: Tensor, table: Tensor | None = None) -> Tensor:
-        if self.norm_context is None:
-            return self.fn(self.norm(hidden))
-        return self.fn(self.norm(hidden), self.norm_context(table))
+    def forward(self, hidden: Tensor, *tables: Tensor) -> Tensor:
+        return self.fn(self.norm(hidden), *(self.norm_context(table) for table in tables))
 
 
 class LatentAttention(nn.Module):
@@ -97,12 +88,9 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.config = config
         self.latents = nn.Parameter(torch.randn(config.num_latents_value, config.latent_dim))
-        self.cross_attend_blocks = nn.ModuleList(
-            [
-                _Normed(_Attention(config), config.hidden_dim, config.latent_dim),
-                _Normed(_FeedForward(config), config.hidden_dim),
-            ]
-        )
+        attention = _Normed(_Attention(config), config.hidden_dim, config.latent_dim)
+        feed_forward = _Normed(_FeedForward(config), config.hidden_dim)
+        self.cross_attend_blocks = nn.ModuleList([attention, feed_forward])
 
     def forward(self, hidden: Tensor) -> Tensor:
         attention, feed_forward = self.cross_attend_blocks
@@ -115,9 +103,6 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, LatentAttention, 
 
     The backbone is transformers' Mistral with attention in both directions. The tokenizer closes
     each text with the end token, which NV-Embed's own code adds to the text.
-
-    Raises:
-        NvretError: a weight is missing, or there is one that has no place.
     """
     from safetensors.torch import load_file
     from tokenizers.processors import TemplateProcessing

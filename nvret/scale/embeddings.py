@@ -1,4 +1,4 @@
-"""Vectors of a corpus, encoded by the processes of ``torchrun`` together into one file."""
+"""Vectors of texts, encoded by the processes of ``torchrun`` together."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ def encode_together(
                     out[chosen] = vectors[rows[chosen] - start]
                 start += len(vectors)
                 path.unlink()
+
+
+def encode_gathered(
+    encode: Callable[..., np.ndarray], texts: Sequence[str], shard: int
+) -> np.ndarray:
+    """(N, D) vectors in the memory of every process; each encodes a part, as above."""
+    distinct = list(dict.fromkeys(texts))
+    parts = processes.gather_objects(encode(distinct[processes.shard(len(distinct), shard)]))
+    place = {text: row for row, text in enumerate(distinct)}
+    return np.concatenate(parts)[[place[text] for text in texts]]
 
 
 def _checksum(vectors: np.ndarray, step: int) -> int:

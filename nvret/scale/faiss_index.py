@@ -27,6 +27,7 @@ BATCH = 4096  # queries that are searched at once
 ADDED = 65536  # passages that are read and put into the index at once
 TRAINED_ON = 200_000  # passages that an inverted index is fitted to, at most
 SAMPLE = 200  # queries whose exact result is computed
+DEEPEST_ON_GPU = 2048  # results of a query that faiss can give there
 SEARCHES = 8  # at most, each twice as deep, for queries with too few candidates that are allowed
 
 
@@ -49,7 +50,7 @@ class Index:
 
 
 class Searcher:
-    """A corpus in an index; on the GPUs if faiss has any.
+    """A corpus in an index; on a GPU if faiss has any.
 
     Args:
         corpus: (N, D) float32 vectors, for example a memory map; read once.
@@ -67,8 +68,10 @@ class Searcher:
         except RuntimeError as error:
             raise NvretError(f"index {index.factory!r} is none of faiss's: {error}") from error
         graph = "HNSW" in index.factory
-        if getattr(faiss, "get_num_gpus", lambda: 0)() and not graph:
-            built = faiss.index_cpu_to_all_gpus(built)
+        on_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0 and not graph
+        if on_gpu:  # one a process: torchrun gives each its own
+            gpu = torch.cuda.current_device() if torch.cuda.is_available() else 0
+            built = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, built)
         rows = np.linspace(0, len(corpus) - 1, min(len(corpus), TRAINED_ON)).astype(np.int64)
         try:
             built.train(np.ascontiguousarray(corpus[rows], np.float32))
@@ -82,11 +85,11 @@ class Searcher:
                 built.add(part)
                 bar.update(len(part))
         if graph or "IVF" in index.factory:
-            on_gpu = "Gpu" in type(built).__name__
             space = faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
             name = "efSearch" if graph else "nprobe"
             space.set_index_parameter(built, name, index.probes)
         self._built = built
+        self.deepest = min(DEEPEST_ON_GPU, len(corpus)) if on_gpu else len(corpus)
 
     def top_k(
         self,
@@ -100,7 +103,8 @@ class Searcher:
         """As ``nvret.search.top_k``, but may miss some; scores are those of the index.
 
         The index knows no ceiling. It is asked for more than k, and again for twice as many where
-        too many of them are at or above the ceiling or excluded.
+        too many of them are at or above the ceiling or excluded. A GPU's index has a limit to that;
+        what it leaves unfilled is searched exactly.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
@@ -109,15 +113,23 @@ class Searcher:
         depth, rows = k + longest, np.arange(len(queries))
         with tqdm(total=len(rows), desc="search", unit="query", disable=not progress) as bar:
             for _ in range(SEARCHES):
-                depth = min(depth, len(self.corpus))
+                depth = min(depth, self.deepest)
                 short = [self._search(part, queries, depth, ceiling, exclude, ids, scores)
                          for part in np.split(rows, range(BATCH, len(rows), BATCH))]  # fmt: skip
                 left = np.concatenate(short)
                 bar.update(len(rows) - len(left))
                 rows = left
-                if not len(rows) or depth == len(self.corpus):
+                if not len(rows) or depth == self.deepest:
                     break
                 depth *= 2
+        if len(rows) and self.deepest < len(self.corpus):
+            ids[rows], scores[rows] = search.top_k(
+                queries[rows],
+                self.corpus,
+                k,
+                ceiling=None if ceiling is None else np.asarray(ceiling)[rows],
+                exclude=None if exclude is None else [exclude[row] for row in rows],
+            )
         return SearchResult(torch.from_numpy(ids), torch.from_numpy(scores))
 
     def _search(

@@ -61,26 +61,22 @@ class Arm:
         return f"{self.student}: " + ", ".join([self.method_name, *self.changed])
 
     @property
-    def _family(self) -> str:
-        if self.method is not None:
-            return self.method.name
-        return "none" if self.trained else "base"
-
-    @property
     def row(self) -> dict[str, Any]:
         """The arm as a row of a table: names and numbers, to select and to plot by."""
         values = dataclasses.asdict(self)
         parameter = list(vars(self.method).values()) if self.method is not None else []
+        family = "none" if self.trained else "base"
         values |= {
             "method": self.method_name,
-            "family": self._family,
+            "family": family if self.method is None else self.method.name,
             "parameter": float(parameter[0]) if parameter else None,
             "teacher": "+".join(self.teachers) or None,
             "sampling": self.sampling.name,
             "k": getattr(self.sampling, "k", None),
             "train": "+".join(self.train),
         }
-        return {key: values[key] for key in values if key not in ("teachers", "changed", "trained")}
+        left_out = ("teachers", "changed", "trained")
+        return {key: value for key, value in values.items() if key not in left_out}
 
 
 def arms(settings: config.Settings, name: str) -> list[Arm]:
@@ -128,7 +124,7 @@ def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
         settings.teacher_named(teacher, where)
     if (len(teachers) > 1) != (chosen["ensemble"] is not None):
         raise NvretError(f"{where}: {len(teachers)} teachers with ensemble {chosen['ensemble']!r}")
-    same = {field.name for field in dataclasses.fields(Arm)} & default.keys()
+    same = [field.name for field in dataclasses.fields(Arm) if field.name in default]
     made = {
         "method": method,
         "trained": kind != "base",
@@ -144,22 +140,17 @@ def defaults(
 ) -> dict[str, Any]:
     """What an arm of this method has where its grid says nothing."""
     mined, training = kind not in ("base", "none"), student.training
-    return {
+    fields = config.GridSettings.model_fields.items()
+    grid = {key: field.default for key, field in fields if not field.is_required()}
+    return grid | {
         "teacher": settings.teacher,
-        "ensemble": None,
-        "sampling": "top-k",
-        "k": None,
         "num_negatives": student.num_negatives if mined else 0,
         "temperature": training.temperature,
         "queries": student.queries,
         "pooling": training.pooling,
         "train": settings.data.train,
-        "mixture_temperature": 1.0,
-        "memory_bank": 0,
         "bidirectional": training.bidirectional,
         "in_batch_negatives": kind != "base" and (training.in_batch_negatives or kind == "none"),
-        "mask_margin": None,
-        "stage_two": None,
     }
 
 

@@ -21,19 +21,18 @@ from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section
 
 Wild = Literal["any", "other"]  # every value, or all but the default
-End = Literal["smallest", "largest"]
-Number = float | list[float] | Wild | End | None
+Number = float | list[float] | Wild | Literal["largest"] | None
 Sampling = Literal["top-k", "sampled", "top-1+sampled"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ArmFilter(Section):
-    """Arms of a study by what they are; the words are the columns of ``Results.arms``.
+    """Arms of a study, by the columns of ``Results.arms``.
 
     What is not said has the value that an arm has when its grid says nothing: the student's or
     the profile's own, and for ``parameter`` the paper's best. "any" stands for every value,
-    "other" for all but that one, "smallest" and "largest" for the ends of what the rest leaves. A
-    ``*`` in a text stands for any part of it: ``*+*`` is any ensemble or mixture.
+    "other" for all but that one, "largest" for the end of what the rest leaves. A ``*`` in a text
+    stands for any part of it: ``*+*`` is any ensemble or mixture.
     """
 
     family: str | list[str]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,14 +17,16 @@ from nvret import assets, data, methods, mining, negatives, teachers
 from nvret.analysis import audit, judge_quality, judges, statistics
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
-from nvret.study import paper
+from nvret.study import paper, tables
 from nvret.study.config import Settings
 from nvret.study.workspace import Workspace, stored
 from nvret.utils import store
 
 DEPTH = 100  # ranks of the teacher's own ranking that are looked at
+RANKS = 30  # that are shown
 WIDTH = 300  # characters of a text that an example shows
 NAIVE = str(methods.NaiveTopK())  # what all methods are compared with
+AWARE = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)  # that the paper audits
 
 
 class AuditedSet:
@@ -42,8 +45,8 @@ class AuditedSet:
         return audit.labels(whole, self.chosen.queries, self.chosen.passages)
 
     @cached_property
-    def _mined(self) -> list[pa.Table]:
-        """Negatives of each method, and the teacher's own ranking."""
+    def _mined(self) -> tuple[dict[str, pa.Table], pa.Table]:
+        """``tables`` and ``ranking``."""
         dataset, depth = self.hidden.dataset, self.chosen.num_negatives
         teacher = Workspace(self.settings).teacher(self.chosen.teacher)
         scorer = teachers.prepare(teacher, dataset, progress=self.progress)
@@ -52,9 +55,9 @@ class AuditedSet:
         def build(folder: Path) -> None:
             known = mining.exclusions(dataset, self.settings.mining.near_duplicates)
             shared = options | {"exclude": known, "progress": False}
-            tables = mining.sweep(dataset, scorer, self.methods, depth, **shared)
-            tables.append(mining.mine(dataset, scorer, methods.NaiveTopK(), DEPTH, **shared))
-            for place, table in enumerate(tables):
+            mined = mining.sweep(dataset, scorer, self.methods, depth, **shared)
+            mined.append(mining.mine(dataset, scorer, methods.NaiveTopK(), DEPTH, **shared))
+            for place, table in enumerate(mined):
                 negatives.save(table, folder / f"{place}.parquet")
 
         folder = stored(
@@ -66,17 +69,18 @@ class AuditedSet:
             mining=options | {"num_negatives": depth, "depth": DEPTH},
         )
         places = range(len(self.methods) + 1)
-        return [negatives.load(folder / f"{place}.parquet") for place in places]
+        *mined, ranking = [negatives.load(folder / f"{place}.parquet") for place in places]
+        return dict(zip(map(str, self.methods), mined, strict=True)), ranking
 
     @property
     def tables(self) -> dict[str, pa.Table]:
         """Negatives by method."""
-        return dict(zip(map(str, self.methods), self._mined[:-1], strict=True))
+        return self._mined[0]
 
     @property
     def ranking(self) -> pa.Table:
         """The teacher's own ranking, `DEPTH` candidates a pair."""
-        return self._mined[-1]
+        return self._mined[1]
 
     @cached_property
     def judged(self) -> list[Judged]:
@@ -84,8 +88,8 @@ class AuditedSet:
 
         The pairs are naive negatives: half of them known positives, if there are as many.
         """
-        hidden, naive = self.hidden, self.tables[NAIVE]
-        pairs = judge_quality.sample(naive, self.chosen.judged_pairs, hidden=hidden)
+        hidden = self.hidden
+        pairs = judge_quality.sample(self.tables[NAIVE], self.chosen.judged_pairs, hidden=hidden)
         teacher = self.settings.teacher_named(self.chosen.teacher, "audit.teacher")
         limit = teacher.passage_max_length
         verdicts = [judge_quality.by_ceiling(pairs, hidden)]
@@ -108,11 +112,6 @@ class AuditedSet:
             verdicts.append(Judged.load(folder))
         return verdicts
 
-    @property
-    def share(self) -> float:
-        """Of known positives among all naive negatives."""
-        return float(audit.known(self.tables[NAIVE], self.hidden).mean())
-
 
 class Audit:
     """What ``09_false_negatives`` shows; the tables have a column ``dataset``.
@@ -122,44 +121,41 @@ class Audit:
         progress: show bars.
     """
 
-    naive = NAIVE
-
     def __init__(self, settings: Settings, *, progress: bool = True) -> None:
         self.datasets = settings.audit.datasets
         self.sets = {name: AuditedSet(settings, name, progress=progress) for name in self.datasets}
 
-    def _each(self, table: Callable[[AuditedSet], pd.DataFrame]) -> pd.DataFrame:
-        parts = [table(one).assign(dataset=name) for name, one in self.sets.items()]
-        joined = pd.concat(parts, ignore_index=True)
-        return joined[["dataset", *joined.columns.drop("dataset")]]
+    def _each(self, rows: Callable[[AuditedSet], Any]) -> pd.DataFrame:
+        """The rows of every set in one table."""
+        parts = {name: pd.DataFrame(rows(one)) for name, one in self.sets.items()}
+        return pd.concat(parts, names=["dataset"]).reset_index("dataset").reset_index(drop=True)
 
     def sizes(self) -> pd.DataFrame:
         """How the labels of each set were hidden, and how many of them."""
-        rows = []
-        for name, one in self.sets.items():
+
+        def rows(one: AuditedSet) -> list[dict[str, Any]]:
             dataset, pairs, source = one.hidden
-            queries, passages = dataset.queries.num_rows, dataset.corpus.num_rows
-            words = sum(len(text.split()) for text in dataset.passages)
-            row = {"dataset": name, "labels": source, "queries": queries, "passages": passages}
-            row |= {"words per passage": words / passages}
-            rows.append(row | {"hidden per query": pairs.num_rows / queries})
-        return pd.DataFrame(rows)
+            sizes = tables.sizes(dataset)
+            row = {"labels": source, "queries": sizes["questions"], "passages": sizes["passages"]}
+            row |= {"words per passage": sizes["words a passage"]}
+            return [row | {"hidden per query": pairs.num_rows / sizes["questions"]}]
+
+        return self._each(rows)
 
     def frontier(self) -> pd.DataFrame:
         """`nvret.analysis.audit.frontier` of every set."""
         return self._each(lambda one: audit.frontier(one.tables, one.hidden, one.ranking, NAIVE))
 
     def reductions(self) -> pd.DataFrame:
-        """How much fewer false negatives than naive top-k: dataset, method, reduction, low, high.
+        """How much fewer false negatives than naive top-k, as a share of naive's rate."""
 
-        The unit is a share of naive's rate, in each set.
-        """
-        rows = []
-        for name, one in self.sets.items():
+        def rows(one: AuditedSet) -> list[dict[str, Any]]:
             counts = {m: audit.false_negatives(t, one.hidden) for m, t in one.tables.items()}
             naive = counts.pop(NAIVE)
-            rows += [(name, m, *statistics.reduction(count, naive)) for m, count in counts.items()]
-        return pd.DataFrame(rows, columns=["dataset", "method", "reduction", "low", "high"])
+            lower = {m: statistics.reduction(count, naive) for m, count in counts.items()}
+            return [{"method": m, **interval._asdict()} for m, interval in lower.items()]
+
+        return self._each(rows).rename(columns={"value": "reduction"})
 
     def beside_paper(self) -> pd.DataFrame:
         """The paper's audit above this one: columns of ``results/paper/false_negatives.csv``.
@@ -167,30 +163,29 @@ class Audit:
         ``share`` of naive negatives that are positives; ``reduction`` by a positive-aware method.
         """
         theirs = paper.table("false_negatives")
-        aware = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)
-        first = self.sets[self.datasets[0]]
-        wanted = [str(method) for method in first.methods if isinstance(method, aware)]
-        keys = ["dataset", "method"]
+        audited = self.sets[self.datasets[0]].methods
+        wanted = [str(method) for method in audited if isinstance(method, AWARE)]
         ours = self.frontier().rename(columns={"rate": "share"})
-        ours = ours.loc[ours["method"].isin(wanted), [*keys, "share"]]
-        ours = ours.merge(self.reductions()[[*keys, "reduction"]], on=keys, how="left")
+        ours = ours[ours["method"].isin(wanted)]
+        ours = ours.merge(self.reductions(), on=["dataset", "method"], how="left")
         judge = {name: f"hidden labels, {one.hidden.source}" for name, one in self.sets.items()}
         ours = ours.assign(judge=ours["dataset"].map(judge), source="here")
-        return pd.concat([theirs, ours], ignore_index=True)[theirs.columns]
+        return pd.concat([theirs, ours[theirs.columns]], ignore_index=True)
 
-    def by_rank(self, deepest: int = 30) -> pd.DataFrame:
-        """The share of known positives at each rank of the teacher's ranking."""
+    def by_rank(self) -> pd.DataFrame:
+        """The share of known positives at each of the first ranks of the teacher's ranking."""
         table = self._each(lambda one: audit.by_rank(one.ranking, one.hidden))
-        return table[table["rank"] <= deepest].reset_index(drop=True)
+        return table[table["rank"] <= RANKS].reset_index(drop=True)
 
     def quality(self) -> pd.DataFrame:
         """What each judge catches on each set, and how many tokens it reads for it."""
-        rows = []
-        for name, one in self.sets.items():
-            for judged in one.judged:
-                row = judge_quality.quality(judged, one.share)
-                rows.append({"dataset": name, **row, "tokens per pair": judged.tokens})
-        return pd.DataFrame(rows)
+
+        def rows(one: AuditedSet) -> list[dict[str, Any]]:
+            share = float(audit.known(one.tables[NAIVE], one.hidden).mean())
+            return [judge_quality.quality(judged, share) | {"tokens per pair": judged.tokens}
+                    for judged in one.judged]  # fmt: skip
+
+        return self._each(rows)
 
     def curves(self) -> dict[str, dict[str, pd.DataFrame]]:
         """Set -> judge -> what it catches at each of its thresholds."""
@@ -204,7 +199,7 @@ class Audit:
         times = {name: {j.judge: j.seconds for j in one.judged} for name, one in self.sets.items()}
         return pd.DataFrame(times).rename_axis("judge")
 
-    def examples(self, name: str, number: int = 4) -> list[str]:
+    def examples(self, name: str, number: int) -> list[str]:
         """Naive negatives that are hidden positives, as Markdown, those of the best rank first."""
         hidden, table = self.sets[name].hidden, self.sets[name].tables[NAIVE]
         rows = table.to_pandas()[audit.known(table, hidden)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -18,8 +17,7 @@ from nvret.study import claims, figures, paper, paths, tables, verdicts
 from nvret.study.arms import arms
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.study.selection import NotRun
-from nvret.study.verdicts import Decision
+from nvret.study.verdicts import Decision, NotRun
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
@@ -27,7 +25,6 @@ COLUMNS = [
     "id", "claim", "section", "kind", "student", "unit", "paper", "difference", "low", "high",
     "p", "p_holm", "seeds", "queries", "verdict", "note",
 ]  # fmt: skip
-UNTESTED = ("not run", "not testable here")
 NUMBERS = ["paper", "difference", "low", "high", "p", "p_holm"]
 TEACHERS = "02_teachers"  # the teachers' own scores, a table of the study of teachers
 SHARES = {  # claims about a share: the table that decides them, and how
@@ -53,21 +50,35 @@ def build(
         difference, low, high and paper in NDCG@10, or as shares (``unit``); p_holm adjusts p over
         all rows that have one.
     """
+
+    def decide(claim: claims.AnyClaim, student: str) -> dict[str, Decision]:
+        """By student or data set, what was decided."""
+        if claim.kind in SHARES:
+            name, from_table = SHARES[claim.kind]
+            if name not in saved:
+                raise NotRun(f"no table {name}")
+            return from_table(claim, saved[name])
+        if claim.study not in results:
+            raise NotRun(f"no scores of {claim.study}")
+        own = results[claim.study], settings, registered.margin, saved.get(TEACHERS)
+        return {student: verdicts.decide(claim, student, *own)}
+
     rows = []
     for claim in registered.claims:
         common = claim.model_dump(include={"id", "claim", "section", "kind"})
-        common |= {"unit": "share" if claim.kind in SHARES else "points"}
+        common |= {"unit": "share" if claim.kind in SHARES else "points", "student": ""}
         common |= {"paper": paper.value(claim.paper)}
+        if isinstance(claim, claims.NotTestable):
+            rows.append(common | vars(Decision("not testable here", note=claim.reason)))
+            continue
         for student in _students(claim, settings):
             try:
-                decided = _decide(claim, student, settings, registered.margin, results, saved)
+                for name, decision in decide(claim, student).items():
+                    note = "; ".join(filter(None, [decision.note, claim.note]))
+                    rows.append(common | vars(decision) | {"student": name, "note": note})
             except NotRun as error:
-                decided = {student: Decision("not run", note=str(error))}
-            for name, decision in decided.items():
-                row = common | {"student": name} | dataclasses.asdict(decision)
-                if decision.verdict not in UNTESTED:
-                    row["note"] = "; ".join(filter(None, [decision.note, claim.note]))
-                rows.append(row)
+                missing = Decision("not run", note=str(error))
+                rows.append(common | vars(missing) | {"student": student})
     table = pd.DataFrame(rows, columns=COLUMNS)
     tested = table["p"].notna()
     table["p_holm"] = np.nan
@@ -83,28 +94,6 @@ def _students(claim: claims.AnyClaim, settings: Settings) -> list[str]:
     if claim.study in settings.studies:
         known = {arm.student for arm in arms(settings, claim.study)}
     return [name for name in claim.students if name in known] or claim.students[:1]
-
-
-def _decide(
-    claim: claims.AnyClaim,
-    student: str,
-    settings: Settings,
-    margin: float,
-    results: Mapping[str, Results],
-    saved: Mapping[str, pd.DataFrame],
-) -> dict[str, Decision]:
-    """By student or data set, what was decided."""
-    if isinstance(claim, claims.NotTestable):
-        return {"": Decision("not testable here", note=claim.reason)}
-    if claim.kind in SHARES:
-        name, decide = SHARES[claim.kind]
-        if name not in saved:
-            raise NotRun(f"no table {name}")
-        return decide(claim, saved[name])
-    if claim.study not in results:
-        raise NotRun(f"no scores of {claim.study}")
-    own = results[claim.study], settings, margin, saved.get(TEACHERS)
-    return {student: verdicts.decide(claim, student, *own)}
 
 
 def load(settings: Settings, study: str | None = None) -> pd.DataFrame:
@@ -142,6 +131,22 @@ def save(settings: Settings, ledger: pd.DataFrame) -> None:
     store.write_json(target, {"margin": claims.load().margin, "claims": rows})
 
 
+def read(folder: Path) -> tuple[pd.DataFrame, float]:
+    """The ledger that ``save`` wrote, and the smallest difference that matters.
+
+    Args:
+        folder: ``results/<profile>``.
+    Raises:
+        NvretError: the profile has not been run.
+    """
+    path = folder / "claims.json"
+    if not path.is_file():
+        raise NvretError(f"{path}: no such file; run the profile first")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    table = pd.DataFrame(content["claims"], columns=COLUMNS)
+    return table.astype(dict.fromkeys(NUMBERS, float)), content["margin"]
+
+
 def write(settings: Settings) -> pd.DataFrame:
     """Everything that follows from a profile's scores alone: tables, ledger, and their figures.
 
@@ -169,21 +174,18 @@ def write(settings: Settings) -> pd.DataFrame:
 def shown(ledger: pd.DataFrame) -> pd.DataFrame:
     """The columns that a reader needs, as text: points of NDCG@10, or percent."""
 
+    def number(value: float, unit: str) -> str:
+        if not math.isfinite(value):
+            return "–"
+        return f"{100 * value:.0f} %" if unit == "share" else f"{100 * value:+.2f}"
+
     def here(row: Any) -> str:
-        value, low, high = (_number(x, row.unit) for x in (row.difference, row.low, row.high))
+        value, low, high = (number(x, row.unit) for x in (row.difference, row.low, row.high))
         return f"{value} [{low}, {high}]" if {low, high} != {"–"} else value
 
     rows = list(ledger.itertuples())
-    texts = ledger[["claim", "student"]].assign(
-        paper=[_number(row.paper, row.unit) for row in rows], here=[here(row) for row in rows]
-    )
-    return texts.assign(verdict=ledger["verdict"])
-
-
-def _number(value: float, unit: str) -> str:
-    if not math.isfinite(value):
-        return "–"
-    return f"{100 * value:.0f} %" if unit == "share" else f"{100 * value:+.2f}"
+    texts = {"paper": [number(row.paper, row.unit) for row in rows], "here": [*map(here, rows)]}
+    return ledger[["claim", "student"]].assign(**texts, verdict=ledger["verdict"])
 
 
 def styled(ledger: pd.DataFrame) -> Styler:
@@ -191,42 +193,17 @@ def styled(ledger: pd.DataFrame) -> Styler:
     return shown(ledger).assign(note=ledger["note"]).style.hide()
 
 
-def read(folder: Path) -> tuple[pd.DataFrame, float]:
-    """The ledger that ``save`` wrote, and the smallest difference that matters.
-
-    Args:
-        folder: ``results/<profile>``.
-    Raises:
-        NvretError: the profile has not been run.
-    """
-    path = folder / "claims.json"
-    if not path.is_file():
-        raise NvretError(f"{path}: no such file; run the profile first")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    table = pd.DataFrame(content["claims"], columns=COLUMNS)
-    return table.astype(dict.fromkeys(NUMBERS, float)), content["margin"]
-
-
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:
     """The undecided rows, with how many times the seeds and queries would decide them.
 
     If the truth is what was found, the interval's half-width, which falls with the root of seeds
-    and queries together, has to fall below the distance to the nearest value that decides.
+    and queries together, has to fall below the distance to the nearest value that decides:
+    infinite where the truth is right at that bound.
     """
-    rows = ledger[(ledger["verdict"] == "undecided") & ledger["low"].notna()].copy()
-    rows["times"] = [times(row, margin) for row in rows.itertuples()]
+    rows = ledger[(ledger["verdict"] == "undecided") & ledger["low"].notna()]
+    bound = rows["kind"].map({"not-worse": -margin, "no-gain": margin}).astype(float)
+    above, below = (rows["difference"] - bound.fillna(end) for end in (0.0, margin))
+    reach = np.maximum(above, -below)
+    factor = ((rows["high"] - rows["low"]) / 2 / reach) ** 2
+    rows = rows.assign(times=factor.where(reach > 0, math.inf))
     return rows[["claim", "student", "seeds", "queries", "difference", "low", "high", "times"]]
-
-
-def times(row: Any, margin: float) -> float:
-    """Factor on seeds and queries of one row; infinite where the truth is right at the bound.
-
-    >>> from types import SimpleNamespace as Row
-    >>> times(Row(kind="difference", difference=0.004, low=-0.004, high=0.012), margin=0.002)
-    4.0
-    """
-    bounds = {"not-worse": (-margin, -margin), "no-gain": (margin, margin)}
-    zero, short_of = bounds.get(row.kind, (0.0, margin))
-    reach = max(row.difference - zero, short_of - row.difference)
-    half = (row.high - row.low) / 2
-    return (half / reach) ** 2 if reach > 0 else math.inf

@@ -60,7 +60,6 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     The studies run here first, under one progress bar with the time left.
 
     Args:
-        settings: of the profile.
         values: the file that ``settings`` was read from; injected into every notebook.
         names: notebooks, without ``.ipynb``.
     Raises:

@@ -64,12 +64,11 @@ def downloads(settings: Settings) -> pd.DataFrame:
     """A row for each data set and model: its source, gigabytes if known, and whether it is here."""
     rows = []
     for name in notebooks.assets_of(settings):
-        kind = resolve.kind(name)
-        entry = getattr(registry, kind)()[name]
+        kind, entry = registry.kind(name), registry.entry(name)
         source, gigabytes = entry.hub.id if entry.hub else "a local copy", None
         if entry.converter is not None:
             archive = getattr(entry, "archive", None)
-            packages = registry.archive(archive).packages if archive else entry.packages
+            packages = registry.archive(archive) if archive else entry.packages
             source = f"package {archive or packages[0].requirement}"
             gigabytes = sum(package.megabytes for package in packages) / 1000
         elif kind == "models":
@@ -79,10 +78,8 @@ def downloads(settings: Settings) -> pd.DataFrame:
 
 
 def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.DataFrame:
-    """A row for each stage and model or study: how often, device hours, memory and disk.
+    """A row for each stage and model or study; ``sizes`` gives a set's questions and passages.
 
-    Args:
-        sizes: name of a data set -> its questions and passages.
     Returns:
         stage, what, number, device_hours (of all devices together), done (whether the study's
         scores are there), memory_gb (of one device: weights, and in training their gradients and

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from nvret.analysis import statistics
 from nvret.study import ledger
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -59,21 +58,18 @@ def _headline(table: pd.DataFrame) -> pd.DataFrame:
 
 def _counts(table: pd.DataFrame) -> str:
     """How many verdicts of each kind, and what is left when all are taken together."""
+    from scipy.stats import false_discovery_control
+
     counts = table["verdict"].value_counts()
     tests = table[table["p_holm"].notna()]
     reproduced = tests["verdict"] == "reproduced"
     holm = (reproduced & (tests["p_holm"] <= 0.05)).sum()
-    false_discovery = statistics.benjamini_hochberg(tests["p"].astype(float)) <= 0.05
+    false_discovery = false_discovery_control(tests["p"].astype(float)) <= 0.05
     each = ", ".join(f"{count} {name}" for name, count in counts.items())
     return (
         f"{each}; adjusted for all {len(tests)} tests together, {holm} (Holm) or "
         f"{(reproduced & false_discovery).sum()} (Benjamini-Hochberg) stay reproduced"
     )
-
-
-def update(readme: Path, results: Path) -> None:
-    """Write the profiles' results into the README."""
-    replace(readme, "results", section(results))
 
 
 def replace(readme: Path, name: str, text: str) -> None:

@@ -33,11 +33,8 @@ from nvret.utils import store
 class Study:
     """What a notebook compares. Each part is computed when it is asked for, or found in the store.
 
-    Args:
-        workspace: of the profile.
-        name: of the notebook.
-
     Attributes:
+        name: of the notebook.
         arms: all of them, each student's base model first.
         reference: what each student's arms are compared with: a label after the student.
     """
@@ -123,24 +120,19 @@ class Study:
         seed = seed if drawn else 0
         dataset, scorer = self.workspace.train(train), self.workspace.scorer(teacher, train)
         options = self.settings.mining.model_dump()
-        keys = {
-            method: inputs(
-                "mining",
-                dataset=dataset.fingerprint,
-                teacher=scorer.fingerprint,
-                method=method.record,
-                sampling=[arm.sampling.name, vars(arm.sampling)],
-                num_negatives=arm.num_negatives,
-                mining=options,
-                seed=seed,
-            )
-            for method in self._mined_with(arm)
-        }
-        folders = {
-            method: store.cache_dir() / "mining" / store.fingerprint(key)
-            for method, key in keys.items()
-        }
-        missing = [method for method, folder in folders.items() if not store.find(folder)]
+        shared = inputs(
+            "mining",
+            dataset=dataset.fingerprint,
+            teacher=scorer.fingerprint,
+            sampling=[arm.sampling.name, vars(arm.sampling)],
+            num_negatives=arm.num_negatives,
+            mining=options,
+            seed=seed,
+        )
+        keys = {method: shared | {"method": method.record} for method in self._mined_with(arm)}
+        folder = store.cache_dir() / "mining"
+        folders = {method: folder / store.fingerprint(key) for method, key in keys.items()}
+        missing = [method for method, path in folders.items() if not store.find(path)]
         if arm.method in missing:
             exclude = self.workspace.exclusions(train)
             tables = mining.sweep(

@@ -5,6 +5,7 @@ The file is what everything else is computed from: tables, figures, the ledger o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nvret.analysis import statistics
+from nvret.analysis.statistics import Interval
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
-METRICS = ("ndcg_at_10", "recall_at_100")
+METRIC = "ndcg_at_10"
+METRICS = (METRIC, "recall_at_100")
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,7 @@ class Results:
         wide = scores.pivot(
             index=["dataset", "query_id"], columns=["arm", "seed"], values=list(METRICS)
         )
-        order = list(dict.fromkeys(scores["dataset"]))
-        wide = wide.astype(np.float32).reindex(order, level="dataset")
+        wide = wide.astype(np.float32).reindex(scores["dataset"].unique(), level="dataset")
         return cls(arms, wide, logs, dev)
 
     @cached_property
@@ -59,45 +62,55 @@ class Results:
         """
         rows = self.arms
         for column, value in wanted.items():
-            if column not in rows and column != "label":
+            if column not in rows:
                 raise NvretError(f"arms have no {column!r}, expected one of {', '.join(rows)}")
-            cells = rows.index.to_series() if column == "label" else rows[column]
             values = value if isinstance(value, list) else [value]
-            keep = cells.isin([v for v in values if v is not None])
-            if None in values:
-                keep |= cells.isna()
-            rows = rows[keep]
+            keep = rows[column].isin([v for v in values if v is not None])
+            rows = rows[keep | (rows[column].isna() & (None in values))]
         return list(rows.index)
 
-    def one(self, **wanted: Any) -> str:
-        """The label of the only arm with these values."""
-        labels = self.find(**wanted)
-        if len(labels) != 1:
-            raise NvretError(f"{len(labels)} arms have {wanted}, expected one: {labels[:4]}")
-        return labels[0]
-
     def values(
-        self, label: str, metric: str = "ndcg_at_10", datasets: list[str] | None = None
+        self, label: str, metric: str = METRIC, datasets: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """For each test set that the arm is tested on (or the named ones) its (S, Q) scores."""
-        sets = self._sets(label, metric)
-        return {name: sets[name] for name in (datasets or self.datasets) if name in sets}
+        scores = self.scores[metric][label].to_numpy(np.float64)
+        homes = self.scores.index.get_level_values("dataset")
+        sets = {}
+        for name in datasets or self.datasets:
+            values = scores[homes == name].T
+            there = ~np.isnan(values)
+            values = values[there.any(1)][:, there.any(0)]  # a base model has one seed
+            if values.size:
+                sets[name] = values
+        return sets
 
-    def _sets(self, label: str, metric: str) -> dict[str, np.ndarray]:
-        if (label, metric) not in self._arrays:
-            sets = {}
-            for name, rows in self.scores[metric][label].groupby(level="dataset", sort=False):
-                values = rows.to_numpy(np.float64).T
-                there = ~np.isnan(values)
-                values = values[there.any(1)][:, there.any(0)]  # a base model has one seed
-                if values.size:
-                    sets[name] = values
-            self._arrays[label, metric] = sets
-        return self._arrays[label, metric]
+    def contrast(
+        self, weights: Mapping[str, float], datasets: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The weighted sum of arms, paired by seed and query: (S, Q) of each test set they share.
 
-    @cached_property
-    def _arrays(self) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-        return {}
+        Args:
+            weights: by label; 1 and -1 for the difference of two.
+        """
+        scores = {label: self.values(label, METRIC, datasets) for label in weights}
+        shared = [name for name in datasets or self.datasets
+                  if all(name in sets for sets in scores.values())]  # fmt: skip
+        for name in shared:
+            if len({sets[name].shape[1] for sets in scores.values()}) > 1:
+                raise NvretError(f"{name}: {', '.join(weights)} cannot be paired by query")
+        return {name: sum(weights[a] * scores[a][name] for a in weights) for name in shared}
+
+    def difference(self, a: str, b: str) -> Interval:
+        """Mean over the shared test sets of arm ``a`` less arm ``b``, paired by seed and query."""
+        weights = {a: 1, b: -1} if a != b else {a: 0}
+        return statistics.mean_interval(list(self.contrast(weights).values()))
+
+    def best_on_dev(self, labels: Sequence[str]) -> str:
+        """The best of these arms on the development split."""
+        scores = {label: self.values(label, METRIC, [self.dev]) for label in labels}
+        if not scores or not all(scores.values()):
+            raise NvretError(f"no scores on the development split {self.dev} for {labels[:2]}")
+        return max(labels, key=lambda label: scores[label][self.dev].mean())
 
     def save(self, path: Path) -> None:
         """Write arms and scores as Parquet."""

@@ -14,15 +14,24 @@ from nvret.analysis import overlap, statistics
 from nvret.analysis.statistics import Interval
 from nvret.data import RetrievalDataset
 from nvret.sampling import draw_rows, pair_keys
-from nvret.study.scores import Results
+from nvret.study.scores import METRIC, Results
 from nvret.teachers import Scorer
-from nvret.utils.errors import NvretError
 
 AVERAGE = "average"  # the mean over the test sets, each with the same weight
-METRIC = "ndcg_at_10"
 PLAIN = {family: str(kind()) for family, kind in methods.BY_NAME.items()}  # the paper's settings
 OWN_SETTING = "as the profile says"
+IDS = ["query_id", "positive_id", "negative_id"]
 Sets = Mapping[str, np.ndarray]  # test set -> (seeds, queries)
+
+
+def p_value(sets: Sequence[np.ndarray], shift: float = 0.0) -> float:
+    """Two-sided p-value of "the mean over the test sets is -shift"."""
+    return statistics.p_value([values + shift for values in sets], [0 * values for values in sets])
+
+
+def points(interval: Interval) -> dict[str, float]:
+    """Value, low and high in points of NDCG@10."""
+    return {key: 100 * number for key, number in interval._asdict().items()}
 
 
 # Every arm of a study
@@ -47,7 +56,7 @@ def teacher_table(own: Mapping[str, Sets], tests: Sequence[str], dev: str) -> pd
     """NDCG@10 of each teacher as a retriever, with its interval over the queries.
 
     Args:
-        own: teacher -> test set -> (1, Q); of ``Workspace.teacher_scores``.
+        own: teacher -> ``Workspace.teacher_scores``.
         tests: the sets that count in the average.
     """
     rows = [
@@ -64,24 +73,22 @@ def _mean_rows(sets: Sets, dev: Sets, metric: str) -> Iterator[tuple]:
         yield dataset, metric, *statistics.mean_interval(values)
 
 
-def differences(results: Results, reference: str, metric: str = METRIC) -> pd.DataFrame:
+def differences(results: Results, reference: str) -> pd.DataFrame:
     """Each arm less its student's ``reference``, paired by seed and query.
 
-    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set.
-
-    Args:
-        reference: a label without the student, such as "Naive Top-K".
+    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set. The
+    reference is a label without the student, such as "Naive Top-K".
     """
     rows = []
     for label, student in results.arms["student"].items():
         other = f"{student}: {reference}"
         if label == other or other not in results.arms.index:
             continue
-        a, b = results.values(label, metric), results.values(other, metric)
-        pairs = {name: (a[name], b[name]) for name in a}
-        for dataset, pair in {**pairs, AVERAGE: (list(a.values()), list(b.values()))}.items():
-            interval, p = statistics.paired_difference(*pair), statistics.p_value(*pair)
-            rows.append((label, dataset, metric, reference, *interval, p))
+        sets = results.contrast({label: 1, other: -1})
+        each = {name: [values] for name, values in sets.items()}
+        for dataset, values in {**each, AVERAGE: list(sets.values())}.items():
+            interval, p = statistics.mean_interval(values), p_value(values)
+            rows.append((label, dataset, METRIC, reference, *interval, p))
     columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
     table = _with_arms(results, pd.DataFrame(rows, columns=columns))
     table["p"] = table.groupby(["student", "dataset"])["p"].transform(statistics.holm)
@@ -109,66 +116,35 @@ def wins(means: pd.DataFrame) -> pd.Series:
     return best.value_counts().reindex(dict.fromkeys(means["arm"]), fill_value=0).rename("wins")
 
 
-# Some arms of a study
-
-
-def difference(results: Results, a: str, b: str) -> Interval:
-    """Mean over the shared test sets of arm ``a`` less arm ``b``, paired by seed and query."""
-    left, right = results.values(a), results.values(b)
-    shared = [name for name in left if name in right]
-    return statistics.paired_difference([left[n] for n in shared], [right[n] for n in shared])
-
-
-def points(interval: Interval) -> dict[str, float]:
-    """Value, low and high in points of NDCG@10."""
-    return {key: 100 * number for key, number in interval._asdict().items()}
-
-
-def chosen_on_dev(results: Results, labels: Sequence[str]) -> str:
-    """The best of these arms on the development split."""
-    scores = {label: results.values(label, METRIC, [results.dev]) for label in labels}
-    if not scores or not all(scores.values()):
-        raise NvretError(f"no scores on the development split {results.dev} for {labels[:2]}")
-    return max(labels, key=lambda label: next(iter(scores[label].values())).mean())
-
-
-def against(results: Results, reference: str, labels: Sequence[str]) -> pd.DataFrame:
-    """Each arm less the reference."""
-    return _pairs(results, [(label, reference) for label in labels if label != reference])
+def compare(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Each first arm less the second."""
+    rows = [{"arm": a, "less": b, **results.difference(a, b)._asdict()} for a, b in pairs]
+    return pd.DataFrame(rows)
 
 
 def between(results: Results, labels: Sequence[str]) -> pd.DataFrame:
     """Every two arms; ``p`` is Holm-adjusted over all of them."""
     pairs = list(itertools.combinations(labels, 2))
-    scores = {label: list(results.values(label).values()) for label in labels}
-    p_values = [statistics.p_value(scores[a], scores[b]) for a, b in pairs]
-    return _pairs(results, pairs).assign(p=statistics.holm(p_values))
-
-
-def _pairs(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    rows = [{"arm": a, "less": b, **difference(results, a, b)._asdict()} for a, b in pairs]
-    return pd.DataFrame(rows)
+    sets = [list(results.contrast({a: 1, b: -1}).values()) for a, b in pairs]
+    return compare(results, pairs).assign(p=statistics.holm([p_value(values) for values in sets]))
 
 
 def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """A row a teacher and rule: its own NDCG@10, and its student's less the reference's.
+    """A row a teacher and rule: its own NDCG@10, and its student's less the reference arm's.
 
     The rules are the paper's percentage, and the one that is best for this teacher on the
-    development split.
-
-    Args:
-        teachers: of ``teacher_table``.
-        reference: label of an arm.
+    development split. ``teachers`` is the ``teacher_table``.
     """
     own = teachers[teachers["dataset"] == AVERAGE].set_index("teacher")
     rows = []
     for name in own.index:
         labels = results.find(teacher=name, family="perc-pos", ensemble=None)
-        chosen = [("paper's 95 %", a) for a in results.find(label=labels, method=PLAIN["perc-pos"])]
+        at_95 = results.find(teacher=name, method=PLAIN["perc-pos"], ensemble=None)
+        chosen = [("paper's 95 %", label) for label in at_95]
         if labels:
-            chosen.append(("chosen on dev", chosen_on_dev(results, labels)))
+            chosen.append(("chosen on dev", results.best_on_dev(labels)))
         for rule, label in chosen:
-            value, low, high = difference(results, label, reference)
+            value, low, high = results.difference(label, reference)
             average = np.mean([values.mean() for values in results.values(label).values()])
             rows.append(
                 {"rule": rule, "teacher": name, "method": results.arms.at[label, "method"]}
@@ -181,9 +157,7 @@ def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: s
 def sweep(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row a swept arm: points over the reference, negatives found, and known positives.
 
-    Args:
-        mined: of ``Study.mined``.
-        reference: a label without the student.
+    ``mined`` is that of ``Study.mined``; the reference is as in ``differences``.
     """
     rows = differences(results, reference)
     rows = rows[(rows["dataset"] == AVERAGE) & rows["parameter"].notna()].set_index("arm")
@@ -201,7 +175,7 @@ def best_of_families(results: Results) -> pd.DataFrame:
     for (student, family), group in arms.groupby(["student", "family"], sort=False):
         if len(group) < 2:
             continue
-        label = chosen_on_dev(results, list(group.index))
+        label = results.best_on_dev(list(group.index))
         value, sweep = group.at[label, "parameter"], group["parameter"]
         optimum = "an end" if value in (sweep.min(), sweep.max()) else "inner"
         interval = statistics.mean_interval(list(results.values(label).values()))
@@ -210,60 +184,48 @@ def best_of_families(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# One method less another
+def families(results: Results) -> dict[tuple[str, str], dict[str, str]]:
+    """(student, setting) -> family -> label of the arm with the paper's parameters.
 
-
-def plain(results: Results, student: str, setting: str = OWN_SETTING) -> dict[str, str]:
-    """Family -> label of a student's arms with the paper's parameters, in one setting.
-
-    Args:
-        setting: what the label says beside student and method; default: nothing. A family that
-            the profile sweeps without the paper's value is there with its first one.
+    A setting is what the label says beside student and method. A family that the profile sweeps
+    without the paper's value is there with its first one.
     """
-    labels: dict[str, str] = {}
-    for label in results.find(student=student, family=list(methods.BY_NAME)):
-        family, method = results.arms.loc[label, ["family", "method"]]
-        usual = family not in labels or method == PLAIN[family]
-        if usual and _setting(results, label) == setting:
-            labels[family] = label
-    return labels
+    arms: dict[tuple[str, str], dict[str, str]] = {}
+    for student in dict.fromkeys(results.arms["student"]):
+        for label in results.find(student=student, family=list(methods.BY_NAME)):
+            family, method = results.arms.loc[label, ["family", "method"]]
+            rest = label.removeprefix(f"{student}: {method}").removeprefix(", ")
+            labels = arms.setdefault((student, rest or OWN_SETTING), {})
+            if family not in labels or method == PLAIN[family]:
+                labels[family] = label
+    return arms
 
 
-def _setting(results: Results, label: str) -> str:
-    row = results.arms.loc[label]
-    rest = label.removeprefix(f"{row['student']}: {row['method']}").removeprefix(", ")
-    return rest or OWN_SETTING
+def plain(results: Results, student: str) -> dict[str, str]:
+    """Family -> label of the student's arm in its own setting; see ``families``."""
+    return families(results).get((student, OWN_SETTING), {})
 
 
 def orders(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Paired differences of families, in points, for each student and setting that has both.
-
-    Args:
-        pairs: (family, family that is taken off).
-    """
-    rows = []
-    for student in dict.fromkeys(results.arms["student"]):
-        labels = results.find(student=student, family=list(methods.BY_NAME))
-        for setting in dict.fromkeys(_setting(results, label) for label in labels):
-            arms = plain(results, student, setting)
-            rows += [
-                {"student": student, "setting": setting, "difference": f"{a} − {b}"}
-                | points(difference(results, arms[a], arms[b]))
-                for a, b in pairs
-                if a in arms and b in arms
-            ]
+    """Each first family less the second, in points, for each student and setting with both."""
+    rows = [
+        {"student": student, "setting": setting, "difference": f"{a} − {b}"}
+        | points(results.difference(arms[a], arms[b]))
+        for (student, setting), arms in families(results).items()
+        for a, b in pairs
+        if a in arms and b in arms
+    ]
     return pd.DataFrame(rows)
 
 
 def by_twins(
     results: Results, test: RetrievalDataset, pairs: Sequence[tuple[str, str]]
 ) -> pd.DataFrame:
-    """Differences in points on questions whose positive has a near-duplicate among the test
-    passages, and on the others; each student's own setting.
+    """As ``orders`` in each student's own setting, on questions whose positive has a
+    near-duplicate among the test passages, and on the others.
 
     Args:
         test: the in-domain test set; its corpus has the column ``cluster``.
-        pairs: (family, family that is taken off).
     """
     twin = test.corpus["cluster"].to_pandas().duplicated(keep=False).to_numpy()
     query_rows, positive_rows = test.pairs
@@ -273,17 +235,16 @@ def by_twins(
     for student in dict.fromkeys(results.arms["student"]):
         arms = plain(results, student)
         for a, b in [pair for pair in pairs if set(pair) <= set(arms)]:
-            x, y = (results.values(arms[f], METRIC, [test.name])[test.name] for f in (a, b))
-            if x.shape[1] != len(inside):
+            values = results.contrast({arms[a]: 1, arms[b]: -1}, [test.name])[test.name]
+            if values.shape[1] != len(inside):
                 continue  # a student that is tested on fewer questions
             for kind, mask in {"with a twin": inside, "without": ~inside}.items():
-                if mask.sum() < 2:
-                    continue
-                interval = statistics.paired_difference(x[:, mask], y[:, mask])
-                rows.append(
-                    {"student": student, "difference": f"{a} − {b}", "questions": kind}
-                    | {"number": int(mask.sum()), **points(interval)}
-                )
+                if mask.sum() > 1:
+                    interval = statistics.mean_interval(values[:, mask])
+                    rows.append(
+                        {"student": student, "difference": f"{a} − {b}", "questions": kind}
+                        | {"number": int(mask.sum()), **points(interval)}
+                    )
     return pd.DataFrame(rows)
 
 
@@ -314,15 +275,14 @@ def mined(
         negatives: by method or arm.
         num_negatives: that were asked for, for each pair.
     """
-    pairs, corpus, rows = len(dataset.pairs[0]), dataset.corpus, []
+    pairs, corpus, rows = len(dataset.pairs[0]), dataset.corpus, {}
     clusters = None
     if "cluster" in corpus.column_names:
         clusters = corpus["cluster"].to_pandas().set_axis(corpus["id"].to_pylist())
     for method, table in negatives.items():
-        frame = table.select([c for c in table.column_names if c != "teacher"]).to_pandas()
+        frame = table.select([*IDS, "score", "positive_score"]).to_pandas()
         full = (frame.groupby(["query_id", "positive_id"]).size() >= num_negatives).sum()
-        row = {
-            "method": method,
+        rows[method] = {
             "pairs": pairs,
             "pairs short": pairs - int(full),
             "negatives": len(frame),
@@ -333,36 +293,31 @@ def mined(
         }
         if clusters is not None:
             twin = frame["negative_id"].map(clusters) == frame["positive_id"].map(clusters)
-            row["in the positive's cluster"] = twin.mean()
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("method")
+            rows[method]["in the positive's cluster"] = twin.mean()
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name="method"))
 
 
 def dropped(negatives: Mapping[str, pa.Table], reference: str) -> pd.Series:
     """For each method, the share of the reference's negatives that it does not take."""
-    ids = ("query_id", "positive_id", "negative_id")
     keys = {
-        name: set(zip(*(table[column].to_pylist() for column in ids), strict=True))
+        name: pd.MultiIndex.from_frame(table.select(IDS).to_pandas())
         for name, table in negatives.items()
     }
-    naive = keys[reference]
-    return pd.Series(
-        {name: 1 - len(naive & own) / max(1, len(naive)) for name, own in keys.items()}
-    )
+    return pd.Series({name: 1 - keys[reference].isin(own).mean() for name, own in keys.items()})
 
 
-def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]], depth: int = 4) -> pd.DataFrame:
-    """Jaccard similarity of every two teachers' negatives (training set -> teacher -> table)."""
+def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]]) -> pd.DataFrame:
+    """Jaccard similarity of every two teachers' first four negatives, in each training set."""
     rows = []
     for dataset, by_teacher in negatives.items():
-        matrix = overlap.jaccard(list(by_teacher.values()), depth)
+        matrix = overlap.jaccard(list(by_teacher.values()))
         for (i, a), (j, b) in itertools.combinations(enumerate(by_teacher), 2):
             rows.append((a, b, dataset, matrix[i, j]))
     return pd.DataFrame(rows, columns=["teacher_a", "teacher_b", "dataset", "jaccard"])
 
 
 def score_scale(
-    dataset: RetrievalDataset, scorer: Scorer, exclude: Sequence[np.ndarray], depth: int = 4
+    dataset: RetrievalDataset, scorer: Scorer, exclude: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
     """A teacher's scores of each pair's positive, of its best candidates and of a random passage.
 
@@ -371,18 +326,16 @@ def score_scale(
 
     Args:
         exclude: for each query the passages that are no negatives; of ``Workspace.exclusions``.
-        depth: candidates of a pair.
     Returns:
-        "positive" (P,), "candidates" (P, depth) by falling score, "random passage" (P,).
+        "positive" (P,), "candidates" (P, 4) by falling score, "random passage" (P,).
     """
     query_rows, positive_rows = dataset.pairs
     ids = dataset.queries["id"].take(query_rows), dataset.corpus["id"].take(positive_rows)
     excluded = [exclude[row] for row in query_rows]
     random_rows = draw_rows(pair_keys(*ids, 0), dataset.corpus.num_rows, 1, excluded)[:, 0]
-    candidates = scorer.top_k(query_rows, depth, exclude=excluded)
     return {
         "positive": scorer.pair_scores(query_rows, positive_rows),
-        "candidates": candidates.scores.numpy(),
+        "candidates": scorer.top_k(query_rows, 4, exclude=excluded).scores.numpy(),
         "random passage": scorer.pair_scores(query_rows, random_rows),
     }
 
@@ -406,16 +359,14 @@ def rules_on_scale(
     """
     positive, candidates = scores["positive"], scores["candidates"]
     middle = np.median(positive)
-    rows = []
+    rows = {}
     for rule in rules:
         ceiling = rule.ceiling(positive)[:, None]
         at_middle = float(rule.ceiling(np.array([middle]))[0])
-        row = {
-            "rule": str(rule),
+        rows[str(rule)] = {
             "candidates below": (candidates < ceiling).mean(),
             "pairs whose first is dropped": (candidates[:, 0] >= ceiling[:, 0]).mean(),
             "as a margin": middle - at_middle,
             "as a percentage": at_middle / middle,
         }
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("rule")
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name="rule"))

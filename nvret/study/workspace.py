@@ -41,12 +41,7 @@ def stored(stage: str, build: Callable[[Path], None], **parts: Any) -> Path:
 
 
 class Workspace:
-    """Each part is computed when it is asked for, or found in the store.
-
-    Args:
-        settings: of the profile.
-        progress: show bars.
-    """
+    """Each part is computed when it is asked for, or found in the store."""
 
     def __init__(self, settings: config.Settings, *, progress: bool = True) -> None:
         self.settings = settings
@@ -93,9 +88,8 @@ class Workspace:
     def _asked(self, key: str) -> list[Any]:
         """The values that the grids of all studies give a key."""
         grids = [grid for study in self.settings.studies.values() for grid in study.runs]
-        values = [getattr(grid, key) for grid in grids]
-        lists = [value if isinstance(value, list) else [value] for value in values]
-        return [value for each in lists for value in each if value is not None]
+        values = [value[key] for grid in grids for value in config.expand(grid)]
+        return [value for value in values if value is not None]
 
     @property
     def training_sets(self) -> list[str]:
@@ -189,11 +183,7 @@ class Workspace:
         return np.load(folder / "ndcg_at_10.npy", allow_pickle=False)
 
     def fingerprints(self, names: Sequence[str]) -> dict[str, str]:
-        """Content hashes of the profile's questions and of these data sets and models.
-
-        Args:
-            names: of data sets and models, as ``nvret.assets`` knows them.
-        """
+        """Content hashes of the profile's questions and of these data sets and models."""
         hashes = {f"train: {self.train().name}": self.train().fingerprint}
         hashes |= {f"test: {name}": test.fingerprint for name, test in self.tests.items()}
         models = assets.models()

@@ -77,8 +77,6 @@ class Collator:
     """A batch of pairs as tensors: its distinct texts in groups of near-equal length.
 
     Attributes:
-        examples: the pairs.
-        encoder: says how token ids become a batch.
         queries, passages: token ids of the data set's texts, by ``query_slot``, ``passage_slot``.
         query_slot, passage_slot: data set row -> row of the token ids.
         mask: says which passages may not be negatives by chance; None: the loss takes none.
@@ -106,13 +104,18 @@ class Collator:
         guide: Scorer | None = None,
     ) -> Collator:
         """Tokenize the texts that the pairs use, once."""
-        queries, query_slot = _tokens(
-            encoder, dataset.query_texts, "query", pairs.queries, config.query_max_length, progress
-        )
-        used = np.append(pairs.positives, pairs.negatives)
-        passages, passage_slot = _tokens(
-            encoder, dataset.passages, "passage", used, config.passage_max_length, progress
-        )
+        tokens, slots = [], []
+        listed = np.append(pairs.positives, pairs.negatives)
+        for kind, texts, used, length in (
+            ("query", dataset.query_texts, pairs.queries, config.query_max_length),
+            ("passage", dataset.passages, listed, config.passage_max_length),
+        ):
+            rows = np.unique(used[used >= 0])
+            chosen = [texts[row] for row in rows]
+            tokens.append(encoder.tokenize(chosen, kind, max_length=length, progress=progress))
+            slot = np.full(len(texts), -1, np.int64)  # -1: the text is not used
+            slot[rows] = np.arange(len(rows))
+            slots.append(slot)
         mask = None
         if config.in_batch_negatives or config.memory_bank:
             mask = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
@@ -120,7 +123,7 @@ class Collator:
         budget = min(budget, config.chunk_tokens or budget)
         if encoder.layout.static:  # pads nothing and looks up all texts at once
             budget = slack = sys.maxsize
-        return cls(pairs, encoder, queries, passages, query_slot, passage_slot, mask, budget, slack)
+        return cls(pairs, encoder, *tokens, *slots, mask, budget, slack)
 
     def _groups(self, tokens: Ragged, rows: np.ndarray) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Batches of the rows, and where each row's vector stands in their concatenation."""
@@ -161,19 +164,3 @@ class Collator:
         if processes.world()[1] > 1:
             inputs["padding"] = torch.from_numpy(padding)
         return inputs
-
-
-def _tokens(
-    encoder: Encoder,
-    texts: Sequence[str],
-    kind: str,
-    used: np.ndarray,
-    max_length: int,
-    progress: bool,
-) -> tuple[Ragged, np.ndarray]:
-    """Token ids of the texts whose rows are used, and (N,) where each row's ids stand; -1: none."""
-    rows = np.unique(used[used >= 0])
-    slot = np.full(len(texts), -1, np.int64)
-    slot[rows] = np.arange(len(rows))
-    chosen = [texts[row] for row in rows]
-    return encoder.tokenize(chosen, kind, max_length=max_length, progress=progress), slot

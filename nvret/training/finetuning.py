@@ -50,14 +50,12 @@ def finetune(
 
     Args:
         base: model folder or hub id, as in `Encoder.load`.
-        dataset: the pairs and texts.
         negatives: columns query_id, positive_id, negative_id, rank, as `nvret.mining.mine` gives.
         output: folder to make: the model, ``training_log.parquet`` and ``training.json``. Nothing
             is there until the run is complete; a complete one is not repeated.
-        config: hyperparameters.
         seed: of the order, the dropout and the adapters.
         guide: a teacher that has read ``dataset``, for ``config.mask_margin``; not without it.
-        device: "cpu" or "cuda"; None: CUDA where there is one.
+        device: None: CUDA where there is one.
     Returns:
         the training log: step, epoch, loss (mean since the row before), learning_rate, grad_norm.
     Raises:
@@ -65,8 +63,7 @@ def finetune(
             that is not finite; a guide without ``mask_margin`` or the other way round; a static
             model with LoRA, or with a pooling or attention to choose.
     """
-    _check_guide(config, guide)
-    _check_processes(config)
+    _check(config, guide)
     output = Path(output)
     pairs = Examples.of(dataset, negatives)
     encoder = Encoder.load(
@@ -90,7 +87,10 @@ def finetune(
     _prepare(encoder, config, seed)  # after the fingerprint, which is the base model's
     with store.shared_folder(output, keep_partial=True) as partial:
         if partial is None:
-            _check_inputs(output, inputs)
+            if not (output / "training.json").exists():
+                raise NvretError(f"{output} exists and is not a training run")
+            if not _same_inputs(output, inputs):
+                raise NvretError(f"{output} holds a run with other inputs; choose another folder")
             return pq.read_table(output / "training_log.parquet")
         main = processes.is_main_process()
         resume = processes.broadcast_object(_resumed(partial, inputs) if main else None)
@@ -111,14 +111,11 @@ def finetune(
     return log_table
 
 
-def _check_guide(config: TrainingConfig, guide: Scorer | None) -> None:
+def _check(config: TrainingConfig, guide: Scorer | None) -> None:
     if guide is None and config.mask_margin is not None:
         raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
     if guide is not None and config.mask_margin is None:
         raise NvretError(f"guide {guide.name!r} is given, but mask_margin is None")
-
-
-def _check_processes(config: TrainingConfig) -> None:
     number = processes.world()[1]
     if config.batch_size % number:
         raise NvretError(f"batch_size is {config.batch_size}, expected a multiple of {number}")
@@ -164,10 +161,3 @@ def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:
     # a run from before there was an option is one without it
     kept["config"] = TrainingConfig().model_dump() | kept.get("config", {})
     return kept == inputs
-
-
-def _check_inputs(folder: Path, inputs: dict[str, Any]) -> None:
-    if not (folder / "training.json").exists():
-        raise NvretError(f"{folder} exists and is not a training run")
-    if not _same_inputs(folder, inputs):
-        raise NvretError(f"{folder} holds a run with other inputs; choose another folder")

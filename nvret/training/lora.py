@@ -22,14 +22,9 @@ def add(encoder: nn.Module, rank: int, alpha: int, dropout: float, seed: int) ->
     """Freeze the backbone and put adapters beside all of its linear layers, in place.
 
     A layer's output becomes ``W x + alpha / rank * B A x``. B begins as zeros, so that the vectors
-    are those of the base model until the first step; A is drawn from the seed.
+    are those of the base model until the first step; A, whose input has the dropout, is drawn from
+    the seed. The global random state is left as it was.
 
-    Args:
-        encoder: an `nvret.encode.Encoder`, whose ``backbone`` is replaced.
-        rank: rows of A and columns of B.
-        alpha: scale, see above.
-        dropout: rate of the input of A, in training.
-        seed: of A; the global random state is left as it was.
     Raises:
         NvretError: a static model, which has no linear layer.
     """

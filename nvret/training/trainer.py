@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from nvret.training.batches import Collator
 from nvret.training.config import TrainingConfig
 from nvret.utils import processes
 
+log = logging.getLogger("nvret")
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
 
 
@@ -31,19 +33,10 @@ def make_trainer(
     folder: Path,
     progress: bool,
 ) -> Trainer:
-    """transformers' ``Trainer``, quiet, with our order of the pairs and one progress bar.
-
-    Args:
-        encoder: is trained in place.
-        batches: of the pairs.
-        config: hyperparameters.
-        seed: of the order and the dropout.
-        folder: of the checkpoints.
-        progress: show a bar.
-    """
+    """A quiet ``Trainer`` that trains ``encoder`` in place; its checkpoints go to ``folder``."""
     run = _OrderedTrainer(
         model=Student(encoder, config, batches.mask),
-        args=_arguments(config, seed, folder, encoder.device.type),
+        args=on_one_device(_arguments(config, seed, folder, encoder.device.type)),
         train_dataset=batches.examples,
         data_collator=batches,
         callbacks=[_Progress(len(batches.examples), config.epochs, folder, progress)],
@@ -95,9 +88,8 @@ class Student(nn.Module):
             queries = torch.cat(vectors[:count])[query_order]
             passages = torch.cat(vectors[count:])[passage_order]
             if passage_rows is None:  # mined negatives alone
-                return info_nce(
-                    queries, passages, positives, negatives, temperature=self.temperature
-                )
+                places = positives, negatives
+                return info_nce(queries, passages, *places, temperature=self.temperature)
             mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
             listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
             places, rows, chance = (positives, negatives), passage_rows, known
@@ -145,10 +137,8 @@ class Student(nn.Module):
     def _bank_known(self, queries: Tensor, listed: Tensor, passages: Tensor) -> Tensor:
         """(B, M) bool, places of the memory that are empty or no further negatives of a pair.
 
-        Args:
-            queries: (B,) query rows.
-            listed: (B, 1 + K) corpus rows of the pairs' positives and mined negatives, -1 for none.
-            passages: (V,) corpus rows of the batch.
+        ``queries`` are (B,) rows; ``listed`` (B, 1 + K) corpus rows of positive and negatives, -1
+        for none; ``passages`` (V,) corpus rows of the batch.
         """
         rows = self.memory.rows
         known = self.memory.listed(listed[:, 1:]) | (rows < 0)
@@ -232,6 +222,15 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep ``Trainer`` from spreading a batch over all GPUs that it sees: ``nn.DataParallel`` would
+    cut our batches at the wrong places."""
+    if arguments.n_gpu > 1:
+        log.warning("%d GPUs are visible, one is used; torchrun uses them all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _arguments(config: TrainingConfig, seed: int, folder: Path, device: str) -> TrainingArguments:

@@ -1,33 +1,29 @@
 """Near-duplicate texts: exact pairs by word trigrams, and the clusters that they form.
 
-Two texts are near-duplicates when their sets of word trigrams overlap enough. The search is exact
-(no hashing, no sampling): trigrams are numbered, the sets are rows of a sparse matrix, and only
-rare trigrams propose pairs (a pair over the threshold must share one of them: Chaudhuri, Ganti and
-Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006, section 4).
+Sets of word trigrams are rows of a sparse matrix, and only rare trigrams propose pairs: a pair over
+the threshold must share one of them (Chaudhuri, Ganti and Kaushik, "A Primitive Operator for
+Similarity Joins in Data Cleaning", ICDE 2006, section 4).
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
+from nvret.utils.words import words
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
 Measure = Literal["jaccard", "overlap"]
 _WORDS = 3  # of a trigram
-_NOT_WORD = re.compile(r"[\W_]+")
 # The same for a text of ASCII alone, several times as fast: lower case, all else a space
-_ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(128)) + bytes(
-    128
-)
+_ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(256))
 _BLOCK = 8_000_000  # candidate entries held at once: about 100 MB
 _SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact integer
 
@@ -35,7 +31,8 @@ _SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact int
 def normalise(text: str) -> str:
     """Words only, case-folded, one space between them: equal for texts a reader calls the same.
 
-    A text without a single letter or digit keeps its other characters.
+    In scripts that put no spaces between words each character counts as one. A text without a
+    single letter or digit keeps its other characters.
 
     >>> normalise("Who wrote  `` Emma '' ?") == normalise('who wrote "Emma"')
     True
@@ -43,31 +40,33 @@ def normalise(text: str) -> str:
     '?!'
     """
     if text.isascii():
-        words = b" ".join(text.encode().translate(_ASCII).split())
-        return words.decode() or " ".join(text.lower().split())
+        plain = b" ".join(text.encode().translate(_ASCII).split())
+        return plain.decode() or " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
+    return " ".join(words(folded.replace("_", " "), piece=1)) or " ".join(folded.split())
 
 
 def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of all trigrams of all texts, from 0, with the row of the text that each stands in.
 
-    A word is a number, and so is a pair of words; a trigram is its first two words' number paired
-    with the last word's. Pairs are renumbered after each word, so nothing overflows.
+    A trigram is the number of its first two words paired with that of the last, and renumbered, so
+    that nothing overflows. A shorter text's is the whole text and two empty words.
     """
     vocabulary: dict[str, int] = {}
     number = vocabulary.setdefault
-    words = [[number(word, len(vocabulary)) for word in text.split()] for text in texts]
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
-    flat = np.fromiter((word for text in words for word in text), np.int64, int(lengths.sum()))
-    rows = np.repeat(np.arange(len(words)), lengths)
+    split = (text.split() for text in texts)
+    padded = (
+        words if len(words) >= _WORDS else [text, "", ""]
+        for text, words in zip(texts, split, strict=True)
+    )  # fmt: skip
+    rows_of_words = [[number(word, len(vocabulary)) for word in words] for words in padded]
+    flat = np.fromiter(itertools.chain.from_iterable(rows_of_words), np.int64)
+    rows = np.repeat(np.arange(len(texts)), [len(words) for words in rows_of_words])
     ids = flat
     for step in range(1, _WORDS):
-        pairs = ids[:-1] * len(vocabulary) + flat[step:]
-        ids = np.unique(pairs, return_inverse=True)[1].reshape(-1)
+        ids = np.unique(ids[:-1] * len(vocabulary) + flat[step:], return_inverse=True)[1]
     complete = rows[: len(ids)] == rows[len(rows) - len(ids) :]
-    ids = np.unique(ids[complete], return_inverse=True)[1].reshape(-1)
-    return ids, rows[: len(complete)][complete]
+    return np.unique(ids[complete], return_inverse=True)[1], rows[: len(ids)][complete]
 
 
 def _incidence(texts: Sequence[str]) -> sp.csr_matrix:
@@ -75,15 +74,11 @@ def _incidence(texts: Sequence[str]) -> sp.csr_matrix:
     import scipy.sparse as sp
 
     ids, rows = _trigrams(texts)
-    width = int(ids.max()) + 1 if len(ids) else 0
-    matrix = sp.csr_matrix((np.ones(len(ids), np.int32), (rows, ids)), shape=(len(texts), width))
-    matrix.sum_duplicates()
+    shape = len(texts), int(ids.max(initial=-1)) + 1
+    matrix = sp.csr_matrix((np.ones(len(ids), np.int32), (rows, ids)), shape=shape)
     matrix.data[:] = 1
-    frequency = np.bincount(matrix.indices, minlength=width)
-    rank = np.empty(width, np.int32)
-    rank[np.argsort(frequency, kind="stable")] = np.arange(width)
-    matrix.indices = rank[matrix.indices]
-    matrix.has_sorted_indices = False
+    frequency = np.bincount(matrix.indices, minlength=shape[1])
+    matrix = matrix[:, np.argsort(frequency, kind="stable")]
     matrix.sort_indices()
     return matrix
 
@@ -118,14 +113,16 @@ def _candidates(left: sp.csr_matrix, right: sp.csr_matrix) -> Iterator[np.ndarra
         yield np.stack([rows, product.col.astype(np.int64)], axis=1)
 
 
-def _intersections(left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray) -> np.ndarray:
-    """Number of shared trigrams of each pair of rows."""
-    sizes = np.diff(left.indptr)[pairs[:, 0]] + np.diff(right.indptr)[pairs[:, 1]]
+def _similarities(
+    left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray, measure: Measure
+) -> np.ndarray:
+    """The measure for each pair of rows, (P,) float64."""
+    a, b = np.diff(left.indptr)[pairs[:, 0]], np.diff(right.indptr)[pairs[:, 1]]
     shared = np.zeros(len(pairs), np.int64)
-    for block in _row_blocks(sizes):
+    for block in _row_blocks(a + b):
         i, j = pairs[block].T
         shared[block] = np.asarray(left[i].multiply(right[j]).sum(axis=1)).reshape(-1)
-    return shared
+    return shared / (a + b - shared if measure == "jaccard" else np.minimum(a, b))
 
 
 def near_duplicate_pairs(
@@ -137,12 +134,11 @@ def near_duplicate_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of texts whose sets of word trigrams are at least ``threshold`` similar. Exact.
 
-    A text of fewer than three words has no trigram; it is the near-duplicate (similarity 1) of
-    texts that are equal to it when normalised, and of no others.
+    Texts are compared after :func:`normalise`. One of fewer than three words is similar (1) to its
+    equals alone.
 
     Args:
-        texts: N texts; compared after :func:`normalise`.
-        others: M texts to compare them with; None compares ``texts`` with themselves (i < j).
+        others: texts to compare them with; None compares ``texts`` with themselves (i < j).
         threshold: in (0, 1]; a pair at the threshold counts.
         measure: "jaccard" |x & y| / |x | y|, or "overlap" |x & y| / min(|x|, |y|), which also
             finds a text inside a longer one.
@@ -154,80 +150,43 @@ def near_duplicate_pairs(
     """
     if not 0 < threshold <= 1:
         raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
-    if measure not in ("jaccard", "overlap"):
-        raise NvretError(f"measure is {measure!r}; expected 'jaccard' or 'overlap'")
+    check_choice("measure", measure, ("jaccard", "overlap"))
     within = others is None
-    left_texts = [normalise(text) for text in texts]
-    right_texts = left_texts if within else [normalise(text) for text in others or ()]
-    both = _incidence(left_texts if within else left_texts + right_texts)
-    left = both[: len(left_texts)]
-    right = both if within else both[len(left_texts) :]
-
-    short = _equal_short(left_texts, right_texts, within)
-    found = [(short, np.ones(len(short)))]
-    proposals = [(_rare_prefix(left, threshold), right, False)]
-    if measure == "overlap":  # the bound holds for the smaller set, which may be on either side
-        proposals.append((_rare_prefix(right, threshold), left, True))
-    for prefix, full, swapped in proposals:
-        for pairs in _candidates(prefix, full):
-            pairs = pairs[:, ::-1] if swapped else pairs
-            if within:
-                pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
-            pairs = np.unique(pairs, axis=0)
-            similarity = _similarities(left, right, pairs, measure)
-            keep = similarity >= threshold
-            found.append((pairs[keep], similarity[keep]))
+    both = _incidence([normalise(text) for text in (*texts, *(others or ()))])
+    left, right = both[: len(texts)], both if within else both[len(texts) :]
+    found = [(np.empty((0, 2), np.int64), np.empty(0))]
+    proposals = _candidates(_rare_prefix(left, threshold), right)
+    if measure == "overlap" and not within:  # the bound holds for the smaller set, on either side
+        others_first = _candidates(_rare_prefix(right, threshold), left)
+        proposals = itertools.chain(proposals, (pairs[:, ::-1] for pairs in others_first))
+    for pairs in proposals:
+        if within:
+            pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+        pairs = np.unique(pairs, axis=0)
+        similarity = _similarities(left, right, pairs, measure)
+        keep = similarity >= threshold
+        found.append((pairs[keep], similarity[keep]))
     pairs, index = np.unique(np.concatenate([p for p, _ in found]), axis=0, return_index=True)
     return pairs[:, 0], pairs[:, 1], np.concatenate([s for _, s in found])[index]
 
 
-def _similarities(
-    left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray, measure: Measure
-) -> np.ndarray:
-    """The measure for each pair of rows, (P,) float64."""
-    shared = _intersections(left, right, pairs)
-    a, b = np.diff(left.indptr)[pairs[:, 0]], np.diff(right.indptr)[pairs[:, 1]]
-    size = a + b - shared if measure == "jaccard" else np.minimum(a, b)
-    return shared / np.maximum(size, 1)
-
-
-def _equal_short(left: Sequence[str], right: Sequence[str], within: bool) -> np.ndarray:
-    """Pairs of equal texts among those too short to have a trigram."""
-    places: dict[str, list[int]] = {}
-    for j, text in enumerate(right):
-        if len(text.split()) < _WORDS:
-            places.setdefault(text, []).append(j)
-    pairs = [
-        (i, j) for i, text in enumerate(left) for j in places.get(text, ()) if not within or i < j
-    ]
-    return np.array(pairs, np.int64).reshape(-1, 2)
-
-
 def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Connected components of an undirected graph, numbered in the order of their first node.
-
-    Returns:
-        (count,) int32 labels.
+    """Connected components of an undirected graph: (count,) int32, numbered by their first node.
 
     >>> components(5, np.array([3]), np.array([1]))
     array([0, 1, 2, 1, 3], dtype=int32)
     """
+    import pandas as pd
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(count, count))
     labels = connected_components(graph, directed=False)[1]
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    order = np.empty(len(first), np.int32)
-    order[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    return order[inverse]
+    return pd.factorize(labels)[0].astype(np.int32)
 
 
 def clusters(texts: Sequence[str], *, threshold: float, measure: Measure = "jaccard") -> np.ndarray:
-    """Near-duplicate clusters: connected components of :func:`near_duplicate_pairs`.
-
-    Returns:
-        (N,) int32 labels, numbered in the order of their first text.
+    """Near-duplicate clusters, which `near_duplicate_pairs` links: (N,) int32 labels.
 
     >>> clusters(["a b c d", "w x y z", "A b c, d!"], threshold=0.9)
     array([0, 1, 0], dtype=int32)

@@ -8,12 +8,15 @@ with a recorded one, and says which number to raise.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import metadata
+
 VERSIONS = {
     "conversion": 1,  # files of a converted folder; what they hold has a fingerprint
     "vectors": 1,  # texts to vectors: tokens, backbone, pooling
     "search": 1,  # exact top-k
-    "bm25": 1,  # words, weights and search of the sparse teacher
-    "near-duplicates": 1,  # normalised texts, word trigrams, clusters
+    "bm25": 2,  # words, weights and search of the sparse teacher
+    "near-duplicates": 2,  # normalised texts, word trigrams, clusters
     "mining": 1,  # ceilings, sampling, the table of negatives
     "ensembles": 1,
     "training": 1,  # batches, order, loss, optimizer
@@ -24,10 +27,24 @@ VERSIONS = {
 }
 
 
-def versions(*names: str) -> dict[str, int]:
-    """The versions of these recipes, as a part of a key.
+# Libraries whose own versions may change what a recipe gives
+LIBRARIES = {
+    "vectors": ("torch", "transformers", "tokenizers"),
+    "training": ("torch", "transformers", "tokenizers", "accelerate", "peft"),
+    "evaluation": ("mteb",),
+    "judges": ("torch", "transformers", "tokenizers", "sentence-transformers"),
+}
+
+
+@cache
+def versions(*names: str) -> dict[str, int | str]:
+    """The versions of these recipes and of the libraries below them, as a part of a key.
+
+    A build of a library for another device ("2.13.0+cpu") counts as the same version.
 
     >>> sorted(versions("vectors", "search"))
-    ['search', 'vectors']
+    ['search', 'tokenizers', 'torch', 'transformers', 'vectors']
     """
-    return {name: VERSIONS[name] for name in names}
+    libraries = {library for name in names for library in LIBRARIES.get(name, ())}
+    installed = {name: metadata.version(name).partition("+")[0] for name in libraries}
+    return {name: VERSIONS[name] for name in names} | installed

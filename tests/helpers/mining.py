@@ -21,6 +21,9 @@ class MatrixTeacher:
     def pair_scores(self, query_rows, passage_rows):
         return self.matrix[query_rows, passage_rows]
 
+    def block_scores(self, query_rows, passage_rows):
+        return self.matrix[np.ix_(query_rows, passage_rows)]
+
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
         scores = torch.from_numpy(self.matrix[query_rows])
         return search.top_k_scores(

@@ -34,6 +34,9 @@ class Table:
     def pair_scores(self, query_rows, passage_rows):
         return self.scores[query_rows, passage_rows]
 
+    def block_scores(self, query_rows, passage_rows):
+        return self.scores[np.ix_(query_rows, passage_rows)]
+
 
 def changed(config: TrainingConfig, **changes) -> TrainingConfig:
     """The configuration with some other values, checked like any."""

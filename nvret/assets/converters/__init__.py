@@ -1,9 +1,7 @@
 """Unpacked files of a package -> the layout that nvret reads; a function for each source format.
 
-A converter of a model has ``(source, target, entry)``: it writes the weights
-(``model.safetensors``), the tokenizer and, for a transformer, ``config.json``; the files around
-them are `nvret.models.layout`'s. A converter of a data set has ``(source, name, **options)`` and
-gives `tables.Converted`. Converters are pure: same files, same result.
+One of a model has ``(source, target, entry)``: it writes weights, tokenizer and, for a transformer,
+``config.json``. One of a data set has ``(source, name, **options)`` and gives `tables.Converted`.
 """
 
 from __future__ import annotations
@@ -29,11 +27,7 @@ _MODULES = {  # the registry's name, and the name of the function -> where it is
 
 
 def converter(name: str) -> Callable[..., Any]:
-    """The converter that the registry names; its module is imported now.
-
-    Raises:
-        NvretError: there is none of that name.
-    """
+    """The converter that the registry names; its module is imported now."""
     if name not in _MODULES:
         raise NvretError(f"no converter is named {name!r}; known: {', '.join(sorted(_MODULES))}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvret.assets.converters.tables import Converted, Judgement, assemble, one_line, step
 from nvret.utils.errors import NvretError
@@ -31,8 +30,7 @@ NQ_MIN_WORDS = 20
 _NQ = re.compile(r"\s*Question: (.*?)\nContext: (.*)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A question and its restored passage, in which the swapped name stood in so many places."""
 
     question: str
@@ -55,10 +53,9 @@ def restore(example: dict[str, Any]) -> Entry:
 
 
 def whole_entries(entries: list[Entry]) -> list[Entry]:
-    """Those whose passage is known to be whole.
+    """Those whose swapped name stood there once, or whose text is equal to such a passage.
 
-    The swapped name stood there once, or the restored text is equal to a passage of which that is
-    true (there another answer was swapped, so the names in question were never touched).
+    (In that one another answer was swapped, so the names in question were never touched.)
     """
     untouched = {normalise(entry.text) for entry in entries if entry.places == 1}
     return [entry for entry in entries if entry.places == 1 or normalise(entry.text) in untouched]
@@ -67,37 +64,21 @@ def whole_entries(entries: list[Entry]) -> list[Entry]:
 def nq(source: Path, name: str, *, file: str) -> Converted:
     """Natural Questions, from a task that tests what a model does when a passage was changed.
 
-    In every passage the answer was swapped for another name ("Question: …\\nContext: …", the
-    swapped name is ``target``, the original is the other key of ``target_scores``). Putting the
-    original back restores the passage, if the swapped name stands in it once. If it stands there
-    more often, it may have replaced several different names, and what it replaced where is lost.
+    In every passage the answer was swapped for another name: ``target``; the original is the other
+    key of ``target_scores``. If the swapped name stands there more than once, it may have replaced
+    several different names, and what it replaced where is lost.
     Source: Kwiatkowski et al., TACL 2019; Longpre et al., arXiv 2109.05052 (the swaps).
     """
     entries = [restore(example) for example in _json(source / file)["examples"]]
     whole = whole_entries(entries)
     long = [entry for entry in whole if len(entry.text.split()) >= NQ_MIN_WORDS]
+    read = "a question, its passage with one answer swapped, and the original answer"
+    swapped = "the swapped name stands in several places and may have replaced different names"
+    short = f"fewer than {NQ_MIN_WORDS} words: captions, cast lists and table rows"
     cleaning = [
-        step(
-            "read",
-            "entries",
-            len(entries),
-            len(entries),
-            "a question, its passage with one answer swapped, and the original answer",
-        ),
-        step(
-            "restore the answer",
-            "entries",
-            len(entries),
-            len(whole),
-            "the swapped name stands in several places and may have replaced different names",
-        ),
-        step(
-            "short passages",
-            "entries",
-            len(whole),
-            len(long),
-            f"fewer than {NQ_MIN_WORDS} words: captions, cast lists and table rows",
-        ),
+        step("read", "entries", entries, entries, read),
+        step("restore the answer", "entries", entries, whole, swapped),
+        step("short passages", "entries", whole, long, short),
     ]
     return assemble(name, [Judgement(entry.question, entry.text) for entry in long], cleaning)
 
@@ -108,10 +89,8 @@ def nq(source: Path, name: str, *, file: str) -> Converted:
 def squad(source: Path, name: str, *, file: str, titles: bool) -> Converted:
     """SQuAD 1.1 and SQuADShifts: a question and the paragraph that it was asked about.
 
-    Args:
-        titles: keep the article's title. Wikipedia's say what the article is about; those of
-            SQuADShifts' other parts are web addresses or running numbers, and would be noise.
-
+    Wikipedia's ``titles`` say what an article is about; those of SQuADShifts' other parts are web
+    addresses or running numbers, and would be noise.
     Source: Rajpurkar et al., arXiv 1606.05250; Miller et al., arXiv 2004.14444.
     """
     judgements = [
@@ -124,7 +103,7 @@ def squad(source: Path, name: str, *, file: str, titles: bool) -> Converted:
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
     ]
-    cleaning = [step("read", "questions", len(judgements), len(judgements))]
+    cleaning = [step("read", "questions", judgements, judgements)]
     return assemble(name, judgements, cleaning)
 
 
@@ -135,8 +114,7 @@ def vitaminc(source: Path, name: str, *, file: str) -> Converted:
     """VitaminC (test part): a claim and sentences of Wikipedia, judged by people.
 
     Supporting and refuting evidence is relevant (score 1); "neither" is judged 0. Several sentences
-    are judged per claim, also ones that differ by a number only: known relevant passages, and known
-    irrelevant ones, for the audit of false negatives.
+    are judged per claim, also ones that differ by a number only.
     Source: Schuster, Fisch and Barzilay, arXiv 2103.08541.
     """
     judgements = []
@@ -150,8 +128,8 @@ def vitaminc(source: Path, name: str, *, file: str) -> Converted:
     kept = [j for j in judgements if len(j.text.split()) >= VITAMINC_MIN_WORDS]
     why = f"fewer than {VITAMINC_MIN_WORDS} words"
     cleaning = [
-        step("read", "judgements", len(judgements), len(judgements)),
-        step("short evidence", "judgements", len(judgements), len(kept), why),
+        step("read", "judgements", judgements, judgements),
+        step("short evidence", "judgements", judgements, kept, why),
     ]
     return assemble(name, kept, cleaning, cluster_threshold=SENTENCE_THRESHOLD)
 
@@ -166,11 +144,7 @@ _ANSWERED = re.compile(r"Fact: (.*?)\s*\nQuestion: (.*)", re.DOTALL)
 
 
 def instructions(path: Path, pattern: re.Pattern[str]) -> list[tuple[tuple[str, ...], list[str]]]:
-    """The groups of ``pattern`` in each input, and the input's targets; all on one line each.
-
-    Raises:
-        NvretError: an input that the pattern does not match whole.
-    """
+    """The groups of ``pattern`` in each input, which it must match whole, and its targets."""
     rows = []
     for row, example in enumerate(_json(path)["examples"]):
         match = pattern.fullmatch(example["input"])
@@ -187,9 +161,8 @@ def instructions(path: Path, pattern: re.Pattern[str]) -> list[tuple[tuple[str, 
 def quoref(source: Path, name: str, *, file: str) -> Converted:
     """Quoref: long passages of Wikipedia, and questions that need their references resolved.
 
-    The task that asks for questions holds every passage with all of its questions; the one that
-    asks for answers repeats a part of them and is not read. There are no titles. Some questions
-    make sense beside their passage alone ("Who is Stan?").
+    The task that asks for questions holds every passage with all of its questions. There are no
+    titles. Some questions make sense beside their passage alone ("Who is Stan?").
     Source: Dasigi et al., arXiv 1908.05803.
     """
     judgements = [
@@ -197,7 +170,7 @@ def quoref(source: Path, name: str, *, file: str) -> Converted:
         for (text,), questions in instructions(source / file, _PASSAGE)
         for question in questions
     ]
-    cleaning = [step("read", "questions", len(judgements), len(judgements))]
+    cleaning = [step("read", "questions", judgements, judgements)]
     return assemble(name, judgements, cleaning)
 
 
@@ -206,18 +179,10 @@ def qasc(
 ) -> Converted:
     """QASC: questions about science, each with the two facts that must be joined to answer it.
 
-    The tasks of BIG-bench are steps of the set's making: a fact and a topic gave a second fact, the
-    two were combined into a third, and that was turned into a question. So a question is followed
-    back to its combined fact, and from there to the two; both are relevant. They are labelled
-    passages that share few words, the nearest thing here to HotpotQA: for the audit of false
-    negatives.
-
-    Args:
-        related: file of facts and the facts that topics led to; they are passages.
-        combined: file of two facts and what follows from both.
-        asked: file of combined facts and their questions.
-        answered: file of combined facts with a question each, and its answers, which are not used.
-
+    BIG-bench's tasks are steps of the set's making: a fact and a topic gave a second fact
+    (``related``), the two were ``combined`` into a third, and that was turned into a question
+    (``asked``; or ``answered``, whose answers are not used). So a question is followed back to its
+    combined fact, and from there to the two; both are relevant.
     Source: Khot et al., arXiv 1910.11473.
     """
     sources = defaultdict(list)
@@ -234,15 +199,10 @@ def qasc(
     ]
     questions = list(dict.fromkeys(questions))
     traced = [(question, fact) for question, fact in questions if fact in sources]
+    lost = "BIG-bench holds a part of each step: the two facts behind the question are not in it"
     cleaning = [
-        step("read", "questions", len(questions), len(questions), "with the fact they ask for"),
-        step(
-            "follow back to two facts",
-            "questions",
-            len(questions),
-            len(traced),
-            "BIG-bench holds a part of each step: the two facts behind the question are not in it",
-        ),
+        step("read", "questions", questions, questions, "with the fact they ask for"),
+        step("follow back to two facts", "questions", questions, traced, lost),
     ]
     others = [
         text

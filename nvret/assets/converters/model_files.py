@@ -29,15 +29,10 @@ BERT_TOKENS = {
 
 
 def save_tokenizer(target: Path, tokenizer: str, *, max_length: int, **special: str) -> None:
-    """Write ``tokenizer.json`` without the truncation and padding that its last user left in it.
+    """Write a ``tokenizer.json`` without the truncation and padding that its last user left in it.
 
     The class is the plain one that reads this file as it is: the named ones build a tokenizer of
     their own from the vocabulary, and differ between versions of transformers.
-
-    Args:
-        tokenizer: content of a ``tokenizer.json``.
-        max_length: tokens, special ones included, that the model can take.
-        special: such as ``pad_token="[PAD]"``.
     """
     content = json.loads(tokenizer) | {"truncation": None, "padding": None}
     text = json.dumps(content, ensure_ascii=False)
@@ -53,7 +48,6 @@ def save_tokenizer(target: Path, tokenizer: str, *, max_length: int, **special: 
 
 
 def save_weights(target: Path, weights: dict[str, np.ndarray]) -> None:
-    """Write ``model.safetensors``."""
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}
@@ -65,11 +59,7 @@ def save_bert(target: Path, weights: dict[str, np.ndarray], *, layers: int, pad:
 
     The pooler, which the sources lack, becomes zeros. No sentence encoder reads it, but
     ``AutoModel`` would fill it with random numbers: the same folder would then load as different
-    weights each time.
-
-    Args:
-        weights: under the names that ``BertModel`` has for them, all but the pooler.
-        pad: id of the padding token.
+    weights each time. ``pad`` is the id of the padding token.
     """
     vocabulary, width = weights["embeddings.word_embeddings.weight"].shape
     pooler = {
@@ -100,10 +90,7 @@ def save_bert(target: Path, weights: dict[str, np.ndarray], *, layers: int, pad:
 def content_fingerprint(folder: Path) -> str:
     """SHA-256 of a converted model: its tensors, and the tokens of :data:`PROBES`.
 
-    It does not depend on how a library version lays out a file.
-
-    Raises:
-        NvretError: a tensor holds NaN or infinity.
+    It does not depend on how a library version lays out a file. `NvretError` for NaN or infinity.
     """
     from safetensors import safe_open
     from tokenizers import Tokenizer

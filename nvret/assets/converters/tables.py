@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,14 @@ class Judgement:
         return normalise(self.title), normalise(self.text)
 
 
-def step(name: str, unit: str, before: int, after: int, why: str = "") -> Step:
-    """A step of the cleaning: how many units it kept and dropped, and why."""
-    return {"step": name, "unit": unit, "kept": after, "dropped": before - after, "why": why}
+def step(name: str, unit: str, before: Sized, after: Sized, why: str = "") -> Step:
+    """A step of the cleaning.
+
+    >>> step("short", "passages", ["a", "moon"], ["moon"], "one letter")
+    {'step': 'short', 'unit': 'passages', 'kept': 1, 'dropped': 1, 'why': 'one letter'}
+    """
+    dropped = len(before) - len(after)
+    return {"step": name, "unit": unit, "kept": len(after), "dropped": dropped, "why": why}
 
 
 def one_line(text: str) -> str:
@@ -76,24 +81,24 @@ def assemble(
     others: Sequence[str] = (),
     cluster_threshold: float = 0.5,
 ) -> Converted:
-    """Merge what is the same, number it, and find the near-duplicate clusters.
+    """Merge what is the same, name it, and find the near-duplicate clusters.
 
     Two passages, or two questions, are the same when `near_duplicates.normalise` makes them
-    equal; the first spelling stays, and rows keep the order of the source. A question that was
-    asked about several passages becomes one query with several positives. A question without a
-    relevant passage is no query.
-
-    Args:
-        cleaning: the steps so far; those of the merging follow.
-        others: passages without a title that no judgement is about.
-        cluster_threshold: share of the shorter text's word trigrams that the other text must have
-            for the two to be near-duplicates.
+    equal; the first spelling stays, and rows keep the order of the source. A question without a
+    relevant passage is no query. ``others`` are passages without a title that no judgement is
+    about; near-duplicates share ``cluster_threshold`` of the shorter text's word trigrams.
     """
-    passages, merged_passages = _distinct_passages(
-        [*judgements, *(Judgement("", text) for text in others)]
-    )
-    questions, merged_questions = _distinct_questions(judgements)
-    scores = _best_scores(judgements)
+    passages: dict[tuple[str, str], Judgement] = {}
+    questions: dict[str, str] = {}
+    scores: dict[tuple[str, tuple[str, str]], int] = {}
+    for judgement in judgements:
+        question, passage = normalise(judgement.question), judgement.passage
+        passages.setdefault(passage, judgement)
+        questions.setdefault(question, judgement.question)
+        scores[question, passage] = max(scores.get((question, passage), 0), judgement.score)
+    unjudged = [Judgement("", text) for text in others]
+    for judgement in unjudged:
+        passages.setdefault(judgement.passage, judgement)
     answered = {question for (question, _), score in scores.items() if score > 0}
     query_ids = {
         question: content_id(f"{name}-q", text)
@@ -102,70 +107,45 @@ def assemble(
     }
     passage_ids = {key: content_id(f"{name}-p", j.title, j.text) for key, j in passages.items()}
     texts = [judgement.text for judgement in passages.values()]
-    labels = clusters(texts, threshold=cluster_threshold, measure="overlap")
-    cleaning = [*cleaning, merged_passages, merged_questions]
+    labels = clusters(texts, threshold=cluster_threshold, measure="overlap").tolist()
+
+    distinct_passages = {
+        (judgement.title, judgement.text) for judgement in (*judgements, *unjudged)
+    }
+    distinct_questions = {judgement.question for judgement in judgements}
+    spelling = "the same words with other spaces, punctuation or capitals"
+    copies = "the same words: one query with every positive of its copies"
+    cleaning = [
+        *cleaning,
+        step("merge equal passages", "passages", distinct_passages, passages, spelling),
+        step("merge equal questions", "questions", distinct_questions, questions, copies),
+    ]
     if len(query_ids) < len(questions):
         why = "all of their judgements are 0; the passages stay"
         unanswered = "questions without a relevant passage"
-        cleaning.append(step(unanswered, "questions", len(questions), len(query_ids), why))
+        cleaning.append(step(unanswered, "questions", questions, query_ids, why))
     why = (
         f"passages that share {cluster_threshold:.0%} of the shorter one's word trigrams "
-        f"stand in one cluster: {len(set(labels.tolist()))} clusters; none is dropped"
+        f"stand in one cluster: {len(set(labels))} clusters; none is dropped"
     )
     cleaning += [
-        step("near-duplicate clusters", "passages", len(passages), len(passages), why),
-        step("result", "queries", len(query_ids), len(query_ids)),
-        step("result", "passages", len(passages), len(passages)),
+        step("near-duplicate clusters", "passages", passages, passages, why),
+        step("result", "queries", query_ids, query_ids),
+        step("result", "passages", passages, passages),
     ]
-    judged = [
+    corpus = [
+        (passage_ids[key], judgement.title, judgement.text, label)
+        for (key, judgement), label in zip(passages.items(), labels, strict=True)
+    ]
+    queries = [(query, questions[question]) for question, query in query_ids.items()]
+    qrels = [
         (query_ids[question], passage_ids[passage], score)
         for (question, passage), score in scores.items()
         if question in query_ids
     ]
-    corpus = [
-        (passage_ids[key], judgement.title, judgement.text, label)
-        for (key, judgement), label in zip(passages.items(), labels.tolist(), strict=True)
-    ]
-    queries = [(query, questions[question]) for question, query in query_ids.items()]
-    return Converted(
-        corpus=_table(corpus, _CORPUS),
-        queries=_table(queries, _QUERIES),
-        qrels=_table(judged, _QRELS),
-        cleaning=cleaning,
-    )
-
-
-def _distinct_passages(
-    judgements: Sequence[Judgement],
-) -> tuple[dict[tuple[str, str], Judgement], Step]:
-    """The first judgement of each passage, and the step that says so."""
-    passages: dict[tuple[str, str], Judgement] = {}
-    for judgement in judgements:
-        passages.setdefault(judgement.passage, judgement)
-    before = len({(judgement.title, judgement.text) for judgement in judgements})
-    why = "the same words with other spaces, punctuation or capitals"
-    return passages, step("merge equal passages", "passages", before, len(passages), why)
-
-
-def _distinct_questions(judgements: Sequence[Judgement]) -> tuple[dict[str, str], Step]:
-    """The first spelling of each question, and the step that says so."""
-    questions: dict[str, str] = {}
-    for judgement in judgements:
-        questions.setdefault(normalise(judgement.question), judgement.question)
-    before = len({judgement.question for judgement in judgements})
-    why = "the same words: one query with every positive of its copies"
-    return questions, step("merge equal questions", "questions", before, len(questions), why)
-
-
-def _best_scores(judgements: Sequence[Judgement]) -> dict[tuple[str, tuple[str, str]], int]:
-    """The best score of each question and passage, as they are compared."""
-    scores: dict[tuple[str, tuple[str, str]], int] = {}
-    for judgement in judgements:
-        pair = normalise(judgement.question), judgement.passage
-        scores[pair] = max(scores.get(pair, 0), judgement.score)
-    return scores
+    parts = _table(corpus, _CORPUS), _table(queries, _QUERIES), _table(qrels, _QRELS)
+    return Converted(*parts, cleaning)
 
 
 def _table(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    named = [dict(zip(schema.names, row, strict=True)) for row in rows]
-    return pa.Table.from_pylist(named, schema=schema)
+    return pa.table(dict(zip(schema.names, zip(*rows, strict=True), strict=True)), schema=schema)

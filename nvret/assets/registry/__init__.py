@@ -40,8 +40,6 @@ class _Entry(Section):
 
 
 class Model(_Entry):
-    """An entry of ``models.yaml``."""
-
     packages: list[Package] = Field(default_factory=list)
     tokenizer_from: str | None = None
     """the model whose ``tokenizer.json`` this one shares"""
@@ -58,7 +56,6 @@ class Model(_Entry):
 
     @property
     def layout(self) -> Layout:
-        """What its folder says of pooling, prompts and length."""
         return Layout(
             static=self.pooling == "static",
             latent=self.pooling == "latent",
@@ -70,8 +67,6 @@ class Model(_Entry):
 
 
 class Archive(Section):
-    """Packages that several data sets share; unpacked once."""
-
     packages: list[Package]
 
 
@@ -126,14 +121,24 @@ def models() -> dict[str, Model]:
 
 
 def datasets() -> dict[str, Data]:
-    """All entries of ``datasets.yaml``.
-
-    >>> "nq" in datasets()
-    True
-    """
+    """All entries of ``datasets.yaml``."""
     return _read("datasets", os.environ.get("NVRET_REGISTRY")).datasets
 
 
-def archive(name: str) -> Archive:
-    """An archive that data sets share."""
-    return _read("datasets", os.environ.get("NVRET_REGISTRY")).archives[name]
+def archive(name: str | None) -> list[Package]:
+    """The packages of an archive that data sets share."""
+    return _read("datasets", os.environ.get("NVRET_REGISTRY")).archives[name].packages
+
+
+def kind(name: str) -> str:
+    """The list that a name stands in: "models" or "datasets"."""
+    return "models" if name in models() else "datasets"
+
+
+def entry(name: str) -> Model | Data:
+    """What the lists say of a name.
+
+    >>> entry("nq").converter
+    'nq'
+    """
+    return models().get(name) or datasets()[name]
