@@ -4,11 +4,12 @@ VENV ?= .venv
 PIP_FLAGS ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough bench gpu-check report docs lint lab clean help
+.PHONY: reproduce test test-thorough bench gpu-check report docs lint lab lock clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -39,6 +40,19 @@ lint: $(INSTALLED)  ## ruff's rules and format
 lab: $(INSTALLED)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks
 
+# Every file's SHA-256, for every platform and Python of pyproject.toml. PyTorch differs by machine:
+# requirements-torch.lock names its version alone, and its public wheel pins CUDA's packages itself
+EXTRAS := packaged notebook docs faiss bench dev
+CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti \
+	cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 \
+	nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock:  ## requirements.lock anew, after a change of pyproject.toml; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --constraint requirements-torch.lock \
+		$(addprefix --extra ,$(EXTRAS)) $(addprefix --no-emit-package ,torch $(CUDA)) \
+		--output-file requirements.lock pyproject.toml
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -46,9 +60,10 @@ clean:  ## remove the environment; downloads and results stay
 	rm -rf $(VENV)
 
 # The stamp is written last: an installation that was cut off is done again
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --editable .
+	$(PIP) $(PIP_FLAGS) --require-hashes --no-deps -r requirements.lock
+	$(PIP) $(PIP_FLAGS) -r requirements-torch.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@

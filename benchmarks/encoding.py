@@ -24,7 +24,9 @@ def cases(smoke: bool) -> list[Case]:
 
 def _case(name: str, texts: list[str], length: int | None, smoke: bool) -> Case:
     ours = Encoder.load(assets.model_path(name))
-    theirs = SentenceTransformer(str(assets.model_path(name)), device="cpu")
+    theirs = SentenceTransformer(
+        str(assets.model_path(name)), device="cpu", trust_remote_code=False
+    )
     if length:
         theirs.max_seq_length = length
     sides = {

@@ -94,7 +94,9 @@ def theirs(dataset: RetrievalDataset, cache: str) -> Run:
     """Mines with the vectors that its first run has left in the folder."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     disable_progress_bar()
-    model = SentenceTransformer(str(assets.model_path(MODEL)), device="cpu")
+    model = SentenceTransformer(
+        str(assets.model_path(MODEL)), device="cpu", trust_remote_code=False
+    )
     rows, positives = dataset.pairs
     pairs = Dataset.from_dict(
         {

@@ -171,7 +171,9 @@ class Theirs:
         self, name: str, pairs: Examples, config: TrainingConfig, folder: Path, **chunks: int
     ) -> None:
         dataset = mined()[0]
-        self.model = SentenceTransformer(str(assets.model_path(name)), device="cpu")
+        self.model = SentenceTransformer(
+            str(assets.model_path(name)), device="cpu", trust_remote_code=False
+        )
         most = config.passage_max_length  # no question is as long
         if isinstance(self.model[0], StaticEmbedding):
             self.model.tokenizer.enable_truncation(most)

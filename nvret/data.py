@@ -193,7 +193,6 @@ def load(name: str | Path, **options: Any) -> RetrievalDataset:
     Raises:
         NvretError: an unknown name, or files that are not as expected (file, line and key named).
     """
-
     from nvret import assets  # the one place where a name leads out of the core
 
     return assets.load_dataset(name, **options)

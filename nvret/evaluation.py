@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow as pa
 
 from nvret.data import RetrievalDataset
-from nvret.encode import SHARD, Encoder
-from nvret.teachers import DenseScorer
 from nvret.utils import processes, store
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
+
+    from nvret.encode import Encoder
 
 METRICS = {"ndcg": "ndcg_cut_{}", "recall": "recall_{}", "map": "map_cut_{}"}  # trec_eval's names
 Results = dict[str, dict[str, float]]  # query id -> passage id -> score, as mteb has it
@@ -253,6 +253,7 @@ class _EncoderSearch(_Search):
         encode = partial(self.encoder.encode, kind=kind, **options)
         if processes.world()[1] == 1:
             return encode(texts)
+        from nvret.encode import SHARD
         from nvret.scale.embeddings import encode_gathered
 
         return encode_gathered(encode, texts, SHARD)
@@ -262,6 +263,8 @@ class _EncoderSearch(_Search):
         self.passages = self._encode(corpus["text"][:], "passage")
 
     def search(self, queries: Any, *, top_k: int, **_: Any) -> Results:
+        from nvret.teachers import DenseScorer  # and with it torch
+
         vectors = self._encode(queries["text"][:], "query")
         scorer = DenseScorer("student", "", vectors, self.passages, str(self.encoder.device))
         result = scorer.top_k(np.arange(len(vectors)), top_k, progress=self.progress)

@@ -95,7 +95,7 @@ RUNS = {
 
 def work(folder: Path) -> None:
     """What each process does; the first writes it down."""
-    encode.SHARD = evaluation.SHARD = BLOCK
+    encode.SHARD = BLOCK
     for passages in (*SIZES, LARGE):
         unit = PRODUCT if passages == LARGE else BLOCK
         found = distributed.top_k(**vectors(passages), k=5, unit=unit)

@@ -16,7 +16,8 @@ import pytest
 from nvret import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OUTSIDE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]  # of the book
+PAGES = [*OUTSIDE, *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 COMMANDS = ("mine", "inspect", "train", "evaluate", "cost", "plan", "fetch", "run", "report")
@@ -64,7 +65,7 @@ def test_paths_exist():
 
 
 def test_links_resolve():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+    for page in OUTSIDE:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[page.name]):
             assert target.startswith("http") or (ROOT / target).exists(), f"{page.name}: {target}"
 

@@ -88,6 +88,7 @@ def test_killed_while_writing(cache):
     assert visible(cache / "toy") == []
     folder = store.stage("toy", {}, lambda folder: (folder / "whole").write_text("x"))
     assert visible(folder) == ["inputs.json", "whole"]
+    assert not list((cache / "toy").glob(".*"))  # nor what the killed process had written
 
 
 @pytest.mark.xdist_group("processes")

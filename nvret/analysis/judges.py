@@ -110,8 +110,12 @@ class LanguageModelJudge:
         self.name, self.max_length = Path(model).name, max_length
         folder = _checked_folder(AutoModelForCausalLM, model)
         with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False
+            )
         self.model = loaded.to(device).eval()
         self.parts, answers = _prompt(self.tokenizer)
         yes, no = (ids[0] for ids in self._ids(answers))
@@ -169,9 +173,12 @@ class CrossEncoderJudge:
         self.name, self.max_length = Path(folder).name, max_length
         folder = _checked_folder(AutoModelForSequenceClassification, folder)
         with quiet():
-            weights = {"dtype": torch.float32}
             self.model = CrossEncoder(
-                str(folder), device=device, local_files_only=True, model_kwargs=weights
+                str(folder),
+                device=device,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32},
             )
         if self.model.num_labels > 2:
             raise NvretError(f"{folder}: {self.model.num_labels} outputs, expected 1 or 2")
@@ -212,7 +219,9 @@ def _checked_folder(kind: Any, model: str | Path) -> Path:
     if not list(folder.glob("*.safetensors")):
         raise NvretError(f"{folder}: has no safetensors")
     with quiet():  # names alone: no weight is read
-        _, report = kind.from_pretrained(folder, device_map="meta", output_loading_info=True)
+        _, report = kind.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, trust_remote_code=False
+        )
     if missing := sorted(report["missing_keys"]):
         raise NvretError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:4])}")
     return folder

@@ -83,9 +83,11 @@ def load_transformer(
 
     if not (folder / "config.json").exists():
         raise NvretError(f"{folder}: has no config.json, so it is not a model folder")
-    trust = {"trust_remote_code": trust_remote_code}
     with quiet():
-        config = AutoConfig.from_pretrained(folder, **trust)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except ValueError as error:  # code that comes with it, or a type that is unknown
+            raise NvretError(f"{folder / 'config.json'}: {error}") from error
         if bidirectional is not None:
             config.is_causal = not bidirectional
         rates = {}
@@ -103,11 +105,13 @@ def load_transformer(
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=trust_remote_code,
             **extra,
-            **trust,
         )
         vars(backbone.config).update(rates)  # built with `dropout`, saved with its own
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=trust_remote_code
+        )
     if getattr(config, "is_causal", None) is False:
         see_both_ways(backbone)
     if missing := sorted(info["missing_keys"]):

@@ -130,7 +130,7 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, LatentAttention, 
             raise NvretError(f"{folder}: weights that are missing or have no place: {wrong}")
     backbone.rotary_emb = type(backbone.rotary_emb)(config)  # holds no weights, so none were read
     see_both_ways(backbone)
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     begin, end = tokenizer.bos_token, tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{begin} $A {end}",

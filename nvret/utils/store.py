@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -161,6 +162,8 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
             yield None
             return
         partial = target.with_name(f".{target.name}.partial") if keep_partial else _scratch(target)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            shutil.rmtree(left)  # by a process that was killed, since none other has the lock
         partial.mkdir(exist_ok=keep_partial)
         try:
             yield partial

@@ -40,7 +40,9 @@ def llama_tokenizer(folder, template):
 def write_bert(folder, pooling):
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("paraphrase-minilm-l3"))
+    tokenizer = AutoTokenizer.from_pretrained(
+        assets.model_path("paraphrase-minilm-l3"), trust_remote_code=False
+    )
     config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, **SIZES)
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

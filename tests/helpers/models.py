@@ -28,7 +28,9 @@ def _tokenizer(folder: Path) -> int:
     """A real tokenizer saved into the folder; the size of its vocabulary."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("paraphrase-minilm-l3"))
+    tokenizer = AutoTokenizer.from_pretrained(
+        assets.model_path("paraphrase-minilm-l3"), trust_remote_code=False
+    )
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 

@@ -59,7 +59,9 @@ def llama_gguf(source: Path, target: Path, entry: Model) -> None:
     if field("general.architecture") != "llama" or field("tokenizer.ggml.pre") != "smollm":
         raise NvretError("model.gguf: expected the architecture 'llama' with SmolLM's tokenizer")
     with quiet():
-        model = AutoModel.from_pretrained(source, gguf_file="model.gguf", dtype=torch.float32)
+        model = AutoModel.from_pretrained(
+            source, gguf_file="model.gguf", dtype=torch.float32, trust_remote_code=False
+        )
     save_weights(target, {name: value.numpy() for name, value in model.state_dict().items()})
     tokens = field("tokenizer.ggml.tokens")
     config = {
