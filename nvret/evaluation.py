@@ -164,7 +164,14 @@ def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
         raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
     answerable = pa.array([query in qrels for query in dataset.queries["id"].to_pylist()])
     data = RetrievalSplitData(
-        corpus=Dataset(pa.table({"id": dataset.corpus["id"], "text": dataset.passages})),
+        corpus=Dataset(
+            pa.table(
+                {
+                    "id": dataset.corpus["id"],
+                    "text": pa.array(dataset.passages, pa.large_string()),
+                }
+            )
+        ),
         queries=Dataset(dataset.queries.select(["id", "text"]).filter(answerable)),
         relevant_docs=qrels,
         top_ranked=None,

@@ -262,9 +262,7 @@ def _pair_columns(
     return query, named
 
 
-def _pairs(
-    rows: tabular.Rows, query: str, named: Sequence[str]
-) -> Iterator[tuple[str, list[str]]]:
+def _pairs(rows: tabular.Rows, query: str, named: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """The text of each row's query, and those of its positives."""
     for row, text in enumerate(rows.texts(query), rows.start):
         if not text.strip():

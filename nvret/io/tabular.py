@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_file
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
 LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 131,072
@@ -36,7 +36,7 @@ class Rows:
     """
 
     path: Path
-    columns: dict[str, list[Any]]
+    columns: dict[str, Sequence[Any]]
     lines: Sequence[int] = field(default_factory=lambda: array("q"))
     start: int = 0
 
@@ -117,22 +117,26 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Iterat
 
     A field of a ``.csv`` may stand in quotes and then hold line breaks; in a ``.tsv`` a quote is a
     character like any other, as in BEIR's and MS MARCO's files. `NvretError` names the row that
-    cannot be read, or a file that has no rows.
+    cannot be read, a file that has no rows, and one that changes meanwhile.
     """
-    kinds, lines = {".parquet": _parquet, ".jsonl": _values}, array("q")
-    values = kinds.get(_suffix(path), _fields)(path, columns, lines, progress)
-    rows = Rows(path, {name: [] for name in columns}, lines)
-    size = 0
-    for row in values:
+    suffix, before, lines = _suffix(path), _state(path), array("q")
+    values = {".parquet": _parquet, ".jsonl": _values}.get(suffix, _fields)
+    start, size, piece = 0, 0, []
+    for row in values(path, columns, lines, progress):
         if size > PIECE:
-            yield rows
-            rows, size = Rows(path, {name: [] for name in columns}, lines, rows.start + len(rows)), 0
-        for column, value in zip(rows.columns.values(), row, strict=True):
-            column.append(value)
-            size += 64 + (len(value) if isinstance(value, (str, list)) else 0)
-    if not len(rows):
+            yield Rows(path, _columns(columns, piece), lines, start)
+            start, size, piece = start + len(piece), 0, []
+        piece.append(row)
+        size += 64 + sum(len(value) for value in row if isinstance(value, (str, list)))
+    if _state(path) != before:
+        raise NvretError(f"{path} has changed while it was read")
+    if not piece:
         raise NvretError(f"{path}: empty; expected rows")
-    yield rows
+    yield Rows(path, _columns(columns, piece), lines, start)
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple]) -> dict[str, tuple]:
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str) -> str:
@@ -152,9 +156,14 @@ def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str)
 def _suffix(path: Path) -> str:
     if path.suffix not in SUFFIXES:
         raise NvretError(f"{path}: unknown kind of file, expected {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise NvretError(f"{path}: no such file")
+    _state(path)
     return path.suffix
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs when a file is another one, or was written to."""
+    status = check_file(path, "a file of rows")
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 Row = Iterator[tuple[Any, ...]]
@@ -162,6 +171,8 @@ Row = Iterator[tuple[Any, ...]]
 
 def _parquet(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
     with _arrow_errors(path), pq.ParquetFile(path) as file:
+        if lost := set(columns) - set(file.schema_arrow.names):
+            raise NvretError(f"{path} has changed while it was read: no column {lost.pop()!r}")
         for batch in file.iter_batches(1024, columns=list(columns)):
             for name in columns:
                 try:
@@ -182,14 +193,14 @@ def _fields(path: Path, columns: Sequence[str], lines: array, progress: bool) ->
     """Of each row of a CSV or TSV."""
     cells = _cells(path)
     header = next(cells, [])
+    if lost := set(columns) - set(header):
+        raise NvretError(f"{path} has changed while it was read: no column {lost.pop()!r}")
     chosen = [header.index(name) for name in columns]
     for row, values in enumerate(cells):
         if len(values) != len(header):
             text = ("\t" if path.suffix == ".tsv" else ",").join(values)[:80]
             place = Rows(path, {}).place(row)
-            raise NvretError(
-                f"{place}: {text!r} has {len(values)} columns, expected {len(header)}"
-            )
+            raise NvretError(f"{place}: {text!r} has {len(values)} columns, expected {len(header)}")
         yield tuple(values[place] for place in chosen)
 
 
@@ -224,12 +235,14 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
+                if number == 1 and line.startswith(b"\x1f\x8b"):
+                    raise NvretError(f"{path}: compressed by gzip; expected text: unpack it first")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise NvretError(f"{path}:{number}: not UTF-8: {error}") from error
     except OSError as error:
-        raise NvretError(f"{path}: cannot be read: {error}") from error
+        raise NvretError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager

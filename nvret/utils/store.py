@@ -74,7 +74,8 @@ def _joined(values: Any, number: int = 256) -> Iterator[str]:
     """The JSON of a list or Arrow column, less its brackets, in pieces of so many values."""
     for start in range(0, len(values), number):
         part = values[start : start + number]
-        yield ("," if start else "") + _json(getattr(part, "to_pylist", lambda: part)())[1:-1]
+        part = part if isinstance(part, list) else part.to_pylist()
+        yield ("," if start else "") + _json(part)[1:-1]
 
 
 def _json(part: Any) -> str:
