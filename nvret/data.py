@@ -31,8 +31,7 @@ class RetrievalDataset:
     Attributes:
         name: for messages and tables; no result is keyed by it.
         corpus: columns id, title ("" if none), text; optionally int32 ``cluster``, the
-            near-duplicate cluster of the passage. Titles and texts become large strings, of which
-            a column may hold more than 2 GiB.
+            near-duplicate cluster of the passage. Titles and texts become large strings.
         queries: columns id, text.
         qrels: columns query_id, corpus_id, score (int32); a score above 0 is relevant.
     Raises:
@@ -83,11 +82,9 @@ class RetrievalDataset:
     @cached_property
     def passages(self) -> list[str]:
         """Title and text of each passage, with a space between them (BEIR's convention)."""
-        passages = []
-        for part in self.corpus.select(["title", "text"]).to_batches(256):  # no copy of the whole
-            for title, text in zip(*(column.to_pylist() for column in part.columns), strict=True):
-                passages.append(f"{title} {text}".strip() if title else text)
-        return passages
+        parts = self.corpus.select(["title", "text"]).to_batches(256)  # no copy of the whole
+        pairs = (zip(*map(pa.Array.to_pylist, part.columns), strict=True) for part in parts)
+        return [f"{a} {b}".strip() if a else b for part in pairs for a, b in part]
 
     @cached_property
     def query_texts(self) -> list[str]:
@@ -173,10 +170,8 @@ def from_texts(
     pairs = [(q, ids[row]) for q, rows in zip(query_ids, positives, strict=True) for row in rows]
     return RetrievalDataset(
         name,
-        pa.table({
-            "id": ids, "title": [""] * len(ids), "text": pa.array(passages, pa.large_string()),
-        }),
-        pa.table({"id": query_ids, "text": pa.array(queries, pa.large_string())}),
+        pa.table({"id": ids, "title": [""] * len(ids), "text": list(passages)}),
+        pa.table({"id": query_ids, "text": list(queries)}),
         pa.table({
             "query_id": pa.array([query for query, _ in pairs], pa.string()),
             "corpus_id": pa.array([passage for _, passage in pairs], pa.string()),
@@ -248,11 +243,10 @@ def _check_texts(where: str, table: pa.Table) -> None:
 
 
 def without_text(table: pa.Table) -> pa.ChunkedArray:
-    """Whether text and title of each row are missing, empty or blank."""
+    """Whether text and title of each row are missing, empty or blank; without a copy of them."""
     empty = True
     for name in {"title", "text"} & set(table.column_names):
-        column = table[name]
-        blank = pc.or_(pc.equal(column, ""), pc.utf8_is_space(column))  # trimming copies all texts
+        blank = pc.or_(pc.equal(table[name], ""), pc.utf8_is_space(table[name]))
         empty = pc.and_(empty, pc.fill_null(blank, True))
     return empty
 

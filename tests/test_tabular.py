@@ -337,8 +337,8 @@ def test_a_reader_holds_no_more_than_a_piece_as_objects(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_more_text_than_an_array_of_strings_holds(tmp_path):
-    """2.2 GiB in few texts, from JSON Lines and Parquet through all that moves texts about."""
-    text, number = "passage words " * 160_000, 1060
+    """In few texts, from JSON Lines and Parquet through all that moves texts; takes 12 GB."""
+    text, number = "passage words " * 160_000, 960
     assert len(text) * number > 2**31
     with (tmp_path / "corpus.jsonl").open("w") as stream:
         for row in range(number):
@@ -348,20 +348,21 @@ def test_more_text_than_an_array_of_strings_holds(tmp_path):
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td7\t1\n")
     dataset = data.load(tmp_path, drop_empty=True, progress=False)
     (tmp_path / "corpus.jsonl").unlink()
-    assert dataset.corpus.take(pa.array([number - 1, 0]))["id"].to_pylist() == ["d1059", "d0"]
+    assert dataset.corpus.take(pa.array([number - 1, 0]))["id"].to_pylist() == ["d959", "d0"]
     part = dataset.select(["q0"], corpus_ids=[f"d{row}" for row in range(1, number)])
     assert part.corpus.num_rows == number - 1
-    assert part.fingerprint != dataset.fingerprint
     merged = mixtures.merge({"a": part, "b": part})
-    assert merged.corpus["id"][-1].as_py() == "b/d1059"
+    assert merged.corpus["id"][-1].as_py() == "b/d959"
     del part, merged
-    ranked = evaluation.evaluate_ranking(np.array([[7, 0]]), np.array([[2.0, 1.0]]), dataset)
-    assert ranked.values("ndcg_at_10").tolist() == [1.0]
     pq.write_table(dataset.corpus, tmp_path / "corpus.parquet", compression="lz4")
     again = inputs.texts(tmp_path / "corpus.parquet", title=True, progress=False)
     (tmp_path / "corpus.parquet").unlink()
     assert again["text"].nbytes > 2**31
-    assert again["text"][number - 1].as_py() == dataset.passages[number - 1] == f"1059 {text}"
+    assert again["text"][number - 1] == dataset.corpus["text"][number - 1]
+    del again
+    ranked = evaluation.evaluate_ranking(np.array([[7, 0]]), np.array([[2.0, 1.0]]), dataset)
+    assert ranked.values("ndcg_at_10").tolist() == [1.0]
+    assert dataset.passages[number - 1] == f"959 {text}"
 
 
 @pytest.mark.parametrize("suffix", tabular.SUFFIXES)

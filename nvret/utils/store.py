@@ -70,7 +70,7 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
 
 
-def _joined(values: Any, number: int = 256) -> Iterator[str]:
+def _joined(values: Any, number: int = 64) -> Iterator[str]:
     """The JSON of a list or Arrow column, less its brackets, in pieces of so many values."""
     for start in range(0, len(values), number):
         part = values[start : start + number]
