@@ -68,6 +68,7 @@ class Table(Styler):
             self.format_index(escape="html", axis=axis)
 
     def format(self, *args: Any, **options: Any) -> Table:
+        """As pandas has it, and every text is escaped."""
         return super().format(*args, **options | {"escape": "html"})
 
 
