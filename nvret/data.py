@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
+# An array of strings holds 2 GiB of text at most, a large one any number
+STRINGS = (pa.string(), pa.large_string())
 _COLUMNS = {
-    "corpus": {"id": pa.string(), "title": pa.string(), "text": pa.string()},
-    "queries": {"id": pa.string(), "text": pa.string()},
+    "corpus": {"id": pa.string(), "title": pa.large_string(), "text": pa.large_string()},
+    "queries": {"id": pa.string(), "text": pa.large_string()},
     "qrels": {"query_id": pa.string(), "corpus_id": pa.string(), "score": pa.int32()},
 }
 
@@ -29,7 +31,7 @@ class RetrievalDataset:
     Attributes:
         name: for messages and tables; no result is keyed by it.
         corpus: columns id, title ("" if none), text; optionally int32 ``cluster``, the
-            near-duplicate cluster of the passage.
+            near-duplicate cluster of the passage. Titles and texts become large strings.
         queries: columns id, text.
         qrels: columns query_id, corpus_id, score (int32); a score above 0 is relevant.
     Raises:
@@ -80,8 +82,9 @@ class RetrievalDataset:
     @cached_property
     def passages(self) -> list[str]:
         """Title and text of each passage, with a space between them (BEIR's convention)."""
-        titles, texts = self.corpus["title"].to_pylist(), self.corpus["text"].to_pylist()
-        return [f"{a} {b}".strip() if a else b for a, b in zip(titles, texts, strict=True)]
+        parts = self.corpus.select(["title", "text"]).to_batches(256)  # no copy of the whole
+        pairs = (zip(*map(pa.Array.to_pylist, part.columns), strict=True) for part in parts)
+        return [f"{a} {b}".strip() if a else b for part in pairs for a, b in part]
 
     @cached_property
     def query_texts(self) -> list[str]:
@@ -208,9 +211,7 @@ def _cast(where: str, table: pa.Table, columns: Mapping[str, pa.DataType]) -> pa
         if column not in table.column_names:
             raise NvretError(f"{where}: no column {column!r}; it has {table.column_names}")
         array = table[column]
-        if pa.types.is_string(kind) and not (
-            pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-        ):
+        if kind in STRINGS and array.type not in STRINGS:
             raise NvretError(f"{where}: column {column!r} is {array.type}; expected text")
         missing = _first(pc.is_null(array, nan_is_null=True))
         if missing is not None:
@@ -235,12 +236,18 @@ def _check_texts(where: str, table: pa.Table) -> None:
     twice = _first(pc.greater(counts[1], 1))
     if twice is not None:
         raise NvretError(f"{where}: id {counts[0][twice].as_py()!r} stands there more than once")
-    empty = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
-    if "title" in table.column_names:
-        empty = pc.and_(empty, pc.equal(pc.utf8_trim_whitespace(table["title"]), ""))
-    row = _first(empty)
+    row = _first(without_text(table))
     if row is not None:
         raise NvretError(f"{where} row {row}: {table['id'][row].as_py()!r} has no text")
+
+
+def without_text(table: pa.Table) -> pa.ChunkedArray:
+    """Whether text and title of each row are missing, empty or blank; without a copy of them."""
+    empty = True
+    for name in {"title", "text"} & set(table.column_names):
+        blank = pc.or_(pc.equal(table[name], ""), pc.utf8_is_space(table[name]))
+        empty = pc.and_(empty, pc.fill_null(blank, True))
+    return empty
 
 
 def _take(table: pa.Table, ids: Iterable[str], where: str) -> pa.Table:

@@ -163,8 +163,9 @@ def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
     if not qrels:
         raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
     answerable = pa.array([query in qrels for query in dataset.queries["id"].to_pylist()])
+    passages = pa.array(dataset.passages, pa.large_string())  # more than 2 GiB, perhaps
     data = RetrievalSplitData(
-        corpus=Dataset(pa.table({"id": dataset.corpus["id"], "text": dataset.passages})),
+        corpus=Dataset(pa.table([dataset.corpus["id"], passages], ["id", "text"])),
         queries=Dataset(dataset.queries.select(["id", "text"]).filter(answerable)),
         relevant_docs=qrels,
         top_ranked=None,

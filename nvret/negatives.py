@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nvret.data import RetrievalDataset
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_file
 from nvret.utils.store import atomic_file
 
 SCHEMA = pa.schema(
@@ -81,10 +81,9 @@ def load(path: Path) -> pa.Table:
     Raises:
         NvretError: no such file, or no Parquet with the columns of ``SCHEMA`` and provenance.
     """
+    check_file(Path(path), "Parquet from nvret mine")
     try:
         table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise NvretError(f"{path}: no such file, expected Parquet from nvret mine") from error
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise NvretError(f"{path}: expected Parquet from nvret mine: {reason}") from error

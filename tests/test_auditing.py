@@ -60,7 +60,7 @@ def test_tables(audited, monkeypatch):
     beside = audit.beside_paper()
     assert beside.loc[beside["source"] == "here", "dataset"].nunique() == 2
     assert {"NQ", "StackExchange"} <= set(beside["dataset"])
-    assert "negative of rank 1" in audit.examples("one", 1)[0]
+    assert "negative of rank 1" in audit.examples("one", 1)[0].data
 
     quality = audit.quality()
     assert quality["judge"].tolist() == ["bm25, the teacher", "potion-base-8m"] * 2

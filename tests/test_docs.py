@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
+from helpers import hostile
 from nvret import cli
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +133,24 @@ def test_results_without_notebooks_are_an_error(extension, tmp_path):
 
     with pytest.raises(ExtensionError, match="no executed notebooks"):
         extension("gather")._profile(tmp_path)
+
+
+def test_nothing_in_a_profile_is_live_in_its_page(extension, tmp_path):
+    from docutils.core import publish_parts
+    from myst_parser.docutils_ import Parser
+
+    facts = json.loads((ROOT / "results" / "quick" / "provenance.json").read_text())
+    facts["parameters"]["teacher"] = facts["hardware"]["processor"] = hostile.ALL
+    student = next(iter(facts["parameters"]["students"].values()))
+    facts["parameters"]["students"] = {hostile.ALL: student | {"model": hostile.ALL}}
+    (tmp_path / "provenance.json").write_text(json.dumps(facts))
+    text = extension("gather")._overview(tmp_path, [])
+    text = text[: text.index("```{toctree}")]
+    options = {"myst_enable_extensions": ["dollarmath"], "raw_enabled": True, "report_level": 1}
+    parts = publish_parts(text, parser=Parser(), writer="html5", settings_overrides=options)
+    hostile.check(parts["body"])
+    assert "system-message" not in parts["body"]
+    assert BeautifulSoup(parts["body"], "html.parser").text.count(hostile.TEXTS[-1]) == 4
 
 
 def test_progress_bars_go_and_figures_get_a_text(extension):

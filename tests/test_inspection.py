@@ -16,9 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import examples
+from helpers import examples, hostile
 from nvret import cli, data, methods, mining, negatives
-from nvret.analysis import audit, ceilings, inspection, inspection_report, statistics, suspects
+from nvret.analysis import (
+    audit,
+    ceilings,
+    inspection,
+    inspection_report,
+    looks,
+    slider,
+    statistics,
+    suspects,
+)
 from nvret.data import from_texts
 from nvret.utils.errors import NvretError
 from nvret.utils.near_duplicates import normalise
@@ -484,6 +493,38 @@ def test_the_page_works_without_its_script(browser, report):
         assert closed.find_element("tag name", "ol").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_nothing_in_a_text_id_or_name_is_live(browser, tmp_path):
+    texts = [f"{text} is old" for text in hostile.TEXTS]
+    dataset = from_texts(hostile.ALL, texts, [f"{hostile.ALL} old", "what is old"], [[0], [1]])
+    corpus = dataset.corpus.drop_columns(["id", "title"])
+    corpus = corpus.append_column("id", [texts]).append_column("title", [texts])
+    qrels = dataset.qrels.set_column(1, "corpus_id", [texts[:2]])
+    dataset = data.RetrievalDataset(hostile.ALL, corpus, dataset.queries, qrels)
+    table = mining.mine(dataset, "bm25", mining.NaiveTopK(), 3, progress=False)
+    names = pa.array([hostile.ALL] * len(table))
+    for name in ("teacher", "method"):
+        table = table.set_column(table.column_names.index(name), name, names)
+    facts = negatives.provenance(table) | {"teacher": {"name": hostile.ALL}, hostile.ALL: "x"}
+    table = table.replace_schema_metadata({"nvret": json.dumps(facts)})
+    report = inspection.inspect(table, dataset, progress=False)
+    path = inspection_report.save_html(report, tmp_path / "report.html")
+    browser.get(path.as_uri())
+    assert browser.execute_script("return window.hostile") is None
+    assert browser.execute_script("return document.images.length") == 0
+    assert browser.execute_script("return document.scripts.length") == 1
+    assert browser.find_elements("css selector", "[onload], [onerror], a[href^=javascript]") == []
+    assert hostile.TEXTS[0] in browser.find_element("tag name", "main").get_attribute("textContent")
+    (tmp_path / "shown.html").write_text(inspection_report.show(report).data)
+    browser.get((tmp_path / "shown.html").as_uri())
+    assert browser.execute_script("return window.hostile") is None
+    parts = [looks.example(hostile.ALL, {hostile.ALL: hostile.ALL}).data]
+    parts += [slider.page(pd.DataFrame({"score": [0.5], "text": [hostile.ALL]}), 1.0, 0.9)]
+    (tmp_path / "output.html").write_text("".join(parts))
+    browser.get((tmp_path / "output.html").as_uri())
+    assert browser.execute_script("return window.hostile") is None
+    assert hostile.TEXTS[0] in browser.find_element("tag name", "body").text
 
 
 def contrast(one, two):

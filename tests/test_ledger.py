@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import hostile
 from nvret import cli
 from nvret.study import arms, claims, config, figures, ledger, paths, verdicts
 from nvret.study.scores import Results
@@ -279,6 +280,13 @@ def test_the_ledger_names_what_is_missing_and_never_fails():
     figure = figures.ledger(table)
     assert figure.get_size_inches()[0] == pytest.approx(6.4)
     plt.close(figure)
+
+
+def test_no_text_of_the_ledger_is_live():
+    table = ledger.build(SETTINGS, claims.load(), {}, {}).head(len(hostile.TEXTS))
+    table = table.assign(claim=hostile.TEXTS, student=hostile.ALL, note=hostile.ALL)
+    hostile.check(ledger.styled(table).to_html())
+    hostile.check(ledger.styled(table).format(precision=2).to_html())
 
 
 def test_how_much_more_would_decide():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,13 @@ def test_sources_hold_no_output_and_no_function(name):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     assert not any(line.startswith("def ") for cell in code for line in cell.source.splitlines())
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
+
+
+def test_tables_are_shown_escaped():
+    """pandas' own style puts texts into the page as they are."""
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "nvret").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8").replace("``frame.style``", "")
+        assert not re.search(r"(?<!row)(?<!formats)\.style\b", text), path
 
 
 @pytest.mark.notebook

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import pytest
 
 from nvret import methods
-from nvret.study import arms, config
+from nvret.study import arms, config, notebooks, paths
 from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,35 @@ def test_every_error_is_listed(values):
     with pytest.raises(NvretError) as error:
         config.check(values, "file.yaml")
     assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", ".hidden", "a/b", "a\\b", "", "a\0"])
+def test_a_name_that_leads_elsewhere_is_refused(values, name, monkeypatch, tmp_path):
+    study = values["studies"]["06_rq3_methods"]
+    student = next(iter(values["students"].values()))
+    for key, value in {
+        "profile": name, "notebooks": [name], "studies": {name: study}, "students": {name: student},
+    }.items():  # fmt: skip
+        with pytest.raises(NvretError, match=f"file.yaml: {key}.*: .* is no plain name") as error:
+            config.check(values | {key: value}, "file.yaml")
+        assert len([line for line in str(error.value).splitlines() if key in line]) == 1
+    monkeypatch.chdir(ROOT / "notebooks")
+    with pytest.raises(NvretError, match="is no plain name"):
+        config.notebook({"profile": name})
+    settings = config.check(values, "file.yaml")
+    monkeypatch.setenv("NVRET_RESULTS", str(tmp_path))
+    with pytest.raises(NvretError, match="is no plain name"):
+        paths.save_table(settings, name, pd.DataFrame({"a": [1]}))
+    with pytest.raises(NvretError, match="is no plain name"):
+        paths.save_figure(settings, name, None)
+    with pytest.raises(NvretError, match="no notebook"):
+        notebooks.run(settings, values, [name])
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_plain_names_stay(values):
+    for name in ("quick", "top-10_v1.2", "_a", "größer"):
+        assert config.check(values | {"profile": name}, "file.yaml").profile == name
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from helpers import hostile
 from nvret import data, mining, teachers
 from nvret.analysis import slider
 from nvret.utils.errors import NvretError
@@ -52,6 +53,13 @@ def test_moving_the_slider_changes_the_table(ranked):
 def test_texts_are_escaped():
     table = pd.DataFrame({"score": [0.5], "passage": ["<script>alert(1)</script> & more"]})
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in slider.page(table, 1.0, 0.9)
+
+
+def test_no_text_id_or_column_is_live():
+    rows = {"score": [0.5] * len(hostile.TEXTS), hostile.ALL: hostile.TEXTS}
+    page = slider.page(pd.DataFrame(rows, index=hostile.TEXTS), 1.0, 0.9)
+    hostile.check(page)
+    assert page.count("window.hostile = 1") == 3 * 4  # of the column, the index, and the cells
 
 
 def test_scores_must_fall():

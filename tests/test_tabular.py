@@ -1,5 +1,11 @@
 """Data of one's own: every format gives the same set, and every fault its file and row."""
 
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +14,10 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from helpers.files import write_rows
-from nvret.io import inputs, tabular
+from nvret import data, evaluation, negatives
+from nvret.io import inputs, tabular, vectors
 from nvret.io.inputs import Columns
+from nvret.study import config, mixtures
 from nvret.utils.errors import NvretError
 
 CORPUS = [
@@ -279,3 +287,165 @@ def test_positives_that_are_no_text(tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", [{"query": "a", "pos": ["x", 3]}])
     with pytest.raises(NvretError, match=r"pairs\.jsonl:1: 'pos' is 3; expected text"):
         inputs.load_pairs(path, progress=False)
+
+
+# large files, and files that are none
+
+
+def test_pieces_are_joined_and_rows_keep_their_places(tmp_path, monkeypatch):
+    corpus = [{"_id": f"d{i}", "title": "", "text": "a" * (i + 1)} for i in range(300)]
+    qrels = [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": i % 2} for i in range(300)]
+    queries = [{"_id": f"q{i}", "text": "?"} for i in range(300)]
+    pairs = [{"query": f"q{i % 7}", "positive": f"p{i}"} for i in range(300)]
+    parts = {"corpus": corpus, "queries": queries, "qrels": qrels, "pairs": pairs}
+
+    def load(suffix):
+        paths = [write_rows(tmp_path / f"{name}{suffix}", rows) for name, rows in parts.items()]
+        files = inputs.load_files(*paths[:3], progress=False)
+        return files, inputs.load_pairs(paths[3], progress=False)
+
+    for suffix in tabular.SUFFIXES:
+        monkeypatch.setattr(tabular, "PIECE", 1 << 23)
+        whole = load(suffix)
+        monkeypatch.setattr(tabular, "PIECE", 100)
+        for one, other in zip(load(suffix), whole, strict=True):
+            assert one.fingerprint == other.fingerprint
+            assert one.passages == other.passages
+        assert load(suffix)[0].corpus["text"].num_chunks > 10
+    faults = {
+        "_id 'd3' stands in line 4 too": {"_id": "d3", "title": "", "text": "b"},
+        "passage 'x' has no text": {"_id": "x", "title": " ", "text": ""},
+        "'text' is None; expected a string": {"_id": "x"},
+    }
+    for message, row in faults.items():
+        path = write_rows(tmp_path / "corpus.jsonl", [*corpus, row])
+        with pytest.raises(NvretError, match=rf"corpus\.jsonl:301: {message}"):
+            inputs.texts(path, title=True, progress=False)
+    path = write_rows(tmp_path / "qrels.tsv", [*qrels, qrels[5]])
+    with pytest.raises(NvretError, match=f"row 301{ROW}: pair 'q5', 'd5' stands in row 6 too"):
+        inputs.qrels(path, progress=False)
+
+
+def test_a_reader_holds_no_more_than_a_piece_as_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr(tabular, "PIECE", 10_000)
+    rows = [{"id": f"d{i}", "text": "a" * 1000} for i in range(100)]
+    for suffix in tabular.SUFFIXES:
+        path = write_rows(tmp_path / f"x{suffix}", rows)
+        sizes = [len(part) for part in tabular.read(path, ["id", "text"], progress=False)]
+        assert sum(sizes) == 100
+        assert max(sizes) <= 10
+
+
+@pytest.mark.thorough
+def test_more_text_than_an_array_of_strings_holds(tmp_path):
+    """In few texts, from JSON Lines and Parquet through all that moves texts about."""
+    if psutil.virtual_memory().available < 17e9:
+        pytest.skip("mteb's copies of so much text take 16 GB of memory")
+    text, number = "passage words " * 160_000, 960
+    assert len(text) * number > 2**31
+    with (tmp_path / "corpus.jsonl").open("w") as stream:
+        for row in range(number):
+            stream.write(f'{{"_id": "d{row}", "text": "{row} {text}"}}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q0", "text": "which?"}\n')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td7\t1\n")
+    dataset = data.load(tmp_path, drop_empty=True, progress=False)
+    (tmp_path / "corpus.jsonl").unlink()
+    assert dataset.corpus.take(pa.array([number - 1, 0]))["id"].to_pylist() == ["d959", "d0"]
+    part = dataset.select(["q0"], corpus_ids=[f"d{row}" for row in range(1, number)])
+    assert part.corpus.num_rows == number - 1
+    merged = mixtures.merge({"a": part, "b": part})
+    assert merged.corpus["id"][-1].as_py() == "b/d959"
+    del part, merged
+    pq.write_table(dataset.corpus, tmp_path / "corpus.parquet", compression="lz4")
+    again = inputs.texts(tmp_path / "corpus.parquet", title=True, progress=False)
+    (tmp_path / "corpus.parquet").unlink()
+    assert again["text"].nbytes > 2**31
+    assert again["text"][number - 1] == dataset.corpus["text"][number - 1]
+    del again
+    ranked = evaluation.evaluate_ranking(np.array([[7, 0]]), np.array([[2.0, 1.0]]), dataset)
+    assert ranked.values("ndcg_at_10").tolist() == [1.0]
+    assert dataset.passages[number - 1] == f"959 {text}"
+
+
+@pytest.mark.parametrize("suffix", tabular.SUFFIXES)
+def test_what_is_no_file(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    path.mkdir()
+    with pytest.raises(NvretError, match="is a folder, expected a file of rows"):
+        inputs.texts(path, title=False, progress=False)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(NvretError, match="is no plain file, expected a file of rows"):
+        inputs.texts(path, title=False, progress=False)
+    for read, expected in (
+        (negatives.load, "Parquet from nvret mine"),
+        (lambda path: vectors.read(path, 1, "queries"), r"an array of NumPy \(.npy\)"),
+        (config.load, "a YAML file"),
+    ):
+        with pytest.raises(NvretError, match=f"is no plain file, expected {expected}"):
+            read(path)
+        with pytest.raises(NvretError, match=f"is a folder, expected {expected}"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", tabular.SUFFIXES)
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_a_file_without_permission(tmp_path, monkeypatch, suffix, closed):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_rows(folder / f"x{suffix}", QUERIES)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the folders above are root's own
+    (folder / f"x{suffix}" if closed == "file" else folder).chmod(0)
+    root = os.geteuid() == 0
+    try:
+        if root:  # who may read everything
+            os.seteuid(65534)
+        with pytest.raises(NvretError, match="Permission denied") as caught:
+            inputs.texts(Path("folder", f"x{suffix}"), title=False, progress=False)
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compressed_file(tmp_path):
+    for suffix in (".jsonl", ".csv", ".tsv"):
+        path = tmp_path / f"x{suffix}"
+        path.write_bytes(gzip.compress(b'{"id": 1, "text": "a"}'))
+        with pytest.raises(NvretError, match=r"compressed by gzip; expected text") as caught:
+            inputs.texts(path, title=False, progress=False)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", tabular.SUFFIXES)
+@pytest.mark.parametrize("change", ["grown", "gone", "other columns"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, suffix, change):
+    path = write_rows(tmp_path / f"x{suffix}", [{"id": i, "text": "a" * 50} for i in range(50)])
+    names, texts = tabular.names, tabular.Rows.texts
+
+    def alter():
+        if change == "grown":
+            with path.open("ab") as stream:
+                stream.write(b"\n")
+        elif change == "gone":
+            path.unlink()
+        else:
+            write_rows(path, [{"ident": 1, "words": "a"}])
+
+    if change == "other columns":  # after the header was read
+        monkeypatch.setattr(tabular, "names", lambda path: (names(path), alter())[0])
+    else:  # after the first piece
+        monkeypatch.setattr(tabular, "PIECE", 1000)
+        pieces = iter([alter])
+        monkeypatch.setattr(
+            tabular.Rows, "texts", lambda *a, **k: (next(pieces, int)(), texts(*a, **k))[1]
+        )
+    message = {"grown": "has changed while it was read", "gone": "no such file"}.get(
+        change, "x.jsonl:1: 'id' is None" if suffix == ".jsonl" else "has changed .*: no column"
+    )
+    with pytest.raises(NvretError, match=message) as caught:
+        inputs.texts(path, title=False, progress=False)
+    assert "\n" not in str(caught.value)

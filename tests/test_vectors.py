@@ -129,5 +129,5 @@ def test_pickles_and_archives_are_refused(tmp_path):
     np.savez(tmp_path / "c.npz", np.ones((2, 2)))
     with pytest.raises(NvretError, match="an archive of arrays"):
         vectors.read(tmp_path / "c.npz", 2, "passages")
-    with pytest.raises(NvretError, match="No such file"):
+    with pytest.raises(NvretError, match="no such file, expected an array of NumPy"):
         vectors.read(tmp_path / "none.npy", 2, "passages")

@@ -90,13 +90,16 @@ def _overview(folder: Path, rows: list[tuple[str, str]]) -> str:
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     settings, hardware = facts["parameters"], facts["hardware"]
     students = ", ".join(f"{name} ({one['model']})" for name, one in settings["students"].items())
+    students, teacher, processor = map(
+        _literal, (students, settings["teacher"], hardware["processor"])
+    )
     return "\n".join(
         [
             f"# Notebooks of `{folder.name}`",
             "",
-            f"Students: {students}. Default teacher: {settings['teacher']}. "
+            f"Students: {students}. Default teacher: {teacher}. "
             f"Seeds: {len(settings['seeds'])}. Executed on {hardware['threads']} threads of "
-            f"{hardware['processor']}.",
+            f"{processor}.",
             "",
             *(f"[`{name}`]({name}.ipynb)\n: {question}\n" for name, question in rows),
             "```{toctree}\n:hidden:",
@@ -105,6 +108,15 @@ def _overview(folder: Path, rows: list[tuple[str, str]]) -> str:
             "",
         ]
     )
+
+
+def _literal(text: str) -> str:
+    r"""Text whose every character stands for itself in Markdown: no tag, role or formula.
+
+    >>> print(_literal("a <b>"))
+    a \<b\>
+    """
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _tidy(notebook: NotebookNode) -> None:

@@ -1,6 +1,16 @@
-"""How figures look: one palette, a colour and a marker for each method, names of the axes."""
+"""How figures and tables look: one palette, a marker for each method, texts that stay texts."""
 
 from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 COLUMN_WIDTH = 6.4  # inches
 # Okabe and Ito's palette, for the colour-blind
@@ -40,3 +50,39 @@ def of_method(label: str) -> dict[str, str]:
 def of_line(place: int) -> dict[str, str]:
     """Colour and marker of a figure's n-th line, as keywords of matplotlib."""
     return {"color": COLOURS[place % 7], "marker": MARKERS[place % 7]}
+
+
+class Table(Styler):
+    """A table to show: ``frame.pipe(Table)`` is ``frame.style`` that escapes cells and labels.
+
+    pandas puts them into a page as they are, and a data set may hold anything.
+
+    >>> table = pd.DataFrame({"<b>": ["<script>"]}, ["<i>"]).pipe(Table).format(precision=1)
+    >>> [tag in table.to_html() for tag in ("<b>", "<script>", "<i>", "&lt;script&gt;")]
+    [False, False, False, True]
+    """
+
+    def __init__(self, data: pd.DataFrame, **options: Any) -> None:
+        super().__init__(data, **options)
+        for axis in ("index", "columns"):
+            self.format_index(escape="html", axis=axis)
+
+    def format(self, *args: Any, **options: Any) -> Table:
+        """As pandas has it, and every text is escaped."""
+        return super().format(*args, **options | {"escape": "html"})
+
+
+def example(question: str, passages: Mapping[str, str], width: int = 300) -> HTML:
+    """A question and the beginnings of passages, each behind its label, as a notebook shows them.
+
+    >>> example("<i>who</i>?", {"negative": "a <script>"}).data
+    '<p><b>&lt;i&gt;who&lt;/i&gt;?</b></p><ul><li>negative: a &lt;script&gt;</li></ul>'
+    """
+    from IPython.display import HTML
+
+    lines = (
+        f"{label}: {text[:width]}{'…' if len(text) > width else ''}"
+        for label, text in passages.items()
+    )
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return HTML(f"<p><b>{html.escape(question)}</b></p><ul>{items}</ul>")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from nvret.analysis import looks
 from nvret.methods import TopKPercPos
 from nvret.utils.errors import NvretError
 
@@ -42,9 +43,9 @@ def verdicts(
 def page(candidates: pd.DataFrame, positive_score: float, perc: float) -> str:
     """The candidates as a table in HTML; arguments as of `slider`."""
     labels = verdicts(candidates["score"], positive_score, perc).rename("verdict")
-    looks = labels.map(STYLES)
-    rows = pd.concat([labels, candidates], axis=1).rename_axis(index=None, columns="rank").style
-    rows = rows.apply(lambda _: looks).format(precision=3, escape="html")
+    styles = labels.map(STYLES)
+    rows = pd.concat([labels, candidates], axis=1).rename_axis(index=None, columns="rank")
+    rows = rows.pipe(looks.Table).apply(lambda _: styles).format(precision=3)
     return (
         f"<p>The positive scores {positive_score:.3f}; negatives must score below "
         f"{positive_score:.3f} × {perc:.0%} = {positive_score * perc:.3f}.</p>"

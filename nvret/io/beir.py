@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nvret.data import without_text
 from nvret.io import inputs
 from nvret.io.inputs import Tables
 from nvret.utils.errors import NvretError
@@ -72,7 +73,7 @@ def read_hub_folder(folder: Path, split: str | None) -> Tables:
         tables[name] = table.rename_columns([_SPELLED.get(c, c) for c in table.column_names])
     corpus = tables["corpus"]
     titles = corpus["title"] if "title" in corpus.column_names else pa.nulls(len(corpus))
-    titles = pc.fill_null(titles.cast(pa.string()), "")
+    titles = pc.fill_null(titles.cast(pa.large_string()), "")
     return tables | {
         "corpus": corpus.select(["id", "text"]).append_column("title", titles),
         "queries": inputs.only_judged(tables["queries"], tables["qrels"], str(folder)),
@@ -82,9 +83,7 @@ def read_hub_folder(folder: Path, split: str | None) -> Tables:
 def drop_empty(tables: Tables, name: str) -> Tables:
     """Without the passages that have no text and no title, and their judgements."""
     corpus = tables["corpus"]
-    parts = corpus["title"], corpus["text"], ""
-    text = pc.binary_join_element_wise(*parts, null_handling="replace")
-    empty = pc.equal(pc.utf8_trim_whitespace(text), "")
+    empty = without_text(corpus)
     gone = corpus["id"].filter(empty)
     if len(gone):
         log.warning("%s: left out %d passages without text", name, len(gone))

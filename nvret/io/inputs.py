@@ -69,22 +69,25 @@ def texts(
     path = Path(path)
     id_name, text_name, title_name = columns.find(path, title)
     wanted = dict.fromkeys(name for name in (id_name, text_name, title_name) if name)
-    rows = tabular.read(path, list(wanted), progress=progress)
-    values = {"id": rows.texts(id_name, ids=True)}
-    if title:
-        values["title"] = rows.texts(title_name, null="") if title_name else [""] * len(rows)
-    values["text"] = rows.texts(text_name)
-    rows.unique(id_name, values["id"])
-    if not allow_empty:
-        kind = "passage" if title else "query"
-        for row, (ident, *parts) in enumerate(zip(*values.values(), strict=True)):
-            if not any(map(str.strip, parts)):
-                raise NvretError(f"{rows.place(row)}: {kind} {ident!r} has no text")
-    return _strings(values)
+    parts = []
+    for rows in tabular.read(path, list(wanted), progress=progress):
+        values = {"id": rows.texts(id_name, ids=True)}
+        if title:
+            values["title"] = rows.texts(title_name, null="") if title_name else [""] * len(rows)
+        values["text"] = rows.texts(text_name)
+        if not allow_empty:
+            kind = "passage" if title else "query"
+            for row, (ident, *texts) in enumerate(zip(*values.values(), strict=True), rows.start):
+                if not any(map(str.strip, texts)):
+                    raise NvretError(f"{rows.place(row)}: {kind} {ident!r} has no text")
+        parts.append(_strings(values))
+    table = pa.concat_tables(parts)
+    rows.unique(id_name, table.select(["id"]))
+    return table
 
 
 def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]:
-    """Judgements of one file, by any spelling of ``QRELS``, and its rows for messages.
+    """Judgements of one file, by any spelling of ``QRELS``, and its last rows for messages.
 
     A file of two columns holds positives, and no score.
     """
@@ -101,16 +104,19 @@ def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]
                 f"{path}: no column {name!r}; it has {', '.join(found)}; expected query-id, "
                 "corpus-id and score"
             )
-    rows = tabular.read(path, list(named.values()), progress=progress)
-    ids = {name: rows.texts(named[name], ids=True) for name in ("query_id", "corpus_id")}
-    rows.unique("pair", *ids.values())
-    scores = _scores(rows, named["score"]) if "score" in named else [1] * len(rows)
-    return _qrels(ids, scores), rows
+    parts = []
+    for rows in tabular.read(path, list(named.values()), progress=progress):
+        ids = {name: rows.texts(named[name], ids=True) for name in ("query_id", "corpus_id")}
+        scores = _scores(rows, named["score"]) if "score" in named else [1] * len(rows)
+        parts.append(_qrels(ids, scores))
+    table = pa.concat_tables(parts)
+    rows.unique("pair", table.select(["query_id", "corpus_id"]))
+    return table, rows
 
 
 def _scores(rows: tabular.Rows, name: str) -> list[int]:
     scores = []
-    for row, value in enumerate(rows.columns[name]):
+    for row, value in enumerate(rows.columns[name], rows.start):
         try:
             number = float("nan" if isinstance(value, bool) else value)
         except (TypeError, ValueError, OverflowError):
@@ -205,7 +211,6 @@ def load_pairs(
     """
     path = Path(path)
     query, named = _pair_columns(path, query_column, positive_columns)
-    rows = tabular.read(path, [query, *named], progress=progress)
     passages = {"id": [], "title": [], "text": []}
     if corpus is not None:
         passages = texts(corpus, title=True, columns=columns, progress=progress).to_pydict()
@@ -213,14 +218,9 @@ def load_pairs(
     ids = {f"{title} {text}".strip() if title else text: ident for ident, title, text in known}
     taken = set(passages["id"])
     queries, judged = {}, {}
-    for row, text in enumerate(rows.texts(query)):
-        if not text.strip():
-            raise NvretError(f"{rows.place(row)}: {query!r} has no text")
-        positives = list(_positives(rows, row, named))
-        if not positives:
-            raise NvretError(
-                f"{rows.place(row)}: query {text[:60]!r} has no positive in {', '.join(named)}"
-            )
+    pieces = tabular.read(path, [query, *named], progress=progress)
+    pairs = (pair for rows in pieces for pair in _pairs(rows, query, named))
+    for text, positives in pairs:
         ident = queries.setdefault(text, f"q{len(queries)}")
         for positive in positives:
             if positive not in ids:
@@ -262,23 +262,36 @@ def _pair_columns(
     return query, named
 
 
-def _positives(rows: tabular.Rows, row: int, named: Sequence[str]) -> Iterator[str]:
+def _pairs(rows: tabular.Rows, query: str, named: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The text of each row's query, and those of its positives."""
+    for row, text in enumerate(rows.texts(query), rows.start):
+        if not text.strip():
+            raise NvretError(f"{rows.place(row)}: {query!r} has no text")
+        values = {name: rows.columns[name][row - rows.start] for name in named}
+        positives = list(_positives(values, rows.place(row)))
+        if not positives:
+            raise NvretError(
+                f"{rows.place(row)}: query {text[:60]!r} has no positive in {', '.join(named)}"
+            )
+        yield text, positives
+
+
+def _positives(values: dict[str, Any], place: str) -> Iterator[str]:
     """The texts of one row's positives."""
-    for name in named:
-        value = rows.columns[name][row]
+    for name, value in values.items():
         for text in value if isinstance(value, list) else [value]:
             if text is None or text == "":
                 continue
             if not isinstance(text, str):
-                raise NvretError(f"{rows.place(row)}: {name!r} is {text!r}; expected text")
+                raise NvretError(f"{place}: {name!r} is {text!r}; expected text")
             if not text.strip():
-                raise NvretError(f"{rows.place(row)}: {name!r} has no text")
-            tabular.check_unicode(text, rows.place(row), name)
+                raise NvretError(f"{place}: {name!r} has no text")
+            tabular.check_unicode(text, place, name)
             yield text
 
 
 def _strings(columns: dict[str, Iterable[str]]) -> pa.Table:
-    return pa.table({name: pa.array(list(v), pa.string()) for name, v in columns.items()})
+    return pa.table({name: pa.array(list(v), pa.large_string()) for name, v in columns.items()})
 
 
 def _qrels(ids: dict[str, Iterable[str]], scores: Iterable[int]) -> pa.Table:

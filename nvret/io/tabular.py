@@ -10,6 +10,7 @@ import contextlib
 import csv
 import difflib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,28 +20,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_file
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
 LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 131,072
+PIECE = 1 << 23  # characters that are Python's objects at a time, by and large
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some columns of a file; a JSON object without the key gives None.
+    """Some columns of a piece of a file; a JSON object without the key gives None.
 
-    ``lines`` has the line of each row, from 1, of a JSON Lines file, and is empty for other files.
+    ``lines`` has the line of each row that was read so far, from 1, of a JSON Lines file, and is
+    empty for other files. ``start`` is the row of the file, from 0, that the piece begins with.
     """
 
     path: Path
-    columns: dict[str, list[Any]]
-    lines: list[int] = field(default_factory=list)
+    columns: dict[str, Sequence[Any]]
+    lines: Sequence[int] = field(default_factory=lambda: array("q"))
+    start: int = 0
 
     def __len__(self) -> int:
         return max(map(len, self.columns.values()), default=0)
 
     def place(self, row: int) -> str:
-        """Where the row stands, for messages; rows count from 1.
+        """Where a row of the file stands, for messages; they count from 1.
 
         >>> Rows(Path("a.jsonl"), {}, [1, 3]).place(1), Rows(Path("a.csv"), {}).place(1)
         ('a.jsonl:3', 'a.csv: row 2 below the header')
@@ -57,7 +61,7 @@ class Rows:
         missing.
         """
         wanted, values = "a non-empty string" if ids else "a string", []
-        for row, value in enumerate(self.columns[name]):
+        for row, value in enumerate(self.columns[name], self.start):
             if ids and isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
             if value is None:
@@ -68,10 +72,12 @@ class Rows:
             values.append(value)
         return values
 
-    def unique(self, name: str, *columns: Sequence[str]) -> None:
-        """`NvretError` that names both rows where a value, or one of each column, stands twice."""
+    def unique(self, name: str, table: pa.Table) -> None:
+        """`NvretError` that names both rows of the file where a row of ``table`` stands twice."""
+        if table.group_by(table.column_names).aggregate([]).num_rows == table.num_rows:
+            return
         first: dict[tuple[str, ...], int] = {}
-        for row, values in enumerate(zip(*columns, strict=True)):
+        for row, values in enumerate(zip(*table.to_pydict().values(), strict=True)):
             if (other := first.setdefault(values, row)) != row:
                 before = f"line {self.lines[other]}" if self.lines else f"row {other + 1}"
                 value = ", ".join(map(repr, values))
@@ -106,37 +112,31 @@ def names(path: Path) -> list[str]:
     return found
 
 
-def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Rows:
-    """These columns of a file; those of CSV and TSV as texts.
+def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
+    """These columns of a file, a piece at a time; those of CSV and TSV as texts.
 
     A field of a ``.csv`` may stand in quotes and then hold line breaks; in a ``.tsv`` a quote is a
     character like any other, as in BEIR's and MS MARCO's files. `NvretError` names the row that
-    cannot be read.
+    cannot be read, a file that has no rows, and one that changes meanwhile.
     """
-    suffix = _suffix(path)
-    if suffix == ".parquet":
-        return Rows(path, _parquet(path, columns))
-    rows = Rows(path, {name: [] for name in columns})
-    if suffix == ".jsonl":
-        for number, value in _objects(path, progress):
-            rows.lines.append(number)
-            for name, column in rows.columns.items():
-                column.append(value.get(name))
-        return rows
-    cells = _cells(path)
-    header = next(cells, [])
-    chosen = [(column, header.index(name)) for name, column in rows.columns.items()]
-    for row, values in enumerate(cells):
-        if len(values) != len(header):
-            text = ("\t" if suffix == ".tsv" else ",").join(values)[:80]
-            raise NvretError(
-                f"{rows.place(row)}: {text!r} has {len(values)} columns, expected {len(header)}"
-            )
-        for column, place in chosen:
-            column.append(values[place])
-    if not len(rows):
+    suffix, before, lines = _suffix(path), _state(path), array("q")
+    values = {".parquet": _parquet, ".jsonl": _values}.get(suffix, _fields)
+    start, size, piece = 0, 0, []
+    for row in values(path, columns, lines, progress):
+        if size > PIECE:
+            yield Rows(path, _columns(columns, piece), lines, start)
+            start, size, piece = start + len(piece), 0, []
+        piece.append(row)
+        size += 64 + sum(len(value) for value in row if isinstance(value, (str, list)))
+    if _state(path) != before:
+        raise NvretError(f"{path} has changed while it was read")
+    if not piece:
         raise NvretError(f"{path}: empty; expected rows")
-    return rows
+    yield Rows(path, _columns(columns, piece), lines, start)
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple]) -> dict[str, tuple]:
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str) -> str:
@@ -156,22 +156,52 @@ def choose(path: Path, found: Sequence[str], wanted: Sequence[str], option: str)
 def _suffix(path: Path) -> str:
     if path.suffix not in SUFFIXES:
         raise NvretError(f"{path}: unknown kind of file, expected {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise NvretError(f"{path}: no such file")
+    _state(path)
     return path.suffix
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    with _arrow_errors(path):
-        table = pq.read_table(path, columns=list(columns))
-    if not table.num_rows:
-        raise NvretError(f"{path}: empty; expected rows")
-    for name in columns:
-        try:
-            table[name].validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise NvretError(f"{path}: column {name!r} is not UTF-8: {error}") from error
-    return {name: table[name].to_pylist() for name in columns}
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs when a file is another one, or was written to."""
+    status = check_file(path, "a file of rows")
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+Row = Iterator[tuple[Any, ...]]
+
+
+def _parquet(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
+    with _arrow_errors(path), pq.ParquetFile(path) as file:
+        if lost := set(columns) - set(file.schema_arrow.names):
+            raise NvretError(f"{path} has changed while it was read: no column {lost.pop()!r}")
+        for batch in file.iter_batches(1024, columns=list(columns)):
+            for name in columns:
+                try:
+                    batch[name].validate(full=True)
+                except pa.ArrowInvalid as error:
+                    raise NvretError(f"{path}: column {name!r} is not UTF-8: {error}") from error
+            yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+
+
+def _values(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
+    """Of each object of a JSON Lines file; its line is added to ``lines``."""
+    for number, value in _objects(path, progress):
+        lines.append(number)
+        yield tuple(map(value.get, columns))
+
+
+def _fields(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
+    """Of each row of a CSV or TSV."""
+    cells = _cells(path)
+    header = next(cells, [])
+    if lost := set(columns) - set(header):
+        raise NvretError(f"{path} has changed while it was read: no column {lost.pop()!r}")
+    chosen = [header.index(name) for name in columns]
+    for row, values in enumerate(cells):
+        if len(values) != len(header):
+            text = ("\t" if path.suffix == ".tsv" else ",").join(values)[:80]
+            place = Rows(path, {}).place(row)
+            raise NvretError(f"{place}: {text!r} has {len(values)} columns, expected {len(header)}")
+        yield tuple(values[place] for place in chosen)
 
 
 def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -205,12 +235,14 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
+                if number == 1 and line.startswith(b"\x1f\x8b"):
+                    raise NvretError(f"{path}: compressed by gzip; expected text: unpack it first")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise NvretError(f"{path}:{number}: not UTF-8: {error}") from error
     except OSError as error:
-        raise NvretError(f"{path}: cannot be read: {error}") from error
+        raise NvretError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager

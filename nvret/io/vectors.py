@@ -11,7 +11,7 @@ import numpy as np
 
 from nvret.data import RetrievalDataset
 from nvret.teachers import DenseScorer, dense_scorer
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_file
 
 STEP = 1 << 14  # rows that are checked at a time
 UNIT = 1e-5  # a norm is 1 to so much where a float32 vector was normalised
@@ -82,6 +82,7 @@ def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.nda
 
 
 def _open(path: Path) -> np.ndarray:
+    check_file(Path(path), "an array of NumPy (.npy)")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

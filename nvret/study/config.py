@@ -12,17 +12,25 @@ import itertools
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from nvret import methods
 from nvret.training.config import TrainingConfig
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_file, check_name
 from nvret.utils.settings import Section, explain
 
 Positive = Field(gt=0)
+Name = Annotated[str, AfterValidator(check_name)]  # which a path is made of
 Value = TypeVar("Value")
 Swept = Value | list[Value]  # one value, or several to run through
 Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
@@ -234,7 +242,7 @@ class DataSettings(Section):
 class Settings(Section):
     """Everything that a profile says; hardly a key has a default, so that a file says it all."""
 
-    profile: str
+    profile: Name
     seeds: list[int] = Field(min_length=1)
     device: Literal["cpu", "cuda"]
     data: DataSettings
@@ -250,13 +258,13 @@ class Settings(Section):
     methods: list[MethodSettings] = Field(min_length=1)
     """The methods that ``00_the_method`` shows."""
 
-    students: dict[str, StudentSettings] = Field(min_length=1)
+    students: dict[Name, StudentSettings] = Field(min_length=1)
 
-    studies: dict[str, StudySettings]
+    studies: dict[Name, StudySettings]
     """By the name of their notebook."""
 
     audit: AuditSettings
-    notebooks: list[str] = Field(min_length=1)
+    notebooks: list[Name] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
@@ -307,11 +315,12 @@ def project_root() -> Path:
 def read(path: Path | str) -> dict[str, Any]:
     """The values of a YAML file, unchecked."""
     path = Path(path)
-    if not path.is_file():
-        raise NvretError(f"{path}: no such file, expected a YAML file such as params/quick.yaml")
+    check_file(path, "a YAML file such as params/quick.yaml")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise NvretError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NvretError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise NvretError(f"{path} holds {type(values).__name__}, expected keys and values")
@@ -353,6 +362,6 @@ def notebook(namespace: Mapping[str, Any]) -> Settings:
     }
     if not isinstance(given.get("profile"), str):
         raise NvretError("the parameters cell sets no profile, expected a name such as 'quick'")
-    path = project_root() / "params" / f"{given['profile']}.yaml"
+    path = project_root() / "params" / f"{check_name(given['profile'])}.yaml"
     defaults = read(path) if path.is_file() else {}
     return check({**defaults, **given}, f"parameters of profile {given['profile']!r}")

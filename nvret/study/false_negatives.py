@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 
 from nvret import assets, data, methods, mining, negatives, teachers
-from nvret.analysis import audit, judge_quality, judges, statistics
+from nvret.analysis import audit, judge_quality, judges, looks, statistics
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
 from nvret.study import paper, tables
@@ -22,9 +22,11 @@ from nvret.study.config import Settings
 from nvret.study.workspace import Workspace, stored
 from nvret.utils import store
 
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
 DEPTH = 100  # ranks of the teacher's own ranking that are looked at
 RANKS = 30  # that are shown
-WIDTH = 300  # characters of a text that an example shows
 NAIVE = str(methods.NaiveTopK())  # what all methods are compared with
 AWARE = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)  # that the paper audits
 
@@ -199,8 +201,8 @@ class Audit:
         times = {name: {j.judge: j.seconds for j in one.judged} for name, one in self.sets.items()}
         return pd.DataFrame(times).rename_axis("judge")
 
-    def examples(self, name: str, number: int) -> list[str]:
-        """Naive negatives that are hidden positives, as Markdown, those of the best rank first."""
+    def examples(self, name: str, number: int) -> list[HTML]:
+        """Naive negatives that are hidden positives, those of the best rank first."""
         hidden, table = self.sets[name].hidden, self.sets[name].tables[NAIVE]
         rows = table.to_pandas()[audit.known(table, hidden)]
         rows = rows.sort_values(["rank", "score"], ascending=[True, False], kind="stable")
@@ -208,8 +210,12 @@ class Audit:
         text = dict(zip(dataset.corpus["id"].to_pylist(), dataset.passages, strict=True))
         asked = dict(zip(dataset.queries["id"].to_pylist(), dataset.query_texts, strict=True))
         return [
-            f"**{asked[row.query_id]}**\n\n"
-            f"- kept positive, {row.positive_score:.2f}: {text[row.positive_id][:WIDTH]}\n"
-            f"- negative of rank {row.rank}, {row.score:.2f}: {text[row.negative_id][:WIDTH]}"
+            looks.example(
+                asked[row.query_id],
+                {
+                    f"kept positive, {row.positive_score:.2f}": text[row.positive_id],
+                    f"negative of rank {row.rank}, {row.score:.2f}": text[row.negative_id],
+                },
+            )
             for row in rows.head(number).itertuples()
         ]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from nvret.analysis import statistics
+from nvret.analysis import looks, statistics
 from nvret.study import claims, figures, paper, paths, tables, verdicts
 from nvret.study.arms import arms
 from nvret.study.config import Settings
@@ -190,7 +190,7 @@ def shown(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def styled(ledger: pd.DataFrame) -> Styler:
     """``shown``, without an index, to end a notebook's cell with."""
-    return shown(ledger).assign(note=ledger["note"]).style.hide()
+    return shown(ledger).assign(note=ledger["note"]).pipe(looks.Table).hide()
 
 
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:

@@ -67,8 +67,8 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     """
     root, folder = project_root(), paths.results_folder(settings)
     for name in names:
-        if not (root / "notebooks" / f"{name}.ipynb").is_file():
-            known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+        known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+        if name not in known:
             raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
     started = time.monotonic()
     workspace, needed = Workspace(settings), assets_of(settings, names)

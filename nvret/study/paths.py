@@ -10,6 +10,7 @@ import pandas as pd
 
 from nvret.study.config import Settings, project_root
 from nvret.utils import machine, store
+from nvret.utils.errors import check_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,17 +26,22 @@ def results_folder(settings: Settings) -> Path:
 
     ``$NVRET_RESULTS`` names another folder than the checkout's ``results``.
     """
-    return Path(os.environ.get("NVRET_RESULTS") or project_root() / "results") / settings.profile
+    root = Path(os.environ.get("NVRET_RESULTS") or project_root() / "results")
+    return root / check_name(settings.profile)
+
+
+def _path(settings: Settings, kind: str, name: str, suffix: str) -> Path:
+    return results_folder(settings) / kind / f"{check_name(name)}{suffix}"
 
 
 def scores_path(settings: Settings, study: str) -> Path:
     """A study's scores, from which its tables, figures and claims are computed."""
-    return results_folder(settings) / "scores" / f"{study}.parquet"
+    return _path(settings, "scores", study, ".parquet")
 
 
 def table_path(settings: Settings, name: str) -> Path:
     """``tables/<name>.csv``."""
-    return results_folder(settings) / "tables" / f"{name}.csv"
+    return _path(settings, "tables", name, ".csv")
 
 
 def save_table(settings: Settings, name: str, table: pd.DataFrame) -> None:
@@ -46,7 +52,7 @@ def save_table(settings: Settings, name: str, table: pd.DataFrame) -> None:
 
 def save_figure(settings: Settings, name: str, figure: Figure) -> None:
     """Write ``figures/<name>.png``."""
-    with store.atomic_file(results_folder(settings) / "figures" / f"{name}.png") as partial:
+    with store.atomic_file(_path(settings, "figures", name, ".png")) as partial:
         figure.savefig(
             partial, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
         )

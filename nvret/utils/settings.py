@@ -42,7 +42,7 @@ def explain(error: ValidationError, root: type[Section]) -> list[str]:
     return [
         line(
             problem,
-            ".".join(str(part) for part in problem["loc"]),
+            ".".join(str(part) for part in problem["loc"] if part != "[key]"),
             _section(root, problem["loc"][:-1]),
         )
         for problem in error.errors()

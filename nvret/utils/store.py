@@ -59,9 +59,9 @@ def _feed(digest: Any, part: Any) -> None:
     elif isinstance(part, pa.Table):
         digest.update(f"table:{part.num_rows}:{part.column_names}:".encode())
         for column in part.columns:
-            _feed(digest, column.to_pylist())
-    elif isinstance(part, list) and part and all(isinstance(text, str) for text in part):
-        # Some texts at a time, to the same bytes as below: a corpus is not copied whole
+            _feed(digest, column)
+    elif isinstance(part, (list, pa.ChunkedArray)):
+        # Some values at a time, to the same bytes as below: a corpus is not copied whole
         digest.update(f"json:{sum(map(len, _joined(part))) + 2}:[".encode())
         for text in _joined(part):
             digest.update(text.encode("utf-8", "surrogatepass"))
@@ -71,10 +71,12 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
 
 
-def _joined(texts: list[str], number: int = 4096) -> Iterator[str]:
-    """The JSON of a list of texts, less its brackets, in pieces of so many texts."""
-    for start in range(0, len(texts), number):
-        yield ("," if start else "") + _json(texts[start : start + number])[1:-1]
+def _joined(values: Any, number: int = 64) -> Iterator[str]:
+    """The JSON of a list or Arrow column, less its brackets, in pieces of so many values."""
+    for start in range(0, len(values), number):
+        part = values[start : start + number]
+        part = part if isinstance(part, list) else part.to_pylist()
+        yield ("," if start else "") + _json(part)[1:-1]
 
 
 def _json(part: Any) -> str:
