@@ -136,11 +136,9 @@ def rows_of(table: pa.Table, dataset: RetrievalDataset) -> pd.DataFrame:
             f"negatives row {row}: {positive!r} is no labelled positive of query {query!r} in "
             f"{dataset.name}, expected the judgements that they were mined with"
         )
-    by_pair = np.lexsort((columns["rank"], pair))
-    counts = np.bincount(pair, minlength=len(dataset.pairs[0]))
-    place = np.empty(len(pair), np.int64)
-    place[by_pair] = np.arange(len(pair)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return pd.DataFrame({"pair": pair, "place": place, **columns})
+    frame = pd.DataFrame({"pair": pair, "place": 0, **columns})
+    frame["place"] = frame.sort_values("rank", kind="stable").groupby("pair").cumcount()
+    return frame
 
 
 def _rows(column: pa.ChunkedArray, ids: pa.ChunkedArray, name: str, where: str) -> np.ndarray:

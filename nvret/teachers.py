@@ -5,7 +5,7 @@ A teacher is made once and reads any data set; what it then is, a scorer, knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -197,18 +197,8 @@ class BM25Scorer:
                 queries[rows], k, ceiling=limits, exclude=excluded, progress=progress
             )
 
-        return by_query(len(queries), top_k)
+        if processes.world()[1] == 1:
+            return top_k(slice(0, len(queries)))
+        from nvret.scale import distributed
 
-
-def by_query(number: int, top_k: Callable[[slice], search.SearchResult]) -> search.SearchResult:
-    """A search whose queries, and not its passages, are divided among the processes.
-
-    Args:
-        number: of queries.
-        top_k: the result of a slice of them.
-    """
-    if processes.world()[1] == 1:
-        return top_k(slice(0, number))
-    from nvret.scale import distributed
-
-    return distributed.by_query(number, top_k)
+        return distributed.by_query(len(queries), top_k)

@@ -19,8 +19,9 @@ import torch
 from tqdm.auto import tqdm
 
 from nvret import search
+from nvret.scale.distributed import by_query
 from nvret.search import SearchResult
-from nvret.teachers import DenseScorer, by_query
+from nvret.teachers import DenseScorer
 from nvret.utils.errors import NvretError
 
 BATCH = 4096  # queries that are searched at once
