@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def read(path: Path, count: int, what: str, *, normalise: bool = True) -> np.nda
 def _open(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, tokenize.TokenError, zipfile.BadZipFile) as error:
         said = str(error).splitlines()[0] if str(error) else "empty"
         raise NvretError(f"{path}: no array of NumPy (.npy): {said}") from error
     if not isinstance(array, np.ndarray):
