@@ -226,7 +226,7 @@ def write(
             writer = _write_parquet if FORMATS[name].suffix == ".parquet" else _write_lines
             if not (count := writer(records, partial, table.schema.metadata)):
                 raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # Arrow takes names in UTF-8 alone
         raise NvretError(f"{path}: cannot be written: {error}") from error
     return count, left_out(mined, name, bool(scores))
 
