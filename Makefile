@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough bench gpu-check report docs lint lab lock clean help
+.PHONY: reproduce test test-thorough campaign bench gpu-check report docs lint lab lock clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -19,6 +19,9 @@ test: $(INSTALLED)  ## unit tests, then the notebooks end to end on params/smoke
 
 test-thorough: $(INSTALLED)  ## every test at full depth: all examples, all sizes
 	$(PYTEST) -m "" --hypothesis-profile=thorough
+
+campaign: $(INSTALLED)  ## kills, full disks, shared caches, a million mined cases: results/reliability/
+	PYTHONPATH=tests $(BIN)/python -m campaign
 
 bench: $(INSTALLED)  ## every speed target side by side, and the cost model: results/benchmarks/
 	$(BIN)/python -m benchmarks

@@ -226,6 +226,13 @@ def test_names_that_do_not_fit(dataset, table, tmp_path):
         export.write(dataset, table, tmp_path / "x.parquet", "tevatron")
 
 
+@pytest.mark.parametrize("name", ["parquet", "triplet"])
+def test_a_file_name_that_is_not_utf8_cannot_be_written(dataset, table, tmp_path, name):
+    with pytest.raises(NvretError, match="cannot be written"):
+        export.write(dataset, table, tmp_path / "\udcff", name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["triplet", "n-tuple"])
 def test_sentence_transformers_trains_on_it(dataset, table, tmp_path, name):
     from datasets import load_dataset

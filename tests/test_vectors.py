@@ -115,7 +115,10 @@ def test_faults(dataset, made, files, spoil, message):
         VectorTeacher(*files).prepare(dataset)
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
+HEAD = b"\x93NUMPY\x01\x00"
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", HEAD, HEAD + b"\x02\0{\n", b"PK\x03\x04"])
 def test_files_that_are_no_array(tmp_path, content):
     (tmp_path / "c.npy").write_bytes(content)
     with pytest.raises(NvretError, match=r"c\.npy: no array of NumPy"):

@@ -215,7 +215,7 @@ def write(
                 count = _write_lines(records, partial)
             if not count:
                 raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # Arrow takes names in UTF-8 alone
         raise NvretError(f"{path}: cannot be written: {error}") from error
     if name == "labeled-pair" and not scores:
         return count, 0

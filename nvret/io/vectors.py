@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def _open(path: Path) -> np.ndarray:
     check_file(Path(path), "an array of NumPy (.npy)")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, tokenize.TokenError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "empty"
         raise NvretError(f"{path}: no array of NumPy (.npy): {reason}") from error
     if not isinstance(array, np.ndarray):
