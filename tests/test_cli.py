@@ -262,7 +262,10 @@ def test_other_formats(files, name):
 
 
 BAD = {
-    "teacher": (("--teacher", "no-such"), "no teacher 'no-such', expected a model's folder or one"),
+    "teacher": (
+        ("--teacher", "no-such"),
+        "no model is named 'no-such', expected a folder, owner/name@rev",
+    ),
     "two teachers": (("--teacher", "potion-base-8m"), "2 teachers need --ensemble cross-sample|"),
     "ensemble of one": (("--ensemble", "intra-sample"), "--ensemble needs --teacher several times"),
     "vectors": (("--query-vectors", "q.npy"), "--query-vectors and --teacher vectors need each"),

@@ -9,7 +9,12 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def hardware() -> dict[str, Any]:
@@ -27,6 +32,18 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """The device of that name, once it has held a number; `NvretError` when it cannot."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise NvretError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
