@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import Annotated, Literal
-
-from cyclopts import Parameter, validators
+from typing import TYPE_CHECKING, Literal
 
 from nvret.cli.options import spelled
 from nvret.utils.errors import NvretError, hint
 
-Age = Annotated[timedelta | None, Parameter(validator=validators.Number(gte=timedelta(0)))]
+if TYPE_CHECKING:
+    from nvret.utils.cache import Entry
+
+OWNERS = {"kind": "prune", "older_than": "prune", "dry_run": "prune", "remove": "verify"}
 MEGABYTE = 1e6
 
 
@@ -20,10 +21,10 @@ def cache(
     /,
     *,
     kind: list[str] | None = None,
-    older_than: Age = None,
+    older_than: timedelta | None = None,
     dry_run: bool = False,
     remove: bool = False,
-) -> int | None:
+) -> int:
     """Show what the cache folder holds, remove what is not needed, or check that it can be read.
 
     `show` gives results, size and last use of each kind, and what killed runs left. `prune` removes
@@ -39,46 +40,50 @@ def cache(
     """
     from nvret.utils import cache as contents
 
-    for name, given, owner in (("kind", kind, "prune"), ("older_than", older_than, "prune"),
-                               ("dry_run", dry_run, "prune"), ("remove", remove, "verify")):  # fmt: skip
-        if given not in (None, False) and owner != action:
+    given = {"kind": kind, "older_than": older_than, "dry_run": dry_run, "remove": remove}
+    for name, owner in OWNERS.items():
+        if given[name] not in (None, False) and action != owner:
             raise NvretError(f"{spelled(name)} is of nvret cache {owner}, not of {action}")
+    if older_than is not None and older_than <= timedelta(0):
+        raise NvretError(f"--older-than is {older_than}, expected a time above 0 such as 30d")
     held = list(contents.entries())
     if action == "show":
-        return _show(held)
+        _show(held)
+        return 0
     if action == "verify":
         return _verify(held, remove)
     kinds = {entry.kind for entry in held}
     for name in kind or ():
         if name not in kinds:
-            known = ", ".join(sorted(kinds)) or "none, it is empty"
+            known = ", ".join(sorted(kinds)) or "nothing"
             raise NvretError(f"--kind is {name!r}{hint(name, kinds) or ','} the cache has {known}")
-    chosen = [entry for entry in held if contents.old(entry, contents.DAY) if entry.leftover]
-    if kind or older_than is not None:
+    chosen = [entry for entry in held if entry.leftover and entry.age >= contents.DAY]
+    if kind or older_than:
         age = (older_than or timedelta(0)).total_seconds()
-        chosen += [entry for entry in held if not entry.leftover and contents.old(entry, age)
-                   and entry.kind in (kind or kinds)]  # fmt: skip
+        results = [entry for entry in held if not entry.leftover and entry.age >= age]
+        chosen += [entry for entry in results if entry.kind in (kind or kinds)]
     _remove(chosen, dry_run)
-    return None
+    return 0
 
 
-def _show(held: list) -> None:
+def _show(held: list[Entry]) -> None:
     from nvret.utils import store
 
     print(store.cache_dir())
     line = "{:<16}{:>8}{:>14}{:>13}{:>13}{:>11}{:>14}".format
     print(line("kind", "results", "MB", "oldest use", "newest use", "leftovers", "MB"))
     for kind in [*dict.fromkeys(entry.kind for entry in held), "total"]:
-        mine = [entry for entry in held if kind in (entry.kind, "total")]
-        results = [entry for entry in mine if not entry.leftover]
-        uses = sorted(entry.used for entry in results)
+        parts = [[], []]  # results, leftovers
+        for entry in held:
+            if kind in (entry.kind, "total"):
+                parts[entry.leftover].append(entry)
+        sizes = [f"{sum(entry.size for entry in part) / MEGABYTE:,.1f}" for part in parts]
+        uses = sorted(entry.used for entry in parts[0])
         days = [time.strftime("%Y-%m-%d", time.localtime(use)) for use in (*uses[:1], *uses[-1:])]
-        left = [entry for entry in mine if entry.leftover]
-        sizes = [f"{sum(entry.size for entry in part) / MEGABYTE:,.1f}" for part in (results, left)]
-        print(line(kind, len(results), sizes[0], *(days or "--"), len(left), sizes[1]))
+        print(line(kind, len(parts[0]), sizes[0], *(days or "--"), len(parts[1]), sizes[1]))
 
 
-def _verify(held: list, remove: bool) -> int:
+def _verify(held: list[Entry], remove: bool) -> int:
     from nvret.utils import cache as contents
 
     results = [entry for entry in held if not entry.leftover]
@@ -87,19 +92,19 @@ def _verify(held: list, remove: bool) -> int:
         print(fault)
     print(f"{len(results)} results, {len(faults)} cannot be read")
     if remove:
-        _remove(list(faults), False)
+        _remove(list(faults), dry_run=False)
     return int(bool(faults))
 
 
-def _remove(chosen: list, dry_run: bool) -> None:
+def _remove(chosen: list[Entry], dry_run: bool) -> None:
     from nvret.utils import cache as contents
 
-    removed = 0, 0
+    removed = []
     for entry in chosen:
         if dry_run or contents.remove(entry):
             print(f"{entry.path}: {entry.size:,} bytes")
-            removed = removed[0] + 1, removed[1] + entry.size
+            removed.append(entry.size)
         else:
-            print(f"{entry.path}: is in use, and stays")
+            print(f"{entry.path}: is in use, or gone already")
     verb = "would be removed" if dry_run else "removed"
-    print(f"{removed[0]} results and leftovers, {removed[1]:,} bytes {verb}")
+    print(f"{len(removed)} results and leftovers, {sum(removed):,} bytes {verb}")

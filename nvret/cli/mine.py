@@ -82,12 +82,12 @@ class TeacherOptions:
         from nvret.scale import faiss_index
         from nvret.utils import machine
 
+        machine.check_device(self.device)
         if name == "bm25":
             if self.index:
                 raise NvretError("--index is for embedding models, teacher bm25 searches exactly")
             return teachers.BM25Teacher()
         index = faiss_index.Index(self.index, self.probes) if self.index else None
-        machine.check_device(self.device)
         where = {"device": self.device, "index": index}
         if name == "vectors":
             files = self.query_vectors, self.corpus_vectors

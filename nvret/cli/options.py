@@ -6,14 +6,14 @@ help. ``group_of`` makes such a class of parameters that are declared elsewhere 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import docstring_parser
-from cyclopts import Group, Parameter, validators
+from cyclopts import Group, Parameter, Token, validators
 
 from nvret.utils.errors import NvretError
 
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 Profile = Annotated[Path, Parameter(help="a YAML file, for example params/quick.yaml")]
 Only = Annotated[list[str] | None, Parameter(help="only this notebook's arms; may be repeated")]
 Device = Annotated[str, Parameter(help="of models and search: cpu or cuda")]
+
+
+def whole(kind: type, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts itself would round 1.5."""
+    return int(tokens[0].value)
+
+
 # What tokenizers can count, and what numpy takes as a seed
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1, lt=2**31))]
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
+Count = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1, lt=2**31))]
+Seed = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lt=2**32))]
 
 TITLES = ("your data", "model", "training", "teacher", "method", "filters", "sampling", "output")
 SETS = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"})

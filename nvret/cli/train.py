@@ -66,6 +66,8 @@ def train(
     needed = ("negatives", "student", "output")
     if missing := [spelled(name) for name in needed if getattr(model, name) is None]:
         raise NvretError(f"train needs a profile, or your data and {', '.join(missing)}")
+    if not model.output.name:
+        raise NvretError(f"--output {model.output} has no name, expected a folder to make")
     data.check("train needs a profile, or")
     try:
         config = TrainingConfig(**options.given(training))

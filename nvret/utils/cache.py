@@ -44,6 +44,11 @@ class Entry(NamedTuple):
         """The stage, or "models", "datasets", "sources"."""
         return self.path.parent.name
 
+    @property
+    def age(self) -> float:
+        """Seconds since its last use."""
+        return time.time() - self.used
+
 
 def entries() -> Iterator[Entry]:
     """All results and leftovers, kind by kind.
@@ -68,11 +73,6 @@ def _entry(path: Path, leftover: bool) -> Entry:
     return Entry(path, size, used, leftover)
 
 
-def old(entry: Entry, seconds: float) -> bool:
-    """Whether it was last used before so many seconds."""
-    return time.time() - entry.used >= seconds
-
-
 def remove(entry: Entry) -> bool:
     """Remove it at once, so that nobody finds a part; False where a process has locked it."""
     path = entry.path
@@ -83,7 +83,7 @@ def remove(entry: Entry) -> bool:
                 hidden = store.scratch(path.with_name(name))
                 os.replace(path, hidden)
                 shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # the second: another process has removed it
         return False
     return True
 

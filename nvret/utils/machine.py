@@ -40,7 +40,7 @@ def check_device(name: str | torch.device) -> torch.device:
 
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise NvretError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from None
     return device
