@@ -84,7 +84,9 @@ def check_model(name: str | Path, *, others: Iterable[str] = ()) -> None:
     text = str(name)
     if not isinstance(name, Path) and _is_known(text, models()):
         return
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", text):
+    if not (text and Path(name).is_dir()) and not re.fullmatch(
+        r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", text
+    ):
         known = [*others, *sorted(models())]
         raise NvretError(
             f"no model is named {text!r}{hint(text, known) or ','} expected a folder, "
