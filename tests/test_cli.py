@@ -23,6 +23,7 @@ from nvret.analysis import judges
 from nvret.cli import mine as command_line
 from nvret.io import export
 from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
+from nvret.utils import store
 
 
 @pytest.fixture
@@ -586,8 +587,10 @@ def test_an_interruption_is_said(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nvret.study.config.load", interrupt)
-    assert cli.main(["run", "params/smoke.yaml"]) == 130
-    assert "interrupted; the same command continues" in capsys.readouterr().err
+    for kept, message in (({Path("x")}, "the same command continues"), (set(), "nothing was")):
+        monkeypatch.setattr(store, "KEPT", kept)
+        assert cli.main(["run", "params/smoke.yaml"]) == 130
+        assert f"nvret: interrupted; {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["run"], ["report"]])

@@ -96,9 +96,9 @@ def test_a_profile_decides_its_options(arguments, names, capsys):
     assert f"{names} for a profile: params/quick.yaml" in capsys.readouterr().err
 
 
-def train(own, tmp_path, *more, name="model"):
+def train(own, tmp_path, *more):
     options = ["--negatives", tmp_path / "n.parquet", "--student", "potion-base-8m"]
-    return ["train", *own, *map(str, options), "--output", str(tmp_path / name), *more]
+    return ["train", *own, *map(str, options), "--output", str(tmp_path / "model"), *more]
 
 
 @pytest.mark.parametrize("content", [None, b"no Parquet", "cut"])
@@ -273,7 +273,3 @@ def test_an_interrupted_run_says_what_is_left(own, tmp_path):
     arguments = train(own, tmp_path, *more)
     line = interrupted(arguments, lambda: list(partial.glob("checkpoints/*/complete")))
     assert line == "nvret: interrupted; the same command continues where this stopped"
-    once = train(own, tmp_path, "--epochs", "5000", "--checkpoint-steps", "0", name="other")
-    started = tmp_path / ".other.partial" / "training.json"
-    line = interrupted(once, started.exists)
-    assert line == "nvret: interrupted; nothing was written"

@@ -84,9 +84,8 @@ def check_model(name: str | Path, *, others: Iterable[str] = ()) -> None:
     text = str(name)
     if not isinstance(name, Path) and _is_known(text, models()):
         return
-    if not (text and Path(name).is_dir()) and not re.fullmatch(
-        r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", text
-    ):
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", text)
+    if not of_hub and not (text and Path(name).is_dir()):
         known = [*others, *sorted(models())]
         raise NvretError(
             f"no model is named {text!r}{hint(text, known) or ','} expected a folder, "
