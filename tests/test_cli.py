@@ -505,7 +505,7 @@ def test_a_profile_and_own_data_are_two_things(arguments, message, capsys):
 WRONG = {
     "an unknown option": (["mine", "--pair", "x"], "Unknown option: --pair. Did you mean --pairs?"),
     "an unknown command": (["min"], 'Unknown command "min". Did you mean "mine"?'),
-    "no whole number": (["mine", "--k", "x"], '--k: unable to convert "x" into int'),
+    "no whole number": (["mine", "--k", "x"], "--k: 'x' is no whole number"),
     "no choice": (
         ["mine", "--format", "x"],
         'Invalid value "x" for --format. Choose from: "parquet"',

@@ -27,7 +27,10 @@ Device = Annotated[str, Parameter(help="of models and search: cpu or cuda")]
 
 def whole(kind: type, tokens: Sequence[Token]) -> int:
     """A whole number; cyclopts itself would round 1.5."""
-    return int(tokens[0].value)
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
 
 
 # What tokenizers can count, and what numpy takes as a seed
