@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from nvret.models import backbones, batching, layout, nv_embed
 from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
 from nvret.models.pooling import pool
-from nvret.utils import processes, recipes, store
+from nvret.utils import machine, processes, recipes, store
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError, check_choice
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
                 in padded batches only.
             dropout: in training, instead of the rates in the model's configuration.
         Raises:
-            NvretError: no such model, an unknown dtype or pooling, weights that are missing.
+            NvretError: no such model or device, an unknown dtype or pooling, missing weights.
         """
         check_choice("dtype", dtype, DTYPES)
         if pooling is not None:
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
             backbone, tokenizer = backbones.load_transformer(
                 folder, DTYPES[dtype], bidirectional, dropout, trust_remote_code
             )
-        return cls(backbone, tokenizer, shape, pooler).to(device).eval()
+        return cls(backbone, tokenizer, shape, pooler).to(machine.check_device(device)).eval()
 
     @property
     def dimension(self) -> int:
@@ -252,7 +252,7 @@ class Encoder(nn.Module):
         distinct, places = list(first), np.unique(position, return_index=True)[1]
         training, skip = self.training, self.prompt_tokens(kind)
         self.eval()
-        bar = tqdm(total=len(distinct), desc=f"encode {kind}", unit="text", disable=not progress)
+        bar = progress_bar(total=len(distinct), desc=f"encode {kind}", unit="text", show=progress)
         try:
             with bar:
                 for start, tokens in self._tokenized(distinct, places, kind, max_length):

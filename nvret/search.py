@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 BLOCK = 64  # scores per maximum; k * 64 and N / 64, both read again, balance at N = 4,096 k
@@ -256,7 +256,7 @@ def top_k_scores(
 
     tile = Tile(num_queries, min(num_passages, most_passages), device, buffer_mb)
     total = num_queries * num_passages
-    bar = tqdm(total=total, desc="search", unit="score", unit_scale=True, disable=not progress)
+    bar = progress_bar(total=total, desc="search", unit="score", unit_scale=True, show=progress)
     with bar:
         # Passages outside: a corpus that is larger than the memory is read once
         for left in range(0, num_passages, tile.columns):

@@ -23,6 +23,7 @@ from nvret.analysis import judges
 from nvret.cli import mine as command_line
 from nvret.io import export
 from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
+from nvret.utils import store
 
 
 @pytest.fixture
@@ -262,7 +263,10 @@ def test_other_formats(files, name):
 
 
 BAD = {
-    "teacher": (("--teacher", "no-such"), "no teacher 'no-such', expected a model's folder or one"),
+    "teacher": (
+        ("--teacher", "no-such"),
+        "no model is named 'no-such', expected a folder, owner/name@rev",
+    ),
     "two teachers": (("--teacher", "potion-base-8m"), "2 teachers need --ensemble cross-sample|"),
     "ensemble of one": (("--ensemble", "intra-sample"), "--ensemble needs --teacher several times"),
     "vectors": (("--query-vectors", "q.npy"), "--query-vectors and --teacher vectors need each"),
@@ -501,7 +505,7 @@ def test_a_profile_and_own_data_are_two_things(arguments, message, capsys):
 WRONG = {
     "an unknown option": (["mine", "--pair", "x"], "Unknown option: --pair. Did you mean --pairs?"),
     "an unknown command": (["min"], 'Unknown command "min". Did you mean "mine"?'),
-    "no whole number": (["mine", "--k", "x"], '--k: unable to convert "x" into int'),
+    "no whole number": (["mine", "--k", "x"], "--k: 'x' is no whole number"),
     "no choice": (
         ["mine", "--format", "x"],
         'Invalid value "x" for --format. Choose from: "parquet"',
@@ -583,8 +587,10 @@ def test_an_interruption_is_said(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nvret.study.config.load", interrupt)
-    assert cli.main(["run", "params/smoke.yaml"]) == 130
-    assert "interrupted; the same command continues" in capsys.readouterr().err
+    for kept, message in (({Path("x")}, "the same command continues"), (set(), "nothing was")):
+        monkeypatch.setattr(store, "KEPT", kept)
+        assert cli.main(["run", "params/smoke.yaml"]) == 130
+        assert f"nvret: interrupted; {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["run"], ["report"]])

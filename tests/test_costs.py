@@ -19,6 +19,7 @@ from nvret.cost.estimate import Calibration, Workload
 from nvret.cost.work import Search, Texts
 from nvret.encode import Encoder
 from nvret.study import config, notebooks
+from nvret.utils import machine
 from nvret.utils.errors import NvretError
 
 ROOT = Path(__file__).parents[1]
@@ -202,7 +203,7 @@ def test_a_search_is_measured_on_a_gpu():
         (lambda: Workload(0, 10), "passages is 0"),
         (lambda: Workload(10, 10, passage_tokens=float("nan")), "passage_tokens is nan"),
         (lambda: Workload(10, 10, devices=0), "devices is 0"),
-        (lambda: calibration.check_device("no-such-device"), "no-such-device"),
+        (lambda: machine.check_device("no-such-device"), "no-such-device"),
         (lambda: calibration.measure_encoding(None, ["a", "a", "b"]), "2 different texts"),
     ],
 )

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from nvret.assets import model_folder
 from nvret.encode import Encoder
 from nvret.models import layout
 from nvret.models.backbones import quiet
 from nvret.models.batching import Ragged, in_threads, token_budget_batches
+from nvret.utils.bars import are_shown, progress_bar
 from nvret.utils.errors import NvretError
 
 ASK = (
@@ -134,7 +134,7 @@ class LanguageModelJudge:
         else:
             results = ((rows, forward(rows)) for rows in batches)
         values = np.empty(len(queries), np.float32)
-        with tqdm(total=len(queries), desc=self.name, unit="pair", disable=not progress) as bar:
+        with progress_bar(total=len(queries), desc=self.name, unit="pair", show=progress) as bar:
             for rows, probabilities in results:
                 values[rows] = probabilities
                 bar.update(len(rows))
@@ -188,7 +188,7 @@ class CrossEncoderJudge:
         two = self.model.num_labels == 2
         values = self.model.predict(
             list(zip(queries, passages, strict=True)),
-            show_progress_bar=progress,
+            show_progress_bar=progress and are_shown(),
             activation_fn=torch.nn.Softmax(-1) if two else torch.nn.Sigmoid(),
             processing_kwargs={"text": cut},
         )

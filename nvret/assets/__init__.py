@@ -2,6 +2,7 @@
 
 from nvret.assets.registry import datasets, models
 from nvret.assets.resolve import (
+    check_model,
     cleaning,
     dataset_path,
     fetch,
@@ -11,6 +12,7 @@ from nvret.assets.resolve import (
 )
 
 __all__ = [
+    "check_model",
     "cleaning",
     "dataset_path",
     "datasets",

@@ -119,6 +119,7 @@ def _kept(target: Path, build: Callable[[Path], None], recipe: dict[str, Any]) -
                     if path.is_file()
                 }
                 store.write_json(unfinished / MANIFEST, {"files": files, "recipe": recipe})
+    store.mark_used(target)
     hint = f"delete the folder {target} to have it built again"
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from typing import IO
 
 from pydantic import Field
 
+from nvret.utils.bars import are_shown
 from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section
 
@@ -60,10 +61,11 @@ def _download(package: Package, folder: Path, progress: bool) -> Path:
         requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
         command = [sys.executable, *_DOWNLOAD, *_QUIETLY, *package.pip]
         command += ["--dest", str(folder), "--requirement", str(requirements)]
+        shown = progress and are_shown()  # pip's own progress bar
         process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=STDERR if progress else subprocess.DEVNULL,  # pip's own progress bar
+            stdout=STDERR if shown else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",

@@ -9,8 +9,10 @@ copy of a model is as the hub has it, one of a data set also in BEIR's layout.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,10 +22,12 @@ from nvret.assets import conversion, registry
 from nvret.assets.registry import Hub, datasets, kind, models
 from nvret.models import layout
 from nvret.utils import store
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, hint
 
 if TYPE_CHECKING:
     from nvret.data import RetrievalDataset
+
+log = logging.getLogger("nvret")
 
 Source = Literal["package", "hub"]
 PATIENCE = 3  # seconds for the hub to answer
@@ -57,13 +61,55 @@ def dataset_path(name: str, *, source: Source | None = None, progress: bool = Tr
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a model: a path as it is, or that of a registered name."""
-    return Path(name) if Path(name).is_dir() else model_path(str(name))
+    """The folder of a model.
+
+    Args:
+        name: a name of ``models.yaml``; a folder (``./minilm-l6``, or a `Path`, where a known model
+            has that name); or ``owner/name@revision`` of the hub, a commit's 40 hex digits.
+    Raises:
+        NvretError: none of these; or the hub does not give it.
+    """
+    check_model(name)
+    if not isinstance(name, Path) and name in models():
+        return model_path(name)
+    repository, _, revision = str(name).partition("@")
+    return layout.resolve(name if Path(name).is_dir() else repository, revision=revision or None)
+
+
+def check_model(name: str | Path, *, others: Iterable[str] = ()) -> None:
+    """`NvretError` for what no model can be; ``others`` are further names that the message lists.
+
+    Nothing is fetched.
+    """
+    text = str(name)
+    if not isinstance(name, Path) and _is_known(text, models()):
+        return
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", text)
+    if not of_hub and not (text and Path(name).is_dir()):
+        known = [*others, *sorted(models())]
+        raise NvretError(
+            f"no model is named {text!r}{hint(text, known) or ','} expected a folder, "
+            "owner/name@revision of the hub with the 40 hex digits of a commit, or one of "
+            f"{', '.join(known)}"
+        )
+
+
+def _is_known(name: str, known: Mapping[str, Any]) -> bool:
+    """Whether a name is a registered one, which goes before a folder of the same name."""
+    if name in known and Path(name).is_dir():
+        log.warning("%s: the known one is taken; ./%s would be the folder", name, name)
+    return name in known
 
 
 def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
     """Models and data sets, each downloaded and converted if it is not there yet; see `check`."""
-    names = list(names)
+    names, known = list(names), sorted([*models(), *datasets()])
+    for name in names:
+        if name not in known:
+            raise NvretError(
+                f"no model or data set is named {name!r}{hint(name, known) or ','} expected one of "
+                f"{', '.join(known)}"
+            )
     check(names)
     paths = {name: model_path if name in models() else dataset_path for name in names}
     return {name: path(name, progress=progress) for name, path in paths.items()}
@@ -83,7 +129,7 @@ def load_dataset(
     from nvret.io import beir
 
     text, from_hub = str(name), False
-    if not isinstance(name, Path) and text in datasets():
+    if not isinstance(name, Path) and _is_known(text, datasets()):
         folder, entry = dataset_path(text, source=source, progress=progress), datasets()[text]
         packaged = entry.converter is not None and chosen_source(source) == "package"
         from_hub = not packaged and not any((folder / "qrels").glob("*.tsv"))
@@ -151,6 +197,7 @@ def _dressed(name: str, source: Path) -> Path:
     key = store.fingerprint(paths, repr(entry.layout), entry.dimension)
     target = store.cache_dir() / "models" / f"{name}-{key[:16]}"
     if target.exists():
+        store.mark_used(target)
         return target
     with store.atomic_folder(target) as partial:
         if partial is not None:

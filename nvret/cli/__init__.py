@@ -1,21 +1,32 @@
 """The command line: each command is a function, its options are the function's parameters.
 
-cyclopts reads types, defaults and docstrings, so that an option is declared once.
+cyclopts reads types, defaults and docstrings, so that an option is declared once. A command's
+module is imported when the command is run, or its own help is shown.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import importlib.util
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
 import cyclopts
+from cyclopts import Parameter
 
 import nvret
-from nvret.cli import checks, cost, mine, profile, train
-from nvret.utils import processes
+from nvret.utils import bars, processes
 from nvret.utils.errors import NvretError
+
+COMMANDS = (
+    "mine:mine", "checks:inspect", "train:train", "checks:evaluate", "cost:cost", "cost:plan",
+    "profile:fetch", "profile:run", "profile:encode", "profile:report", "cache:cache",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,18 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         with processes.group():
-            app()(sys.argv[1:] if arguments is None else arguments)
+            return app().meta(sys.argv[1:] if arguments is None else arguments) or 0
     except (NvretError, cyclopts.CycloptsError) as error:
-        print(f"nvret: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except MemoryError as error:
+        message = f"out of memory: {error}"
     except KeyboardInterrupt:
-        print("nvret: interrupted; the same command continues where this stopped", file=sys.stderr)
+        print(f"nvret: interrupted; {_left()}", file=sys.stderr)
         return 130
-    return 0
+    print(f"nvret: {message}", file=sys.stderr)
+    return 2
+
+
+def _left() -> str:
+    """What the work that was interrupted leaves."""
+    store = sys.modules.get("nvret.utils.store")
+    if store and store.KEPT:
+        return "the same command continues where this stopped"
+    return "nothing was written"
 
 
 def app() -> cyclopts.App:
-    """All commands, with the options of the mining methods that are registered now."""
+    """All commands; those before and after which --quiet may stand are called by its ``meta``."""
     made = cyclopts.App(
         "nvret",
         help="Hard-negative mining for text-embedding models, and its reproduction in notebooks.",
@@ -51,16 +74,42 @@ def app() -> cyclopts.App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    commands = (
-        mine.command(), checks.inspect, train.train, checks.evaluate, cost.cost, cost.plan,
-        profile.fetch, profile.run, profile.encode, profile.report,
-    )  # fmt: skip
-    for place, command in enumerate(commands):
-        made.command(command, sort_key=place)
+    for place, command in enumerate(COMMANDS):
+        module, name = f"nvret.cli.{command}".split(":")
+        text = _docstring(module, name)
+        made.command(f"{module}:{name}", name=name, help=text, sort_key=place)
 
-    @made.command(name="--print-completion", sort_key=len(commands))
+    @made.command(name="--print-completion", sort_key=len(COMMANDS))
     def print_completion(shell: Literal["bash", "zsh", "fish", "powershell"], /) -> None:
         """Print a completion script for a shell."""
         print(made.generate_completion(shell=shell))
 
+    made.meta.suppress_keyboard_interrupt = False
+
+    @made.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        quiet: Annotated[bool, Parameter(help="show no progress bars", negative=())] = False,
+    ) -> int | None:
+        with _silenced() if quiet else contextlib.nullcontext():
+            return made(tokens)
+
     return made
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    before = os.environ.get(bars.SILENCE)
+    os.environ[bars.SILENCE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(bars.SILENCE)
+        os.environ.update({} if before is None else {bars.SILENCE: before})
+
+
+def _docstring(module: str, function: str) -> str:
+    """Of a function whose module is not imported for it."""
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    nodes = ast.parse(source).body
+    return ast.get_docstring(next(n for n in nodes if getattr(n, "name", None) == function))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from nvret.cli.options import Device, OwnData
+from nvret.cli.options import Count, Device, OwnData
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def inspect(
         negatives: the Parquet file that `nvret mine` wrote
         output: an HTML file
         hidden: a .tsv of labels that mining did not see
-        teacher: the table's own; adds scores of random passages
+        teacher: bm25 or a model, the table's own; adds scores of random passages
         overwrite: replace the output
     """
     from nvret import negatives as tables
@@ -60,9 +60,9 @@ def evaluate(
     model: str,
     before: str | None = None,
     data: OwnData = OwnData(),
-    k: Annotated[list[int], Parameter(consume_multiple=True)] = [10, 100],  # noqa: B006
-    query_max_length: int | None = None,
-    passage_max_length: int | None = None,
+    k: Annotated[list[Count], Parameter(consume_multiple=True)] = [10, 100],  # noqa: B006
+    query_max_length: Count | None = None,
+    passage_max_length: Count | None = None,
     device: Device = "cpu",
     output: Path | None = None,
 ) -> None:
@@ -71,7 +71,7 @@ def evaluate(
     With --before, what has changed since, with a 95% interval over the queries.
 
     Args:
-        model: a model's name, folder or hub id; or bm25
+        model: a name (minilm-l6), a folder (./mine), or of the hub owner/name@revision; or bm25
         before: another, to compare with
         k: ranks
         query_max_length: tokens (the model's own limit)
@@ -80,14 +80,19 @@ def evaluate(
     """
     from nvret import assets, evaluation, teachers
     from nvret.encode import Encoder
-    from nvret.utils import store
+    from nvret.utils import machine, store
 
     data.check("evaluate needs")
+    machine.check_device(device)
+    names = [name for name in (before, model) if name is not None]
+    for name in names:
+        if name != "bm25":
+            assets.check_model(name, others=("bm25",))
     if output and output.exists():
         raise NvretError(f"{output} exists; name another file")
     dataset = data.load()
     results = {}
-    for name in filter(None, (before, model)):
+    for name in names:
         if name == "bm25":
             scorer = teachers.prepare(name, dataset)
             ranked = scorer.top_k(range(dataset.queries.num_rows), max(k))

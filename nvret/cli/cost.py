@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from nvret.cli.options import Profile
+from nvret.cli.options import Count, Profile
 from nvret.utils.errors import NvretError
 
 Measured = Annotated[str, Parameter(help="to measure: cpu or cuda")]
@@ -21,7 +21,7 @@ def cost(
     data: str = "nq",
     passage_tokens: float | None = None,
     query_tokens: float | None = None,
-    num_candidates: int = 64,
+    num_candidates: Count = 64,
     device: Measured = "cpu",
     devices: Devices = 1,
     rough: bool = False,
@@ -31,7 +31,7 @@ def cost(
     Args:
         passages: in the corpus to mine
         queries: or labelled pairs, if more
-        teacher: a model's name, or a model's folder
+        teacher: a name (minilm-l6), a folder (./mine), or of the hub owner/name@revision
         data: set or folder to sample texts from
         passage_tokens: mean, after cutting (as the sample)
         query_tokens: mean, after cutting (as the sample)
@@ -40,12 +40,13 @@ def cost(
     """
     from nvret import assets
     from nvret import data as sets
-    from nvret.cost import calibration, estimate
+    from nvret.cost import estimate
     from nvret.encode import Encoder
+    from nvret.utils import machine
 
     workload = estimate.Workload(passages=passages, queries=queries, passage_tokens=passage_tokens,
                                  query_tokens=query_tokens, devices=devices)  # fmt: skip
-    torch_device = calibration.check_device(device)
+    torch_device = machine.check_device(device)
     if teacher == "bm25":
         raise NvretError("teacher bm25 makes no vectors, expected an embedding model")
     encoder = Encoder.load(assets.model_folder(teacher), device=torch_device)
@@ -79,10 +80,11 @@ def plan(
     from nvret.encode import Encoder
     from nvret.study import config
     from nvret.study import plan as plans
+    from nvret.utils import machine
 
     settings = config.load(params)
     if tflops is None:
-        torch_device = calibration.check_device(device)
+        torch_device = machine.check_device(device)
         encoder = Encoder.load(assets.model_path("minilm-l6"), device=torch_device)
         tflops = calibration.measure_rate(encoder, sets.load("nq").passages[:512])
     assumed = plans.Assumed(tflops=tflops, passage_tokens=passage_tokens,

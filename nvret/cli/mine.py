@@ -6,7 +6,6 @@ import dataclasses
 import json
 import tempfile
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ import docstring_parser
 from cyclopts import Parameter, validators
 
 from nvret.cli import options, profile
-from nvret.cli.options import Device, Only, OwnData, Profile, spelled
+from nvret.cli.options import Count, Device, Only, OwnData, Profile, Seed, spelled
 from nvret.methods import BY_NAME, build_method
 from nvret.utils.errors import NvretError
 
@@ -29,7 +28,6 @@ Sampling = Literal["top-k", "sampled", "top-1+sampled"]
 Format = Literal[
     "parquet", "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron"
 ]
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Share = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
 
 
@@ -38,7 +36,8 @@ class TeacherOptions:
     """What scores the passages of each query.
 
     Attributes:
-        teacher: bm25, vectors, a model's name, or a model's folder; repeated with --ensemble
+        teacher: bm25, vectors, or a model: a name (minilm-l6), a folder (./mine), or of the hub
+            owner/name@revision; repeated with --ensemble
         ensemble: how several teachers are joined
         query_vectors: of --teacher vectors: a .npy, a row for each query in its file's order
         corpus_vectors: likewise, of the passages
@@ -79,23 +78,21 @@ class TeacherOptions:
     def build(self, name: str) -> Any:
         """One of the teachers."""
         from nvret import assets, teachers
-        from nvret.cost import calibration
         from nvret.io import vectors
         from nvret.scale import faiss_index
+        from nvret.utils import machine
 
+        machine.check_device(self.device)
         if name == "bm25":
             if self.index:
                 raise NvretError("--index is for embedding models, teacher bm25 searches exactly")
             return teachers.BM25Teacher()
         index = faiss_index.Index(self.index, self.probes) if self.index else None
-        calibration.check_device(self.device)
         where = {"device": self.device, "index": index}
         if name == "vectors":
             files = self.query_vectors, self.corpus_vectors
             return vectors.VectorTeacher(*files, self.normalise, **where)
-        if not Path(name).is_dir() and name not in assets.models():
-            known = ", ".join(("bm25", "vectors", *sorted(assets.models())))
-            raise NvretError(f"no teacher {name!r}, expected a model's folder or one of {known}")
+        assets.check_model(name, others=("bm25", "vectors"))
         lengths = self.max_query_length, self.max_passage_length
         return teachers.DenseTeacher(name, *lengths, **where)
 
@@ -108,7 +105,7 @@ class FilterOptions:
         ceiling_positive: whose score counts for a query of several: the pair's own, or the lowest
         near_duplicates: similarity from which a passage is a copy of a positive; or none
         second_opinion: drop the negatives that this model calls relevant: a cross-encoder, an
-            embedding model or a language model, by name or folder
+            embedding model or a language model; as --teacher
         second_threshold: from which they are relevant: a probability (0.5), or of an embedding
             model a share of the positive's score (0.95)
     """
@@ -152,8 +149,8 @@ class SamplingOptions:
 
     num_negatives: Count = 4
     sampling: Sampling = "top-k"
-    k: int | None = None
-    seed: int = 0
+    k: Count | None = None
+    seed: Seed = 0
 
     def build(self) -> Any:
         from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
@@ -205,7 +202,7 @@ class OutputOptions:
 
 
 def method_options() -> type:
-    """``--method``, and the parameters of all methods that are registered now."""
+    """``--method``, and the parameters of all methods that are registered when it is called."""
     found = {"method": (Literal[tuple(BY_NAME)], "below which score, and after which rank")}
     for name, method in BY_NAME.items():
         described = docstring_parser.parse(method.__doc__).params
@@ -221,12 +218,6 @@ def method_options() -> type:
     return options.group_of("method", "Which candidates may be negatives.", found)
 
 
-def command() -> Callable[..., None]:
-    """`mine`, with the options of the methods that are registered now."""
-    mine.__annotations__["rule"] = method_options() | None
-    return mine
-
-
 def mine(
     params: Profile | None = None,
     /,
@@ -234,7 +225,7 @@ def mine(
     only: Only = None,
     data: OwnData = OwnData(),
     teacher: TeacherOptions = TeacherOptions(),
-    rule: Any = None,
+    rule: method_options() | None = None,
     filters: FilterOptions = FilterOptions(),
     sampling: SamplingOptions = SamplingOptions(),
     output: OutputOptions = OutputOptions(),
@@ -243,11 +234,11 @@ def mine(
 
     A profile takes --only and no other option, and may run under torchrun.
     """
-    rule = rule or method_options()()
     if params is not None:
-        options.refuse(params, data, teacher, rule, filters, sampling, output)
+        options.refuse(params, mine, data, teacher, rule, filters, sampling, output)
         profile.stage("mine", params, only)
         return
+    rule = rule or method_options()()
     needed = {"teacher": teacher.teacher, "method": rule.method, "output": output.output}
     if missing := [spelled(name) for name, value in needed.items() if not value]:
         raise NvretError(f"mine needs a profile, or your data and {', '.join(missing)}")

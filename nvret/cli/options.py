@@ -6,13 +6,14 @@ help. ``group_of`` makes such a class of parameters that are declared elsewhere 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import docstring_parser
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token, validators
 
 from nvret.utils.errors import NvretError
 
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
 Profile = Annotated[Path, Parameter(help="a YAML file, for example params/quick.yaml")]
 Only = Annotated[list[str] | None, Parameter(help="only this notebook's arms; may be repeated")]
 Device = Annotated[str, Parameter(help="of models and search: cpu or cuda")]
+
+
+def whole(kind: type, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts itself would round 1.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
+# What tokenizers can count, and what numpy takes as a seed
+Count = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1, lt=2**31))]
+Seed = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lt=2**32))]
 
 TITLES = ("your data", "model", "training", "teacher", "method", "filters", "sampling", "output")
 SETS = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"})
@@ -130,11 +144,20 @@ def given(*groups: Any) -> dict[str, Any]:
     }
 
 
-def refuse(params: Path, *groups: Any) -> None:
-    """`NvretError` if options of own data stand beside a profile, which would not heed them."""
-    for name, value in given(*groups).items():
-        option = spelled(f"no_{name}" if value is False else name)
-        raise NvretError(f"{option} is not for a profile: {params} says it")
+def refuse(params: Path, command: Callable[..., None], *groups: Any) -> None:
+    """`NvretError` if options of own data stand beside a profile, which would not heed them.
+
+    A group that was not typed is the default of the command's parameter itself.
+    """
+    defaults = {id(parameter.default) for parameter in signature(command).parameters.values()}
+    typed = [one for one in groups if id(one) not in defaults]  # None is one of them
+    names = [spelled(f"no_{name}" if value is False else name)
+             for name, value in given(*typed).items()]  # fmt: skip
+    # Typed with the value that it has anyway: which of the group's options it was, nobody knows
+    names = names or [spelled(field.name) for one in typed for field in fields(one)]
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        raise NvretError(f"{', '.join(names)} {verb} not for a profile: {params} says it")
 
 
 def spelled(name: str) -> str:

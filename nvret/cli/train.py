@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nvret.cli import options, profile
-from nvret.cli.options import Only, OwnData, Profile, spelled
+from nvret.cli.options import Only, OwnData, Profile, Seed, spelled
 from nvret.training.config import TrainingConfig
 from nvret.utils import settings
 from nvret.utils.errors import NvretError
@@ -30,9 +30,9 @@ class ModelOptions:
 
     Attributes:
         negatives: the Parquet file of `nvret mine`
-        student: a model's name, folder or hub id
+        student: a name (minilm-l6), a folder (./mine), or of the hub owner/name@revision
         output: folder to make; loads in sentence-transformers
-        guide: a teacher for --mask-margin: bm25 or a model
+        guide: a teacher for --mask-margin: bm25, or a model as --student
         seed: of the order of the pairs
         device: cpu or cuda (CUDA where there is one)
     """
@@ -41,7 +41,7 @@ class ModelOptions:
     student: str | None = None
     output: Path | None = None
     guide: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     device: str | None = None
 
 
@@ -60,12 +60,14 @@ def train(
     continues where it stopped.
     """
     if params is not None:
-        options.refuse(params, data, model, training)
+        options.refuse(params, train, data, model, training)
         profile.stage("train", params, only)
         return
     needed = ("negatives", "student", "output")
     if missing := [spelled(name) for name in needed if getattr(model, name) is None]:
         raise NvretError(f"train needs a profile, or your data and {', '.join(missing)}")
+    if not model.output.name:
+        raise NvretError(f"--output {model.output} has no name, expected a folder to make")
     data.check("train needs a profile, or")
     try:
         config = TrainingConfig(**options.given(training))
@@ -77,10 +79,15 @@ def train(
         raise NvretError("; ".join(lines)) from None
     from nvret import assets, negatives, teachers
     from nvret.training import finetune
-    from nvret.utils import processes
+    from nvret.utils import machine, processes
 
-    dataset = data.load()
+    # All that can be checked is checked before the data are read
+    assets.check_model(model.student)
+    if model.guide not in (None, "bm25"):
+        assets.check_model(model.guide, others=("bm25",))
+    machine.check_device(model.device or "cpu")
     table = negatives.load(model.negatives)
+    dataset = data.load()
     guide = teachers.prepare(model.guide, dataset) if model.guide else None
     log = finetune(
         assets.model_folder(model.student), dataset, table, model.output, config,

@@ -19,17 +19,17 @@ import pandas as pd
 import psutil
 import torch
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from nvret import search
 from nvret.cost import work
 from nvret.cost.work import Search
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
 
-MEBIBYTE = 2**20
+MEBIBYTE, GIBIBYTE = 2**20, 2**30
 WORDS = (8, 24, 72, None)  # words that texts are cut to, to see what length costs; None: all
 Run = Callable[[], Any]
 
@@ -73,16 +73,6 @@ def extra_memory(run: Run, device: torch.device) -> float:
         most = watcher.result()
         del held  # not before it was counted
     return (most - before) / MEBIBYTE
-
-
-def check_device(name: str) -> torch.device:
-    """The device of that name, once it has held a number; `NvretError` when it cannot."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise NvretError(f"device {name!r}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def sizes(dimension: int, k: int = 64, *, rough: bool = False) -> list[Search]:
@@ -129,16 +119,25 @@ def measure_search(
         a row for each size: queries, passages, dimension; seconds (the least of the rounds);
         slowest (the most, for the spread); mebibytes (most extra memory: of the process, or
         allocated on the GPU).
+    Raises:
+        NvretError: the vectors and scores would not fit into the memory that is free.
     """
+    longest = {size.dimension: size for size in sorted(sizes, key=lambda size: size.passages)}
+    numbers = sum(size.passages * size.dimension for size in longest.values())
+    numbers += sum(size.queries * size.dimension for size in sizes)
+    needed = work.FLOAT * numbers + max(size.memory(k) for size in sizes)
+    if needed > (free := psutil.virtual_memory().available):
+        raise NvretError(
+            f"timing searches with {k} candidates takes {needed / GIBIBYTE:,.1f} GiB of memory, "
+            f"{free / GIBIBYTE:,.1f} are free; expected fewer candidates"
+        )
     target, generator = torch.device(device), torch.Generator().manual_seed(0)
 
     def vectors(rows: int, dimension: int) -> torch.Tensor:
         return normalize(torch.randn(rows, dimension, generator=generator))
 
-    corpora: dict[int, torch.Tensor] = {}  # sizes of one dimension share their vectors
-    for size in sorted(sizes, key=lambda size: -size.passages):
-        if size.dimension not in corpora:
-            corpora[size.dimension] = vectors(size.passages, size.dimension)
+    # Sizes of one dimension share their vectors
+    corpora = {size.dimension: vectors(size.passages, size.dimension) for size in longest.values()}
 
     def prepare(size: Search) -> Run:
         corpus = corpora[size.dimension][: size.passages]
@@ -219,6 +218,6 @@ def _rounds(
     """Least and most seconds of each run, each once a round."""
     seconds = np.empty((rounds, len(runs)))
     gc.collect()  # not before each run: it takes longer than a small search
-    for place in tqdm(range(seconds.size), desc=name, disable=not progress):
+    for place in progress_bar(range(seconds.size), desc=name, show=progress):
         seconds.flat[place] = clock(runs[place % len(runs)], device)
     return {"seconds": seconds.min(0), "slowest": seconds.max(0)}

@@ -22,13 +22,13 @@ import psutil
 from scipy.optimize import nnls
 
 from nvret.cost import calibration
+from nvret.cost.calibration import GIBIBYTE
 from nvret.cost.work import Positive, Search, Texts, vector_bytes
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
 
 SAMPLE = 2048  # texts whose lengths are counted
-GIBIBYTE = 2**30
 # Bytes that `Encoder.encode` holds for a text beside the string: its place in the list, and in the
 # table that finds equal ones (at its fullest, with the positions of the distinct ones). Tokens and
 # hashes, made for some thousand texts at a time, are nothing for a corpus that is large.

@@ -30,6 +30,7 @@ VISIT = "visit of a query to a tile"
 SEARCH_TERMS = ("call", VISIT, "score", "multiply-add", "value of the corpus")
 ENCODING_TERMS = ("text", "token", "token times length")
 BUFFER_MB = 256  # of a search's scores, as in mining
+LARGEST = 1e18  # what is counted still has a product in floats
 FLOAT, RESULT = 4, 12  # bytes of a float32; of a result, int64 id and float32 score
 
 
@@ -38,8 +39,10 @@ class Positive:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise NvretError(f"{name} is {value}, expected a number above 0")
+            if value is not None and not 0 < value < LARGEST:
+                raise NvretError(
+                    f"{name} is {value}, expected a number above 0 and below {LARGEST:.0e}"
+                )
 
 
 class Texts(NamedTuple):

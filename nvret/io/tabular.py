@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError, check_file
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
@@ -206,7 +206,7 @@ def _fields(path: Path, columns: Sequence[str], lines: array, progress: bool) ->
 
 def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSON Lines file."""
-    bar = tqdm(_lines(path), desc=path.name, unit=" lines", disable=not progress)
+    bar = progress_bar(_lines(path), desc=path.name, unit=" lines", show=progress)
     for number, line in enumerate(bar, start=1):
         if not line.strip():
             continue

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm.auto import trange
 
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def tokenize(
         known = _remembered.setdefault((key, prompt, max_length, special_tokens), known)
     missing = [text for text in dict.fromkeys(texts) if text not in known]
     bar = {"desc": "tokenize", "unit": "text", "unit_scale": CHUNK, "leave": False}
-    for start in trange(0, len(missing), CHUNK, disable=not progress, **bar):
+    for start in progress_bar(range(0, len(missing), CHUNK), show=progress, **bar):
         chunk = missing[start : start + CHUNK]
         encoded = tokenizer.encode_batch_fast(
             [prompt + text for text in chunk], add_special_tokens=special_tokens

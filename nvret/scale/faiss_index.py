@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from nvret import search
 from nvret.scale.distributed import by_query
 from nvret.search import SearchResult
 from nvret.teachers import DenseScorer
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 BATCH = 4096  # queries that are searched at once
@@ -80,7 +80,7 @@ class Searcher:
             raise NvretError(
                 f"index {index.factory!r} cannot be fitted to {len(corpus)} passages: {error}"
             ) from error
-        with tqdm(total=len(corpus), desc="index", unit="passage", disable=not progress) as bar:
+        with progress_bar(total=len(corpus), desc="index", unit="passage", show=progress) as bar:
             for start in range(0, len(corpus), ADDED):
                 part = np.ascontiguousarray(corpus[start : start + ADDED], np.float32)
                 built.add(part)
@@ -112,7 +112,7 @@ class Searcher:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         longest = max(map(len, exclude), default=0) if exclude is not None else 0
         depth, rows = k + longest, np.arange(len(queries))
-        with tqdm(total=len(rows), desc="search", unit="query", disable=not progress) as bar:
+        with progress_bar(total=len(rows), desc="search", unit="query", show=progress) as bar:
             for _ in range(SEARCHES):
                 depth = min(depth, self.deepest)
                 short = [self._search(part, queries, depth, ceiling, exclude, ids, scores)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from nvret import assets
 from nvret.study import paths
 from nvret.study.arms import Arm, arms
@@ -22,6 +20,7 @@ from nvret.study.config import Settings, project_root
 from nvret.study.runs import Study, studies
 from nvret.study.workspace import Workspace
 from nvret.utils import processes, store
+from nvret.utils.bars import are_shown, progress_bar
 from nvret.utils.errors import NvretError
 
 # What several processes of ``torchrun`` share; evaluation is the notebooks' own
@@ -49,7 +48,7 @@ def compute(settings: Settings, stage: str, names: Sequence[str] | None = None) 
     chosen = studies(Workspace(settings, progress=first), names)
     todo = [(study, arm, seed) for seed in settings.seeds for study in chosen
             for arm in study.arms if arm.trained]  # fmt: skip
-    for study, arm, seed in tqdm(todo, desc=stage, unit="arm", disable=not first):
+    for study, arm, seed in progress_bar(todo, desc=stage, unit="arm", show=first):
         STAGES[stage](study, arm, seed)
     return len(todo)
 
@@ -106,6 +105,7 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
                 parameters=values,
                 kernel_name="python3",
                 request_save_on_cell_execute=False,
+                progress_bar=are_shown(),
                 extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )
         executed = nbformat.read(output, as_version=4)

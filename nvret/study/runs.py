@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
 from nvret import assets, ensembles, methods, mining, negatives, sampling, teachers
 from nvret.analysis import overlap
@@ -28,6 +27,7 @@ from nvret.study.tables import mined as mined_table
 from nvret.study.workspace import Workspace, inputs, model_fingerprint, stored
 from nvret.training.config import TrainingConfig
 from nvret.utils import machine, store
+from nvret.utils.bars import progress_bar
 
 
 class Study:
@@ -235,8 +235,9 @@ class Study:
             for arm in self.arms
             if arm.student == student and (arm.trained or seed == seeds[0])
         ]
-        quiet = not self.workspace.progress
-        bar = tqdm(todo, desc=f"{self.name} {student}", unit="model", disable=quiet)
+        bar = progress_bar(
+            todo, desc=f"{self.name} {student}", unit="model", show=self.workspace.progress
+        )
         for arm, seed in bar:
             bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
             yield arm, seed

@@ -144,6 +144,7 @@ def _resumed(partial: Path, inputs: dict[str, Any]) -> Path | None:
     for step in sorted(steps, reverse=True):
         if (steps[step] / trainer.COMPLETE).exists():
             log.info("%s: continuing from %s", partial, steps[step].name)
+            store.KEPT.add(steps[step])
             return steps[step]
         shutil.rmtree(steps[step])  # was cut off while it was written
     return None

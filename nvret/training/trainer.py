@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from nvret.encode import Encoder
@@ -19,7 +18,8 @@ from nvret.losses import CrossBatchMemory, FalseNegativeMask, info_nce
 from nvret.training import lora
 from nvret.training.batches import Collator
 from nvret.training.config import TrainingConfig
-from nvret.utils import processes
+from nvret.utils import processes, store
+from nvret.utils.bars import progress_bar
 
 log = logging.getLogger("nvret")
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
@@ -195,12 +195,12 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step = args.train_batch_size * args.world_size
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=self.total,
             initial=min(state.global_step * self.step, self.total),
             desc="train",
             unit="pair",
-            disable=not (self.progress and state.is_world_process_zero),
+            show=self.progress and state.is_world_process_zero,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -219,6 +219,7 @@ class _Progress(TrainerCallback):
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
             (checkpoint / COMPLETE).touch()
+            store.KEPT.add(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

@@ -10,7 +10,12 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def hardware() -> dict[str, Any]:
@@ -28,6 +33,18 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """The device of that name, once it has held a number; `NvretError` when it cannot."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise NvretError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -21,23 +21,39 @@ def group() -> Iterator[None]:
     """Join the other processes, if ``torchrun`` started this one; leave them at the end.
 
     They speak through gloo on a CPU and NCCL on GPUs; each takes the GPU of its local rank.
+
+    Raises:
+        NvretError: a variable of torchrun's is missing or wrong; the others are not reached.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdecimal():
-        raise NvretError(f"$WORLD_SIZE is {size!r}, expected the number of processes")
-    if int(size) <= 1:
+    size = _variable("WORLD_SIZE", "1", "the number of processes")
+    if size <= 1:
         yield
         return
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # The others wait while the first process downloads, or waits for another job's result
-    torch.distributed.init_process_group(timeout=timedelta(days=7))
+    rank = _variable("RANK", "", f"0 to {size - 1}, as torchrun sets it", size)
+    gpus = torch.cuda.device_count()
+    own = f"a number below {gpus or size}, as torchrun sets it"
+    local = _variable("LOCAL_RANK", "" if gpus else str(rank), own, gpus or size)
+    if gpus:
+        torch.cuda.set_device(local)
+    try:
+        # The others wait while the first process downloads, or waits for another job's result
+        torch.distributed.init_process_group(timeout=timedelta(days=7))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise NvretError(f"$WORLD_SIZE is {size}, the others are not reached: {reason}") from None
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _variable(name: str, default: str, expected: str, end: int = sys.maxsize) -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal() or int(text) >= end:
+        raise NvretError(f"${name} is {text!r}, expected {expected}")
+    return int(text)
 
 
 def world() -> tuple[int, int]:

@@ -6,17 +6,22 @@ reads ``1e-5`` without a point as a string, and that is an error rather than a g
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nvret.utils.errors import hint
 
 
 class Section(BaseModel):
     """A group of settings; the string below a field is its help."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @classmethod
@@ -58,9 +63,8 @@ def line(problem: Any, where: str, section: type[Section]) -> str:
     """
     if problem["type"] == "extra_forbidden":
         known = section.known_keys()
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-        return f"{where}: unknown key, {hint}"
+        meant = hint(str(problem["loc"][-1]), known) or f", expected one of {', '.join(known)}"
+        return f"{where}: unknown key{meant}"
     if problem["type"] == "missing":
         return f"{where}: missing"
     if problem["type"] == "value_error":

@@ -32,6 +32,8 @@ UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
 }  # fmt: skip
 
+KEPT: set[Path] = set()  # what this process has completed, and would find if it began again
+
 
 def cache_dir() -> Path:
     """Folder of every downloaded, converted or computed thing.
@@ -130,16 +132,22 @@ def _writing(target: Path) -> Iterator[None]:
         raise NvretError(f"{error.filename or target}: {error.strerror}") from error
 
 
-def _scratch(target: Path) -> Path:
+def scratch(target: Path) -> Path:
     """A name that no other process takes, of this machine or of another that sees the folder."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
 
 
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Keep others from making ``target`` meanwhile; no lock file stays."""
+def locked(target: Path, timeout: float = -1) -> Iterator[None]:
+    """Keep others from making ``target`` meanwhile; no lock file stays.
+
+    Args:
+        timeout: seconds to wait for another process; -1: until it is done.
+    Raises:
+        filelock.Timeout: the other process still works.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")) as lock:
+    with FileLock(target.with_name(f".{target.name}.lock"), timeout) as lock:
         try:
             yield
         finally:  # those who wait see that the file is gone, and lock a new one
@@ -159,11 +167,11 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
     Raises:
         NvretError: the disk is full, or may not be written to.
     """
-    with _writing(target), _locked(target):
+    with _writing(target), locked(target):
         if target.exists():
             yield None
             return
-        partial = target.with_name(f".{target.name}.partial") if keep_partial else _scratch(target)
+        partial = target.with_name(f".{target.name}.partial") if keep_partial else scratch(target)
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
             shutil.rmtree(left)  # by a process that was killed, since none other has the lock
         partial.mkdir(exist_ok=keep_partial)
@@ -182,6 +190,7 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
                 raise
             shutil.rmtree(partial)  # a machine that does not see this lock made the same result
         _sync(target.parent)
+        KEPT.add(target)
 
 
 @contextlib.contextmanager
@@ -209,13 +218,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises:
         NvretError: the disk is full, or may not be written to.
     """
-    partial = _scratch(target)
+    partial = scratch(target)
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
             _sync(partial)
             os.replace(partial, target)
+            if not any(folder.name.endswith(".partial") for folder in target.parents):
+                KEPT.add(target)
         finally:
             with contextlib.suppress(OSError):  # an unwritable folder has been said already
                 partial.unlink(missing_ok=True)
@@ -250,10 +261,16 @@ def write_json(target: Path, value: Any) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
+def mark_used(target: Path) -> None:
+    """Give a folder of the cache the time of now: `nvret.utils.cache` calls it the last use."""
+    with contextlib.suppress(OSError):  # of another user, or on a disk that is only read
+        os.utime(target)
+
+
 def find(target: Path) -> bool:
     """Whether a result is in the cache, copied there now from ``$NVRET_REMOTE`` if need be.
 
-    The same for all processes of a job; the first one copies.
+    The same for all processes of a job; the first one copies. What is found counts as used now.
 
     Args:
         target: the folder of the cache.
@@ -267,6 +284,8 @@ def find(target: Path) -> bool:
             if partial is not None:
                 remote.fetch(place, files, partial)
         found = True
+    if found:
+        mark_used(target)
     return processes.broadcast_object(found)
 
 
