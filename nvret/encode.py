@@ -106,22 +106,23 @@ class Encoder(nn.Module):
         if trust_remote_code and not pinned:
             raise NvretError("trust_remote_code needs a revision that is a commit hash")
         folder = layout.resolve(path, revision=revision)
-        shape = layout.read(folder)
-        shape = replace(
-            shape,
-            pooling="mean" if shape.static or shape.latent else pooling or shape.pooling or "mean",
-            prompts=shape.prompts if prompts is None else {"query": "", "passage": ""} | prompts,
-            include_prompt=shape.include_prompt if include_prompt is None else include_prompt,
-        )
         pooler = None
-        if shape.static:
-            backbone, tokenizer = backbones.load_static(folder, DTYPES[dtype])
-        elif shape.latent:
-            backbone, pooler, tokenizer = nv_embed.load(folder, DTYPES[dtype])
-        else:
-            backbone, tokenizer = backbones.load_transformer(
-                folder, DTYPES[dtype], bidirectional, dropout, trust_remote_code
+        with layout.reading(folder):
+            own = layout.read(folder)
+            shape = replace(
+                own,
+                pooling="mean" if own.static or own.latent else pooling or own.pooling or "mean",
+                prompts=own.prompts if prompts is None else {"query": "", "passage": ""} | prompts,
+                include_prompt=own.include_prompt if include_prompt is None else include_prompt,
             )
+            if shape.static:
+                backbone, tokenizer = backbones.load_static(folder, DTYPES[dtype])
+            elif shape.latent:
+                backbone, pooler, tokenizer = nv_embed.load(folder, DTYPES[dtype])
+            else:
+                backbone, tokenizer = backbones.load_transformer(
+                    folder, DTYPES[dtype], bidirectional, dropout, trust_remote_code
+                )
         return cls(backbone, tokenizer, shape, pooler).to(machine.check_device(device)).eval()
 
     @property

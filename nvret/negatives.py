@@ -66,7 +66,10 @@ def provenance(table: pa.Table) -> dict:
     metadata = table.schema.metadata or {}
     if b"nvret" not in metadata:
         raise NvretError("the table holds no provenance: it was not written by nvret")
-    return json.loads(metadata[b"nvret"])
+    try:
+        return json.loads(metadata[b"nvret"])
+    except ValueError as error:
+        raise NvretError(f"the table's provenance is damaged: {error}") from error
 
 
 def save(table: pa.Table, path: Path) -> None:

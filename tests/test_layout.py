@@ -1,6 +1,7 @@
 """Model folders: what is refused, and what sentence-transformers reads from ours."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from helpers.models import write_static
 from nvret import assets
 from nvret.encode import Encoder
 from nvret.models import layout
@@ -79,3 +81,28 @@ def test_no_token_is_left_to_the_pooling(copied):
     static = Encoder.load(assets.model_path("potion-base-8m"))
     with pytest.raises(NvretError, match=r"texts\[1\] = ' ' has no token"):
         static.encode(["moon", " "], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"\0" * 40),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"\xff"),
+        ("modules.json", b'[{"type": null, "path": ""}]'),
+        ("modules.json", b'[{"type": "a.StaticEmbedding"}]'),
+        ("modules.json", b"[" * 100_000),
+        ("config_sentence_transformers.json", b'{"prompts": {"query": 0.5}}'),
+        ("config_sentence_transformers.json", None),  # a folder
+    ],
+)
+def test_a_damaged_model_is_named_in_one_line(tmp_path, name, content):
+    write_static(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(NvretError, match=re.escape(str(tmp_path))) as raised:
+        Encoder.load(tmp_path)
+    assert "\n" not in str(raised.value)

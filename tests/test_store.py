@@ -158,6 +158,14 @@ def test_a_file_that_did_not_reach_the_disk_is_not_a_result(cache, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
+def test_a_full_disk_is_said_whatever_the_library_calls_it(cache):
+    def build(folder):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(NvretError, match="No space left on device"):
+        store.stage("toy", {}, build)
+
+
 def test_a_cache_that_cannot_be_written_is_named(cache, monkeypatch):
     (cache / "file").touch()
     monkeypatch.setenv("NVRET_CACHE", str(cache / "file"))

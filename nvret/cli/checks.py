@@ -60,7 +60,7 @@ def evaluate(
     model: str,
     before: str | None = None,
     data: OwnData = OwnData(),
-    k: Annotated[list[Count], Parameter(consume_multiple=True)] = [10, 100],  # noqa: B006
+    k: Annotated[list[Count], Parameter(consume_multiple=True, json_list=False)] = [10, 100],  # noqa: B006
     query_max_length: Count | None = None,
     passage_max_length: Count | None = None,
     device: Device = "cpu",
@@ -83,6 +83,8 @@ def evaluate(
     from nvret.utils import machine, store
 
     data.check("evaluate needs")
+    if not k:
+        raise NvretError("--k is empty, expected one or more ranks")
     machine.check_device(device)
     names = [name for name in (before, model) if name is not None]
     for name in names:

@@ -256,11 +256,12 @@ def mine(
     # Rows of given vectors are those of the file of queries
     dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
     size, number = dataset.corpus.num_rows, sampling.num_negatives
-    if number >= size:
-        raise NvretError(
-            f"--num-negatives is {number}, the corpus has only {size} passages, positives among "
-            "them"
-        )
+    asked = {"num-negatives": number, "k": draws.depth(number), "n": method.skip}
+    for option, value in asked.items():
+        if value >= size:
+            raise NvretError(
+                f"--{option} is {value}, the corpus has only {size} passages, positives among them"
+            )
     exclude = mining.exclusions(dataset, filters.near_duplicates)
     tables = [
         mining.mine(

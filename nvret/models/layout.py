@@ -5,8 +5,10 @@ Folders written here load in ``AutoModel`` and ``SentenceTransformer`` as they a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,18 @@ class Layout:
     prompts: dict[str, str] = field(default_factory=dict)  # before a "query" or a "passage"
     include_prompt: bool = True  # whether the prompt's tokens take part in the pooling
     max_length: int | None = None  # in tokens; None: the tokenizer's own limit
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """What libraries raise for damaged files becomes an `NvretError` that names the folder."""
+    try:
+        yield
+    except (NvretError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers has no kind of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise NvretError(f"{folder}: cannot be read as a model: {reason}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -86,6 +100,8 @@ def read(folder: Path) -> Layout:
     general = read_json(folder / "config_sentence_transformers.json") or {}
     bert = read_json(folder / "sentence_bert_config.json") or {}
     named = general.get("prompts") or {}
+    if not all(isinstance(prompt, str) for prompt in named.values()):
+        raise NvretError(f"{folder}: its prompts are {named}, expected texts")
     passage = next((named[key] for key in ("passage", "document", "corpus") if named.get(key)), "")
     pooling, include_prompt = None, not latent  # NV-Embed masks the instruction's tokens
     if "Pooling" in kinds and not latent:

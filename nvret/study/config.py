@@ -320,7 +320,7 @@ def read(path: Path | str) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NvretError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise NvretError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise NvretError(f"{path} holds {type(values).__name__}, expected keys and values")

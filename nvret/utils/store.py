@@ -28,6 +28,7 @@ from filelock import FileLock
 from nvret.utils import processes, remote
 from nvret.utils.errors import NvretError
 
+FULL = 2**16  # free bytes of a disk on which nothing more can be written
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
 }  # fmt: skip
@@ -130,6 +131,11 @@ def _writing(target: Path) -> Iterator[None]:
         if error.errno not in UNWRITABLE:
             raise
         raise NvretError(f"{error.filename or target}: {error.strerror}") from error
+    except Exception as error:  # safetensors and torch raise kinds of their own
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error) and shutil.disk_usage(target.parent).free > FULL:
+            raise
+        raise NvretError(f"{target}: {full}") from error
 
 
 def scratch(target: Path) -> Path:
