@@ -151,11 +151,20 @@ def test_the_options_of_mining(real):
     folder, dataset = real
     options = ("--teacher", "potion-base-8m", *PERC, "--sampling", "top-1+sampled", "--k", "7")
     options += ("--ceiling-positive", "lowest", "--near-duplicates", "none", "--seed", "3")
-    options += ("--max-query-length", "20", "--max-passage-length", "40", "--num-negatives", "3")
+    options += (
+        "--dtype",
+        "bfloat16",
+        "--max-query-length",
+        "20",
+        "--max-passage-length",
+        "40",
+        "--num-negatives",
+        "3",
+    )
     assert mine(folder, *options) == 0
     wanted = mining.mine(
         dataset,
-        teachers.DenseTeacher("potion-base-8m", 20, 40),
+        teachers.DenseTeacher("potion-base-8m", 20, 40, dtype="bfloat16"),
         mining.TopKPercPos(0.9),
         3,
         mining.Top1PlusSampled(7),

@@ -44,6 +44,7 @@ class TeacherOptions:
         normalise: bring given vectors to length 1
         max_query_length: tokens of a query that a model reads
         max_passage_length: tokens of a passage, likewise
+        dtype: of a model's weights; bfloat16 is several times as fast on a GPU, and less exact
         index: search approximately: faiss's name of an index (HNSW32)
         probes: lists or candidates that the index looks at
     """
@@ -56,6 +57,7 @@ class TeacherOptions:
     max_query_length: Count = 64
     max_passage_length: Count = 128
     device: Device = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     index: str | None = None
     probes: Count = 64
 
@@ -94,7 +96,7 @@ class TeacherOptions:
             return vectors.VectorTeacher(*files, self.normalise, **where)
         assets.check_model(name, others=("bm25", "vectors"))
         lengths = self.max_query_length, self.max_passage_length
-        return teachers.DenseTeacher(name, *lengths, **where)
+        return teachers.DenseTeacher(name, *lengths, dtype=self.dtype, **where)
 
 
 @options.group("filters")
