@@ -110,7 +110,8 @@ def options(command):
     with contextlib.redirect_stdout(text), errors, contextlib.suppress(SystemExit):
         cli.main([command, "--help"])
     shown = text.getvalue()
-    return set(re.findall(r"--[a-z][\w-]*", shown)) | {"--help"} if command in shown else set()
+    usage = f"Usage: nvret {command}" in shown
+    return set(re.findall(r"--[a-z][\w-]*", shown)) | {"--help"} if usage else set()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
