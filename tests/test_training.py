@@ -439,7 +439,7 @@ def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog)
     ("change", "message"),
     [
         ({"batch_size": 0}, "batch_size\n +Input should be greater than 0"),
-        ({"temperature": float("nan")}, "temperature\n +Input should be greater than 0"),
+        ({"temperature": float("nan")}, "temperature\n +Input should be a finite number"),
         ({"warmup_ratio": 1.0}, "warmup_ratio\n +Input should be less than 1"),
         ({"precision": "fp8"}, "precision\n +Input should be 'float32' or 'bfloat16'"),
         ({"schedule": "step"}, "schedule\n +Input should be 'linear', "),
