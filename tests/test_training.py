@@ -426,9 +426,10 @@ def test_stopped_and_resumed_is_the_same_as_uninterrupted(base, tmp_path, monkey
     assert_same(tmp_path / "stopped", tmp_path / "whole", atol=1e-6)
 
 
-def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog):
+@pytest.mark.parametrize("kept", [b"{}", b"[1]", b"half of \xff"])
+def test_an_interrupted_run_with_other_inputs_is_not_continued(tmp_path, caplog, kept):
     (tmp_path / ".model.partial" / "checkpoints" / "checkpoint-4").mkdir(parents=True)
-    (tmp_path / ".model.partial" / "training.json").write_text("{}")
+    (tmp_path / ".model.partial" / "training.json").write_bytes(kept)
     run(tmp_path / "model")
     assert "had other inputs, starting anew" in caplog.text
     run(tmp_path / "fresh")

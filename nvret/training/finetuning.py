@@ -158,7 +158,10 @@ def _log_table(history: list[dict[str, float]]) -> pa.Table:
 
 
 def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:
-    kept = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    try:
+        kept = json.loads((folder / "training.json").read_bytes())
+        config = kept.get("config", {})
+    except (ValueError, AttributeError):  # damaged, so those of no run
+        return False
     # a run from before there was an option is one without it
-    kept["config"] = TrainingConfig().model_dump() | kept.get("config", {})
-    return kept == inputs
+    return kept | {"config": TrainingConfig().model_dump() | config} == inputs
