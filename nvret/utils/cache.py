@@ -100,7 +100,7 @@ def fault(entry: Entry) -> str | None:
         try:
             _check(file)
         except Exception as error:  # each reader has its own kinds
-            return f"{file}: {str(error).splitlines()[0]}"
+            return f"{file}: {(str(error) or type(error).__name__).splitlines()[0]}"
     return None
 
 
