@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def test_pairs_are_mined(files, capsys):
     assert "1 records, 0 pairs in none of them" in capsys.readouterr().out
 
 
-def test_the_options_of_mining(real):
+def test_the_options_of_mining(real, capsys):
     folder, dataset = real
     options = ("--teacher", "potion-base-8m", *PERC, "--sampling", "top-1+sampled", "--k", "7")
     options += ("--ceiling-positive", "lowest", "--near-duplicates", "none", "--seed", "3")
@@ -176,8 +176,20 @@ def test_the_options_of_mining(real):
     found = negatives.load(folder / "negatives.parquet")
     assert found.equals(wanted)
     facts, other = negatives.provenance(found), negatives.provenance(wanted)
+    precision = facts.pop("precision")
+    assert precision["dtype"] == "bfloat16"
+    assert 0 < precision["largest_difference"] < 0.02
+    assert "from float32's" in capsys.readouterr().out
     own = {"dataset": "", "dataset_fingerprint": ""}  # a name, and the clusters of the original
     assert facts | own == other | own
+
+
+def test_a_gpu_reads_in_bfloat16_if_nothing_is_said(monkeypatch):
+    monkeypatch.setattr("nvret.utils.machine.check_device", lambda device: device)
+    options = command_line.TeacherOptions(teacher=["minilm-l6"], device="cuda")
+    assert options.build("minilm-l6").dtype == "bfloat16"
+    assert replace(options, device="cpu").build("minilm-l6").dtype == "float32"
+    assert replace(options, dtype="float16").build("minilm-l6").dtype == "float16"
 
 
 def test_vectors_are_a_teacher(real, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nvret import data, mining, negatives, teachers
+from nvret.analysis import precision
 
 PASSAGES = [
     "Paris is the capital of France.",
@@ -52,3 +53,28 @@ def test_mined_from_a_real_teacher(dataset):
     ).to_pandas()
     assert (table["score"] < 0.95 * table["positive_score"] + 1e-6).all()
     assert set(table["teacher"]) == {"potion-base-8m"}
+
+
+@pytest.mark.parametrize("ceiling_positive", ["own", "lowest"])
+def test_half_precision_is_measured_against_float32(dataset, ceiling_positive):
+    method, asked = mining.TopKPercPos(0.9), {"ceiling_positive": ceiling_positive}
+    several = data.from_texts("toy", PASSAGES, ["the capital of France"], [[0, 4]])
+    for one in (dataset, several):
+        half = teachers.DenseTeacher("paraphrase-minilm-l3", dtype="bfloat16")
+        table = mining.mine(one, half, method, 3, **asked, near_duplicates=None, progress=False)
+        exact = teachers.prepare("paraphrase-minilm-l3", one, progress=False)
+        scores = exact.queries @ exact.corpus.T
+        positives = [scores[query, rows] for query, rows in enumerate(one.positives)]
+        gaps, above = [], 0
+        for row in table.to_pylist():
+            query, passage, positive = (
+                int(row[key][1:]) for key in ("query_id", "negative_id", "positive_id")
+            )
+            own = positives[query].min() if ceiling_positive == "lowest" else scores[query, positive]
+            gaps.append(abs(scores[query, passage] - row["score"]))
+            above += scores[query, passage] >= 0.9 * own
+        found = precision.agreement(one, half, table)
+        assert found["negatives"] == table.num_rows > 0
+        assert found["largest_difference"] == pytest.approx(max(gaps), abs=2e-6)
+        assert found["mean_difference"] == pytest.approx(np.mean(gaps), abs=2e-6)
+        assert found["above_ceiling"] == above

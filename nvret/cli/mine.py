@@ -44,7 +44,8 @@ class TeacherOptions:
         normalise: bring given vectors to length 1
         max_query_length: tokens of a query that a model reads
         max_passage_length: tokens of a passage, likewise
-        dtype: of a model's weights; bfloat16 is several times as fast on a GPU, and less exact
+        dtype: of a model's weights; auto: bfloat16 on a GPU, float32 elsewhere. Where it is not
+            float32, provenance says how far some of the scores are from float32's
         index: search approximately: faiss's name of an index (HNSW32)
         probes: lists or candidates that the index looks at
     """
@@ -57,7 +58,7 @@ class TeacherOptions:
     max_query_length: Count = 64
     max_passage_length: Count = 128
     device: Device = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     index: str | None = None
     probes: Count = 64
 
@@ -96,7 +97,9 @@ class TeacherOptions:
             return vectors.VectorTeacher(*files, self.normalise, **where)
         assets.check_model(name, others=("bm25", "vectors"))
         lengths = self.max_query_length, self.max_passage_length
-        return teachers.DenseTeacher(name, *lengths, dtype=self.dtype, **where)
+        fast = "bfloat16" if self.device == "cuda" else "float32"
+        dtype = fast if self.dtype == "auto" else self.dtype
+        return teachers.DenseTeacher(name, *lengths, dtype=dtype, **where)
 
 
 @options.group("filters")
@@ -266,16 +269,34 @@ def mine(
             )
     exclude = mining.exclusions(dataset, filters.near_duplicates)
     tables = [
-        mining.mine(
+        _with_precision(dataset, one, mining.mine(
             dataset, one, method, number, draws, sampling.seed, exclude=exclude,
             ceiling_positive=filters.ceiling_positive, near_duplicates=filters.near_duplicates,
-        )
+        ))
         for one in teachers
     ]  # fmt: skip
     table = tables[0] if len(tables) == 1 else _joined(dataset, tables, teacher.ensemble, sampling)
     if judge is not None and table.num_rows:
         table = second_opinion(dataset, table, judge)
     _write(dataset, table, output)
+
+
+def _with_precision(dataset: RetrievalDataset, teacher: Any, table: pa.Table) -> pa.Table:
+    """The table; where the teacher was not exact, its provenance says how far from float32."""
+    if getattr(teacher, "dtype", "float32") == "float32" or not table.num_rows:
+        return table
+    from nvret import negatives
+    from nvret.analysis import precision
+    from nvret.utils import processes
+
+    found = precision.agreement(dataset, teacher, table)
+    if processes.is_main_process():
+        print(
+            f"{teacher.name} in {teacher.dtype}: the scores of {found['negatives']} negatives are "
+            f"at most {found['largest_difference']:.4f} from float32's, which places "
+            f"{found['above_ceiling']} of them at their ceiling or above"
+        )
+    return _with_facts(table, negatives.provenance(table) | {"precision": found})
 
 
 def _joined(
@@ -291,7 +312,7 @@ def _joined(
         dedup = ensemble == "intra-sample"
         table = ensembles.intra_sample(dataset, tables, number, dedup=dedup)
     facts = [negatives.provenance(table) for table in tables]
-    own = ("teacher", "teacher_fingerprint", "positives_below_zero", "search")
+    own = ("teacher", "teacher_fingerprint", "positives_below_zero", "search", "precision")
     shared = {key: value for key, value in facts[0].items() if key not in own}
     each = [{key: fact[key] for key in own if key in fact} for fact in facts]
     return _with_facts(table, shared | {"ensemble": ensemble, "teachers": each})
