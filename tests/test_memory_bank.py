@@ -168,7 +168,8 @@ def test_chunks_give_the_loss_the_gradients_and_the_bank_of_the_whole_batch(tiny
 @pytest.mark.parametrize("in_batch", [False, True])
 def test_resumed_is_the_same_as_uninterrupted(base, in_batch, tmp_path, monkeypatch):
     """Stopped two steps after a checkpoint, with a bank that is not yet full there."""
-    config = fitting(base, checkpoint_steps=3, memory_bank=150, in_batch_negatives=in_batch)
+    changes = {"checkpoint_steps": 3, "logging_steps": 1}
+    config = fitting(base, memory_bank=150, in_batch_negatives=in_batch, **changes)
     dataset = toy(64, passages=200)
     options = {"dataset": dataset, "negatives": mined(dataset), "base": base}
     with stopped_at(monkeypatch, 6):

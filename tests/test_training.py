@@ -31,6 +31,7 @@ from nvret.losses import info_nce
 from nvret.training import trainer
 from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
+from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 POTION = assets.model_path("potion-base-8m")
@@ -415,15 +416,46 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(tiny_bert, tmp_path):
 
 
 def test_stopped_and_resumed_is_the_same_as_uninterrupted(base, tmp_path, monkeypatch):
-    """Two steps after a checkpoint, by an error."""
+    """By an error, after a checkpoint that waited for its row of the log."""
     config, dataset = fitting(base, checkpoint_steps=3), toy(64)
     with stopped_at(monkeypatch, 6):
         run(tmp_path / "stopped", dataset, base=base, config=config)
+    assert checkpoints(tmp_path / ".stopped.partial") == [4]
     resumed = run(tmp_path / "stopped", dataset, base=base, config=config)
     whole = run(tmp_path / "whole", dataset, base=base, config=config)
     assert resumed["step"].equals(whole["step"])
     np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)
     assert_same(tmp_path / "stopped", tmp_path / "whole", atol=1e-6)
+
+
+def checkpoints(folder):
+    """Steps of the complete checkpoints that are there, or were until the run was complete."""
+    kept = [path for path in store.KEPT if path.parent == folder / "checkpoints"]
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in kept)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "expected"),
+    [
+        (300.0, None, []),  # a run of seconds writes none
+        (0.0, None, [2, 4, 6, 8]),
+        (0.0, 0, []),
+        (300.0, 3, [4, 6]),
+        (300.0, 1, [2, 4, 6, 8]),
+    ],
+)
+def test_checkpoints_come_by_the_clock_or_by_steps_and_change_nothing(
+    tmp_path, monkeypatch, seconds, steps, expected
+):
+    dataset = toy(64)
+    plain = run(tmp_path / "plain", dataset)
+    monkeypatch.setattr(trainer, "INTERVAL", seconds)
+    log = run(tmp_path / "model", dataset, config=changed(CONFIG, checkpoint_steps=steps))
+    assert log.equals(plain)
+    assert log["step"].to_pylist() == [2, 4, 6, 8, 9]
+    assert_same(tmp_path / "model", tmp_path / "plain")
+    assert checkpoints(tmp_path / ".model.partial") == expected
+    assert run(tmp_path / "model", dataset).equals(plain)  # is the same run, and not repeated
 
 
 @pytest.mark.parametrize("kept", [b"{}", b"[1]", b"half of \xff"])

@@ -86,8 +86,9 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
 
-    checkpoint_steps: int = Field(100, ge=0)
-    """Steps between checkpoints; 0: none."""
+    checkpoint_steps: int | None = Field(None, ge=0)
+    """Steps between checkpoints, each at the next row of the training log; 0: no checkpoint; none:
+    one every five minutes. Changes no result."""
 
     chunk_tokens: int | None = Field(None, gt=0)
     """Most tokens, padding included, whose activations are held at once, at the cost of a second

@@ -163,5 +163,6 @@ def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:
         config = kept.get("config", {})
     except (ValueError, AttributeError):  # damaged, so those of no run
         return False
-    # a run from before there was an option is one without it
+    # A run from before there was an option is one without it; checkpoints change no result
+    config |= {"checkpoint_steps": inputs["config"]["checkpoint_steps"]}
     return kept | {"config": TrainingConfig().model_dump() | config} == inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nvret.utils.bars import progress_bar
 
 log = logging.getLogger("nvret")
 COMPLETE = "complete"  # a checkpoint without this file was cut off while it was written
+INTERVAL = 300.0  # seconds between checkpoints, where no number of steps is given
 
 
 def make_trainer(
@@ -39,7 +41,7 @@ def make_trainer(
         args=on_one_device(_arguments(config, seed, folder, encoder.device.type)),
         train_dataset=batches.examples,
         data_collator=batches,
-        callbacks=[_Progress(len(batches.examples), config.epochs, folder, progress)],
+        callbacks=[_Progress(len(batches.examples), config, folder, progress)],
     )
     run.remove_callback(PrinterCallback)
     return run
@@ -188,13 +190,15 @@ class Shuffle(torch.utils.data.Sampler[int]):
 
 
 class _Progress(TrainerCallback):
-    """One bar, counted in pairs; checkpoints that are marked when they are complete."""
+    """One bar, counted in pairs; when checkpoints are due, and which of them are complete."""
 
-    def __init__(self, size: int, epochs: float, folder: Path, progress: bool) -> None:
-        self.total, self.folder, self.progress = round(size * epochs), folder, progress
+    def __init__(self, size: int, config: TrainingConfig, folder: Path, progress: bool) -> None:
+        self.total, self.folder, self.progress = round(size * config.epochs), folder, progress
+        self.every = config.checkpoint_steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step = args.train_batch_size * args.world_size
+        self.kept_step, self.kept_time = state.global_step, time.monotonic()
         self.bar = progress_bar(
             total=self.total,
             initial=min(state.global_step * self.step, self.total),
@@ -205,14 +209,25 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(min(self.step, self.total - self.bar.n))
-        # a checkpoint starts a new window of the mean loss, so that a resumed log is the same
-        control.should_log |= control.should_save or state.global_step == state.max_steps
+        last = state.global_step == state.max_steps
+        control.should_log |= last
+        # A resumed run begins a new mean of the loss. So that the log does not depend on when a
+        # checkpoint was written, one is written where a row of the log ends; after the last step
+        # the model is.
+        control.should_save = control.should_log and not last and self._is_due(state.global_step)
+
+    def _is_due(self, step: int) -> bool:
+        if self.every is None:  # by the first process's clock
+            late = time.monotonic() - self.kept_time >= INTERVAL
+            return processes.broadcast_object(late)
+        return self.every > 0 and step // self.every > self.kept_step // self.every
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.kept_step, self.kept_time = state.global_step, time.monotonic()
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
             for path in checkpoint.iterdir():
@@ -250,8 +265,7 @@ def _arguments(config: TrainingConfig, seed: int, folder: Path, device: str) -> 
         seed=seed,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if config.checkpoint_steps else "no",
-        save_steps=config.checkpoint_steps or 1,
+        save_strategy="no",  # `_Progress` says when
         save_total_limit=2,  # the older one is whole while the newer one is being written
         dataloader_pin_memory=device == "cuda",
         remove_unused_columns=False,
