@@ -61,6 +61,7 @@ def test_lists_are_run_through_and_the_base_model_comes_first():
         ({"method": "none", "memory_bank": 64}, "No mined negatives, memory bank of 64"),
         ({"method": "naive", "temperature": 0.1}, "Naive Top-K, temperature 0.1"),
         ({"method": "naive", "queries": 20}, "Naive Top-K, 20 queries"),
+        ({"method": "naive", "epochs": 2.5}, "Naive Top-K, 2.5 epochs"),
         ({"method": "naive", "train": "nq+quoref"}, "Naive Top-K, trained on nq+quoref"),
         ({"method": "naive", "stage_two": 3}, "Naive Top-K, then 3 negatives"),
         (

@@ -247,6 +247,37 @@ def training(shared: Callable) -> Any:
     return result
 
 
+def head(shared: Callable) -> Any:
+    import tempfile
+
+    from nvret import mining
+    from nvret.training import TrainingConfig
+    from nvret.training.head import apply, train_head
+
+    dataset, teacher = toy(), MatrixTeacher(grid(6, 12, 7))
+    table = mining.mine(dataset, teacher, mining.NaiveTopK(), 3, progress=False)
+    frozen = [grid(6, 8, 3), grid(12, 8, 5)]
+    frozen = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in frozen]
+    result = {}
+    for name, changes in {
+        "mined": {"epochs": 1.5, "weight_decay": 0.5},
+        "in-batch, bank": {"in_batch_negatives": True, "memory_bank": 6},
+        "masked": {"in_batch_negatives": True, "mask_margin": 0.1},
+    }.items():
+        config = TrainingConfig(batch_size=3, learning_rate=0.01, temperature=0.1, **changes)
+        guide = teacher if config.mask_margin is not None else None
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "head"
+            log = train_head(
+                dataset, table, *frozen, output, config, seed=1, guide=guide, progress=False
+            )
+            mapped = apply(output, frozen[0][:2]).tolist()
+        columns = ("step", "loss", "learning_rate", "grad_norm")
+        result[name] = {column: log[column].to_pylist()[:3] for column in columns}
+        result[name]["vectors"] = mapped
+    return result
+
+
 def evaluation(shared: Callable) -> Any:
     from nvret.evaluation import evaluate_ranking
 
@@ -308,7 +339,7 @@ def judges(shared: Callable) -> Any:
 RECIPES = {
     "conversion": conversion, "vectors": vectors, "search": search, "bm25": bm25,
     "near-duplicates": near_duplicates, "mining": mining, "ensembles": ensembles,
-    "training": training, "evaluation": evaluation, "splits": splits,
+    "training": training, "head": head, "evaluation": evaluation, "splits": splits,
     "hidden-labels": hidden_labels, "judges": judges,
 }  # fmt: skip
 

@@ -44,6 +44,7 @@ class Arm:
     memory_bank: int
     temperature: float
     queries: int | None
+    epochs: float
     pooling: str | None
     bidirectional: bool | None
     train: tuple[str, ...]
@@ -124,6 +125,9 @@ def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
         settings.teacher_named(teacher, where)
     if (len(teachers) > 1) != (chosen["ensemble"] is not None):
         raise NvretError(f"{where}: {len(teachers)} teachers with ensemble {chosen['ensemble']!r}")
+    for key in ("stage_two", "pooling", "bidirectional") if settings.students[name].head else ():
+        if chosen[key] is not None:
+            raise NvretError(f"{where}: {key} is {chosen[key]!r}, but student {name!r} is a head")
     same = [field.name for field in dataclasses.fields(Arm) if field.name in default]
     made = {
         "method": method,
@@ -147,6 +151,7 @@ def defaults(
         "num_negatives": student.num_negatives if mined else 0,
         "temperature": training.temperature,
         "queries": student.queries,
+        "epochs": training.epochs,
         "pooling": training.pooling,
         "train": settings.data.train,
         "bidirectional": training.bidirectional,
@@ -173,6 +178,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "num_negatives": lambda number: f"{number} negative{'s' * (number != 1)}",
     "temperature": "temperature {:g}".format,
     "queries": "{} queries".format,
+    "epochs": "{:g} epochs".format,
     "pooling": "{} pooling".format,
     "train": _sets,
     "mixture_temperature": "mixture temperature {:g}".format,

@@ -141,6 +141,9 @@ class StudentSettings(Section):
     test_passages: int | None = Field(default=None, gt=0)
     """Passages of each test set; null: all."""
 
+    head: bool = False
+    """Train a linear head on the frozen model's vectors."""
+
     training: TrainingConfig
 
 
@@ -148,8 +151,9 @@ class GridSettings(Parametrised):
     """Runs of a study: every combination of the values that are lists.
 
     What is not said is the student's own value (``num_negatives``, ``in_batch_negatives``,
-    ``temperature``, ``queries``, ``pooling``, ``bidirectional``) or the profile's (``teacher``,
-    ``train``). Names joined by "+" are several: teachers of an ensemble, sets of a mixture.
+    ``temperature``, ``queries``, ``epochs``, ``pooling``, ``bidirectional``) or the profile's
+    (``teacher``, ``train``). Names joined by "+" are several: teachers of an ensemble, sets of a
+    mixture.
     """
 
     student: Swept[str]
@@ -171,6 +175,7 @@ class GridSettings(Parametrised):
     memory_bank: Swept[int] = 0
     temperature: Swept[float] | None = None
     queries: Swept[int] | None = None
+    epochs: Swept[float] | None = None
     pooling: Swept[Literal["mean", "last"]] | None = None
     bidirectional: Swept[bool] | None = None
     train: Swept[str] | None = None

@@ -150,9 +150,17 @@ def _train(
         whole = sum(sizes(name)[0] for name in arm.train)
         pairs = min(arm.queries or student.queries or whole, whole)
         for negatives in filter(None, (arm.num_negatives, arm.stage_two)):
-            tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * training.epochs
+            tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * arm.epochs
     tested = sum(assumed.tokens(training, *sizes(name)) for name in tests)
     runs, weights = len(settings.seeds) * len(trained), parameters * work.FLOAT / GIGA
+    if student.head:  # each text is read once, and a head takes next to nothing
+        sets = {name for arm in trained for name in arm.train}
+        read = sum(assumed.tokens(training, *sizes(name)) for name in sets)
+        return [
+            {"stage": stage, "number": runs, "memory_gb": weights,
+             "operations": work.forward_operations(parameters, tokens)}
+            for stage, tokens in (("train", read), ("evaluate", tested))
+        ]  # fmt: skip
     operations = work.training_operations(parameters, tokens, training) * len(settings.seeds)
     # With LoRA the gradients and AdamW's two moments are small
     memory = weights * (1 if training.lora_rank else 4)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -183,23 +184,85 @@ class Study:
         if arm.mask_margin is not None:
             teacher = self.workspace.teacher(arm.teachers[0])
             guide = teachers.prepare(teacher, dataset, progress=self.workspace.progress)
+        head = self.settings.students[arm.student].head
         key = store.fingerprint(
             model_fingerprint(base),
             dataset.fingerprint,
             table,
-            config.model_dump(),
+            config.model_dump(exclude={"checkpoint_steps"}),  # which change no result
             inputs("guide", guide=guide.fingerprint) if guide else None,
             seed,
-            inputs("training")["recipe"],
+            inputs("head" if head else "training")["recipe"],
         )
         output = store.cache_dir() / "training" / key
         if not store.find(output):
-            training.finetune(
-                base, dataset, table, output, config, seed=seed, device=self.settings.device,
-                guide=guide, progress=self.workspace.progress,
-            )  # fmt: skip
+            options = {"seed": seed, "guide": guide, "progress": self.workspace.progress}
+            if head:
+                self._train_head(arm, table, output, config, options)
+            else:
+                device = self.settings.device
+                training.finetune(base, dataset, table, output, config, device=device, **options)
             store.publish(output)
         return output
+
+    # A head on a frozen model
+
+    def _train_head(
+        self, arm: Arm, table: pa.Table, output: Path, config: TrainingConfig, options: dict
+    ) -> None:
+        from nvret.training import head
+
+        queries, passages = self._vectors(arm)
+        names = ("query_max_length", "passage_max_length")  # those of the vectors
+        config = config.model_copy(
+            update={name: TrainingConfig.model_fields[name].default for name in names}
+        )
+        head.train_head(self.dataset(arm), table, queries, passages, output, config, **options)
+
+    def _vectors(self, arm: Arm) -> tuple[np.ndarray, np.ndarray]:
+        """The frozen model's (Q, D) and (N, D) vectors of what an arm trains on."""
+        parts: tuple[list, list] = [], []
+        for name, part in self._parts(arm).items():
+            whole = self.workspace.train(name)
+            tables = (part.queries, whole.queries), (part.corpus, whole.corpus)
+            for vectors, own, (few, many) in zip(
+                parts, self._embedded(arm.student, name), tables, strict=True
+            ):
+                vectors.append(own[pc.index_in(few["id"], many["id"]).to_numpy()])
+        return np.concatenate(parts[0]), np.concatenate(parts[1])
+
+    @cache  # noqa: B019
+    def _embedded(self, student: str, train: str) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of a whole training set, which all arms share: questions and passages."""
+        from nvret.encode import embed
+
+        whole, lengths = self.workspace.train(train), self.settings.students[student].training
+        show = self.workspace.progress
+        return tuple(
+            embed(self._frozen(student), texts, kind, max_length=length, progress=show)
+            for kind, texts, length in (
+                ("query", whole.query_texts, lengths.query_max_length),
+                ("passage", whole.passages, lengths.passage_max_length),
+            )
+        )
+
+    @cache  # noqa: B019
+    def _frozen(self, student: str) -> Any:
+        """The encoder below a head."""
+        from nvret.encode import Encoder
+
+        base = assets.model_path(self.settings.students[student].model)
+        return Encoder.load(base, device=self.settings.device)
+
+    def _encoder(self, arm: Arm, folder: Path, **changes: Any) -> Any:
+        """What an arm's texts are encoded with; ``changes`` as `Encoder.load` takes them."""
+        from nvret import encode
+
+        if self.settings.students[arm.student].head:
+            from nvret.training.head import HeadEncoder
+
+            return HeadEncoder(self._frozen(arm.student), folder if arm.trained else None)
+        return encode.Encoder.load(folder, device=self.settings.device, **changes)
 
     def run(self) -> Results:
         """Train and evaluate every arm; an interrupted run continues where it stopped.
@@ -249,7 +312,7 @@ class Study:
         it, so that a finished run is read back without loading it. A base model, which somebody
         else may have put there, is hashed itself.
         """
-        from nvret import encode, evaluation
+        from nvret import evaluation
 
         config = self.settings.students[arm.student].training
         lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
@@ -257,10 +320,7 @@ class Study:
             {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
         )
 
-        @cache
-        def encoder() -> encode.Encoder:
-            return encode.Encoder.load(folder, device=self.settings.device, **changes)
-
+        encoder = cache(lambda: self._encoder(arm, folder, **changes))
         tables = []
         for name, test in self.workspace.tests_of(arm.student, **self._tested_on).items():
 

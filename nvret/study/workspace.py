@@ -22,6 +22,7 @@ RECIPES = {
     "leaks": ("near-duplicates", "splits"),
     "mining": ("vectors", "search", "bm25", "near-duplicates", "mining"),
     "training": ("vectors", "training"),
+    "head": ("vectors", "head"),
     "guide": ("vectors", "bm25"),
     "scores": ("vectors", "search", "evaluation"),
     "teacher-scores": ("vectors", "search", "bm25", "evaluation"),

@@ -63,7 +63,7 @@ def finetune(
             that is not finite; a guide without ``mask_margin`` or the other way round; a static
             model with LoRA, or with a pooling or attention to choose.
     """
-    _check(config, guide)
+    check(config, guide)
     output = Path(output)
     pairs = Examples.of(dataset, negatives)
     encoder = Encoder.load(
@@ -75,23 +75,11 @@ def finetune(
     )
     if encoder.layout.static and (config.pooling, config.bidirectional) != (None, None):
         raise NvretError(f"{base}: a static model has neither pooling nor attention to choose")
-    inputs = {
-        "base": encoder.fingerprint,
-        "dataset": dataset.fingerprint,
-        "examples": store.fingerprint(pairs.queries, pairs.positives, pairs.negatives),
-        "config": config.model_dump(),
-        "seed": seed,
-    }
-    if guide is not None:
-        inputs["guide"] = guide.fingerprint
+    inputs = {"base": encoder.fingerprint} | inputs_of(dataset, pairs, config, seed, guide)
     _prepare(encoder, config, seed)  # after the fingerprint, which is the base model's
     with store.shared_folder(output, keep_partial=True) as partial:
         if partial is None:
-            if not (output / "training.json").exists():
-                raise NvretError(f"{output} exists and is not a training run")
-            if not _same_inputs(output, inputs):
-                raise NvretError(f"{output} holds a run with other inputs; choose another folder")
-            return pq.read_table(output / "training_log.parquet")
+            return completed(output, inputs)
         main = processes.is_main_process()
         resume = processes.broadcast_object(_resumed(partial, inputs) if main else None)
         batches = Collator.of(encoder, dataset, pairs, config, progress and main, guide)
@@ -99,7 +87,7 @@ def finetune(
             encoder, batches, config, seed, partial / "checkpoints", progress
         )
         run.train(resume_from_checkpoint=str(resume) if resume else None)
-        log_table = _log_table(run.state.log_history)
+        log_table = table_of(run.state.log_history)
         if config.lora_rank:
             lora.merge(encoder)
         if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
@@ -111,7 +99,8 @@ def finetune(
     return log_table
 
 
-def _check(config: TrainingConfig, guide: Scorer | None) -> None:
+def check(config: TrainingConfig, guide: Scorer | None) -> None:
+    """`NvretError` where these do not fit each other, or the number of processes."""
     if guide is None and config.mask_margin is not None:
         raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
     if guide is not None and config.mask_margin is None:
@@ -150,7 +139,34 @@ def _resumed(partial: Path, inputs: dict[str, Any]) -> Path | None:
     return None
 
 
-def _log_table(history: list[dict[str, float]]) -> pa.Table:
+def inputs_of(
+    dataset: RetrievalDataset,
+    pairs: Examples,
+    config: TrainingConfig,
+    seed: int,
+    guide: Scorer | None,
+) -> dict[str, Any]:
+    """What a run rests on beside its base model, for ``training.json``."""
+    inputs = {
+        "dataset": dataset.fingerprint,
+        "examples": store.fingerprint(pairs.queries, pairs.positives, pairs.negatives),
+        "config": config.model_dump(),
+        "seed": seed,
+    }
+    return inputs if guide is None else inputs | {"guide": guide.fingerprint}
+
+
+def completed(output: Path, inputs: dict[str, Any]) -> pa.Table:
+    """The training log of a run that is there; `NvretError` if it had other inputs."""
+    if not (output / "training.json").exists():
+        raise NvretError(f"{output} exists and is not a training run")
+    if not _same_inputs(output, inputs):
+        raise NvretError(f"{output} holds a run with other inputs; choose another folder")
+    return pq.read_table(output / "training_log.parquet")
+
+
+def table_of(history: list[dict[str, float]]) -> pa.Table:
+    """The training log, of the rows that ``Trainer`` keeps."""
     columns = {"step": pa.int32(), "epoch": pa.float64(), "loss": pa.float64()}
     columns |= {"learning_rate": pa.float64(), "grad_norm": pa.float64()}
     rows = [{name: row.get(name) for name in columns} for row in history if "loss" in row]

@@ -20,6 +20,7 @@ VERSIONS = {
     "mining": 1,  # ceilings, sampling, the table of negatives
     "ensembles": 1,
     "training": 1,  # batches, order, loss, optimizer
+    "head": 1,  # the same, of a head on frozen vectors
     "evaluation": 1,  # scores per query
     "splits": 2,  # parts of a set, leaks, samples, mixtures
     "hidden-labels": 1,  # which labels an audit hides
@@ -31,6 +32,7 @@ VERSIONS = {
 LIBRARIES = {
     "vectors": ("torch", "transformers", "tokenizers"),
     "training": ("torch", "transformers", "tokenizers", "accelerate", "peft"),
+    "head": ("torch", "transformers"),
     "evaluation": ("mteb",),
     "judges": ("torch", "transformers", "tokenizers", "sentence-transformers"),
 }
