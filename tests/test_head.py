@@ -2,18 +2,20 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from helpers.training import CONFIG, STATIC, Table, changed, fitting, mined, run, toy
 from nvret import assets, data, mining, teachers
 from nvret.encode import Encoder, embed
-from nvret.evaluation import evaluate
+from nvret.evaluation import evaluate, evaluate_all
 from nvret.methods import RandomNegatives
 from nvret.models import layout
-from nvret.study import mixtures
+from nvret.study import config, mixtures, runs, workspace
 from nvret.training import head, trainer
 from nvret.training.config import TrainingConfig
 from nvret.training.head import HeadEncoder, apply, save_model, train_head
@@ -316,3 +318,92 @@ def test_the_log_is_the_mean_since_the_row_before(tmp_path):
     assert rows["step"].to_pylist() == [4, 8, 12]
     means = each["loss"].to_numpy().reshape(3, 4).mean(1)
     np.testing.assert_allclose(rows["loss"], means, rtol=1e-6)
+
+
+SMOKE, STUDY = Path(__file__).parents[1] / "params" / "smoke.yaml", "06_rq3_methods"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A head on a static model, whose texts are encoded in no time; a set alone and a mixture."""
+    values = config.load(SMOKE).model_dump()
+    student = values["students"]["static"]
+    student["head"] = True
+    student["training"] |= {"dropout": None, "learning_rate": 1e-2, "passage_max_length": 48}
+    values["students"] = {"head": student}
+    values["studies"] = {STUDY: values["studies"][STUDY]}
+    values["studies"][STUDY]["runs"] = [
+        {"student": "head", "method": ["random", "naive"]},
+        {"student": "head", "method": "naive", "epochs": 2.0},
+        {"student": "head", "method": "naive", "train": "nq+squad-dev"},
+    ]
+    return runs.Study(workspace.Workspace(config.check(values, "test"), progress=False), STUDY)
+
+
+def arm(study, label):
+    return next(arm for arm in study.arms if arm.label == f"head: {label}")
+
+
+@pytest.mark.parametrize("label", ["Random", "Naive Top-K, trained on nq+squad-dev"])
+def test_an_arms_vectors_are_those_of_its_questions_and_passages(study, label):
+    for seed in (0, 1):
+        dataset = study.dataset(arm(study, label), seed)
+        queries, passages = study._vectors(arm(study, label), seed)
+        encoder = Encoder.load(assets.model_path("potion-base-8m"))
+        for texts, kind, length, found in (
+            (dataset.query_texts, "query", 32, queries),
+            (dataset.passages, "passage", 48, passages),
+        ):
+            direct = encoder.encode(texts, kind, max_length=length, progress=False)
+            np.testing.assert_allclose(found, direct, atol=1e-6)
+
+
+def test_a_study_of_heads_reads_each_text_once(study, monkeypatch):
+    base, *trained = study.arms[:4]
+    tests, lengths = list(study.tests_of(trained[0]).values()), (32, 48)
+    frozen = study._encoder(base, study.model(base, 0))
+    before = evaluate_all(frozen, tests, *lengths, progress=False)
+    plain = evaluate_all(Encoder.load(study.model(base, 0)), tests, *lengths, progress=False)
+    for one, other in zip(before, plain, strict=True):
+        np.testing.assert_allclose(one.values("ndcg_at_10"), other.values("ndcg_at_10"))
+    study._vectors(trained[0], 0)
+    folders = {study.model(one, seed) for one in trained for seed in (0, 1)}
+    assert len(folders) == 6
+    assert all((folder / head.FILE).exists() for folder in folders)
+    scores = [study._evaluated(one, study.model(one, 1)) for one in trained]
+
+    def fail(*_, **__):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(Encoder, "encode", fail)
+    for one, table in zip(trained, scores, strict=True):
+        assert len(study._vectors(one, 1)[0]) == one.queries
+        encoder = study._encoder(one, study.model(one, 1))
+        after = evaluate_all(encoder, tests, *lengths, progress=False)
+        means = table.groupby("dataset")["ndcg_at_10"].mean()
+        assert set(means.index) == {test.name for test in tests}
+        for found, old in zip(after, before, strict=True):
+            assert found.values("ndcg_at_10").mean() == pytest.approx(means[found.dataset])
+            assert found.values("ndcg_at_10").mean() != old.values("ndcg_at_10").mean()
+
+
+def test_an_arm_of_two_epochs_takes_twice_the_steps(study):
+    steps = [
+        pq.read_table(study.model(arm(study, label), 0) / "training_log.parquet").num_rows
+        for label in ("Naive Top-K", "Naive Top-K, 2 epochs")
+    ]
+    assert steps[1] == 2 * steps[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage_two": 4}, "stage_two is 4, but student 'head' is a head"),
+        ({"pooling": "last"}, "pooling is 'last', but student 'head' is a head"),
+    ],
+)
+def test_what_a_head_cannot_be_is_named(study, change, message):
+    values = study.settings.model_dump()
+    values["studies"][STUDY]["runs"] = [{"student": "head", "method": "naive"} | change]
+    with pytest.raises(NvretError, match=message):
+        runs.Study(workspace.Workspace(config.check(values, "test")), STUDY)

@@ -21,8 +21,8 @@ VERSIONS = {
     "ensembles": 1,
     "training": 1,  # batches, order, loss, optimizer
     "head": 1,  # the same, of a head on frozen vectors
-    "evaluation": 1,  # scores per query
-    "splits": 2,  # parts of a set, leaks, samples, mixtures
+    "evaluation": 2,  # scores per query
+    "splits": 3,  # parts of a set, leaks, samples, corpora, mixtures
     "hidden-labels": 1,  # which labels an audit hides
     "judges": 1,  # scores of pairs by a second model
 }
