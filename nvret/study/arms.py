@@ -45,6 +45,7 @@ class Arm:
     temperature: float
     queries: int | None
     epochs: float
+    learning_rate: float
     pooling: str | None
     bidirectional: bool | None
     train: tuple[str, ...]
@@ -152,6 +153,7 @@ def defaults(
         "temperature": training.temperature,
         "queries": student.queries,
         "epochs": training.epochs,
+        "learning_rate": training.learning_rate,
         "pooling": training.pooling,
         "train": settings.data.train,
         "bidirectional": training.bidirectional,
@@ -179,6 +181,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "temperature": "temperature {:g}".format,
     "queries": "{} queries".format,
     "epochs": "{:g} epochs".format,
+    "learning_rate": "learning rate {:g}".format,
     "pooling": "{} pooling".format,
     "train": _sets,
     "mixture_temperature": "mixture temperature {:g}".format,

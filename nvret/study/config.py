@@ -144,6 +144,9 @@ class StudentSettings(Section):
     head: bool = False
     """Train a linear head on the frozen model's vectors."""
 
+    seeds: int | None = Field(default=None, gt=0)
+    """As many of the profile's seeds, the first ones; null: all."""
+
     training: TrainingConfig
 
 
@@ -151,9 +154,9 @@ class GridSettings(Parametrised):
     """Runs of a study: every combination of the values that are lists.
 
     What is not said is the student's own value (``num_negatives``, ``in_batch_negatives``,
-    ``temperature``, ``queries``, ``epochs``, ``pooling``, ``bidirectional``) or the profile's
-    (``teacher``, ``train``). Names joined by "+" are several: teachers of an ensemble, sets of a
-    mixture.
+    ``temperature``, ``queries``, ``epochs``, ``learning_rate``, ``pooling``, ``bidirectional``) or
+    the profile's (``teacher``, ``train``). Names joined by "+" are several: teachers of an
+    ensemble, sets of a mixture.
     """
 
     student: Swept[str]
@@ -176,6 +179,7 @@ class GridSettings(Parametrised):
     temperature: Swept[float] | None = None
     queries: Swept[int] | None = None
     epochs: Swept[float] | None = None
+    learning_rate: Swept[float] | None = None
     pooling: Swept[Literal["mean", "last"]] | None = None
     bidirectional: Swept[bool] | None = None
     train: Swept[str] | None = None
@@ -309,6 +313,10 @@ class Settings(Section):
             if known[0] not in names or len(set(names)) < len(names):
                 raise NvretError(f"{where}: expected each name once, {known[0]!r} among them")
         return self
+
+    def seeds_of(self, student: str) -> list[int]:
+        """The seeds that a student is trained with."""
+        return self.seeds[: self.students[student].seeds]
 
     def teacher_named(self, name: str, where: str) -> TeacherSettings:
         """The teacher of that name; ``where`` is the key that names it."""

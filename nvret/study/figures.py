@@ -190,6 +190,35 @@ def ledger(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def learning_rates(table: pd.DataFrame) -> Figure:
+    """``tables.learning_rates``: a panel a student; the star is the choice."""
+    students = list(table["student"].unique())
+    figure, axes = panels(len(students), 3.6, 3.2 * len(students))
+    for axis, student in zip(axes, students, strict=True):
+        own = table[table["student"] == student]
+        for number, (temperature, rows) in enumerate(own.groupby("temperature")):
+            rows, style = rows.sort_values("learning_rate"), looks.of_line(number)
+            axis.errorbar(
+                rows["learning_rate"], rows["value"], capsize=2, linewidth=1.2, markersize=5,
+                yerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
+                label=f"temperature {temperature:g}", **style,
+            )  # fmt: skip
+        best = own[own["chosen"]]
+        axis.plot(best["learning_rate"], best["value"], "*", color=BLACK, markersize=12, zorder=3)
+        axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_xticks(
+            own["learning_rate"].unique(), [f"{x:g}" for x in own["learning_rate"].unique()]
+        )
+        axis.set_xticks([], minor=True)
+        axis.set(title=student, xlabel="learning rate")
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel(
+        "NDCG@10 on the development split,\npoints over the base model (95 % interval)"
+    )
+    return figure
+
+
 def losses(logs: pd.DataFrame, student: str, num_candidates: int) -> Figure:
     """Training loss (``Results.logs``): mean over seeds, band from the lowest to the highest.
 

@@ -47,7 +47,8 @@ def compute(settings: Settings, stage: str, names: Sequence[str] | None = None) 
     processes.barrier()
     chosen = studies(Workspace(settings, progress=first), names)
     todo = [(study, arm, seed) for seed in settings.seeds for study in chosen
-            for arm in study.arms if arm.trained]  # fmt: skip
+            for arm in study.arms
+            if arm.trained and seed in settings.seeds_of(arm.student)]  # fmt: skip
     for study, arm, seed in progress_bar(todo, desc=stage, unit="arm", show=first):
         STAGES[stage](study, arm, seed)
     return len(todo)

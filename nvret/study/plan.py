@@ -154,7 +154,8 @@ def _train(
         for negatives in filter(None, (arm.num_negatives, arm.stage_two)):
             tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * arm.epochs
     tested = sum(assumed.tokens(training, *sizes(name)) for name in tests)
-    runs, weights = len(settings.seeds) * len(trained), parameters * work.FLOAT / GIGA
+    seeds = len(settings.seeds_of(trained[0].student))
+    runs, weights = seeds * len(trained), parameters * work.FLOAT / GIGA
     if student.head:  # each text is read once, and a head takes next to nothing
         sets = {name for arm in trained for name in arm.train}
         read = sum(assumed.tokens(training, *sizes(name)) for name in sets)
@@ -163,7 +164,7 @@ def _train(
              "operations": work.forward_operations(parameters, tokens)}
             for stage, tokens in (("train", read), ("evaluate", tested))
         ]  # fmt: skip
-    operations = work.training_operations(parameters, tokens, training) * len(settings.seeds)
+    operations = work.training_operations(parameters, tokens, training) * seeds
     # With LoRA the gradients and AdamW's two moments are small
     memory = weights * (1 if training.lora_rank else 4)
     train = {"stage": "train", "operations": operations, "memory_gb": memory,

@@ -331,7 +331,7 @@ class Study:
 
     def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
         """A student's arms and seeds under a bar; what is not trained has one seed."""
-        seeds = self.settings.seeds
+        seeds = self.settings.seeds_of(student)
         todo = [
             (arm, seed)
             for seed in seeds

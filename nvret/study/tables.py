@@ -196,6 +196,24 @@ def best_of_families(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def learning_rates(results: Results) -> pd.DataFrame:
+    """Each trained arm less its student's base model, on the development split, in points.
+
+    The column ``chosen`` marks the arm of each student that is best there.
+    """
+    rows = []
+    for student, group in results.arms.groupby("student", sort=False):
+        (base,) = group.index[group["family"] == "base"]
+        labels = [label for label in group.index if label != base]
+        best = results.best_on_dev(labels)
+        for label in labels:
+            sets = results.contrast({label: 1, base: -1}, [results.dev])
+            row = {"arm": label, "student": student, "chosen": label == best}
+            row |= group.loc[label, ["temperature", "learning_rate"]].to_dict()
+            rows.append(row | points(statistics.mean_interval(list(sets.values()))))
+    return pd.DataFrame(rows)
+
+
 def families(results: Results) -> dict[tuple[str, str], dict[str, str]]:
     """(student, setting) -> family -> label of the arm with the paper's parameters.
 
