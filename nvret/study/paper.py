@@ -23,6 +23,22 @@ class PaperDifference(Section):
     student: str = "e5-large-unsupervised"
 
 
+class PaperRows(Section):
+    """Rows of a table of the paper, by the values that tell a group's arms apart here."""
+
+    table: str
+    rows: dict[str, str]
+    column: Literal["method", "teacher"] = "method"
+    student: str = "e5-large-unsupervised"
+
+    def between(self, better: str, worse: str) -> PaperDifference:
+        """One value's row less another's."""
+        return PaperDifference(
+            table=self.table, better=self.rows[better], worse=self.rows[worse],
+            column=self.column, student=self.student,
+        )  # fmt: skip
+
+
 class PaperMean(Section):
     """The mean of a column of a table of the paper."""
 
@@ -57,6 +73,14 @@ def value(reference: PaperDifference | PaperMean | None) -> float | None:
             known = ", ".join(map(str, means.index))
             raise NvretError(f"{reference.table}.csv of the paper has no {name!r}, only {known}")
     return float(means[reference.better] - means[reference.worse])
+
+
+def least(reference: PaperDifference | PaperRows | PaperMean) -> float | None:
+    """What stands beside a claim as a whole: of a group in an order, the smallest difference."""
+    if not isinstance(reference, PaperRows):
+        return value(reference)
+    links = itertools.pairwise(sorted(reference.rows, key=lambda name: -_row(reference, name)))
+    return min(value(reference.between(*pair)) for pair in links)
 
 
 def beside(results: Results, student: str) -> pd.DataFrame:

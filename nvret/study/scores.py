@@ -6,7 +6,7 @@ The file is what everything else is computed from: tables, figures, the ledger o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,29 @@ class Results:
             not tested on a set.
         logs: a row per training step, arm and seed, with the step's loss; empty when read back.
         dev: name of the development split, which counts in no average.
+        primary: names of the in-domain test sets, on which verdicts rest.
+        differing: arms x arms, of ``tables.differing``, where both mine; else empty.
     """
 
     arms: pd.DataFrame
     scores: pd.DataFrame
     logs: pd.DataFrame
     dev: str
+    primary: list[str]
+    differing: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
-    def of(cls, arms: pd.DataFrame, scores: pd.DataFrame, logs: pd.DataFrame, dev: str) -> Results:
+    def of(
+        cls, arms: pd.DataFrame, scores: pd.DataFrame, logs: pd.DataFrame, dev: str,
+        primary: list[str], differing: pd.DataFrame | None = None,
+    ) -> Results:  # fmt: skip
         """From a table with a row per arm, seed, dataset and query_id, and a column per metric."""
         wide = scores.pivot(
             index=["dataset", "query_id"], columns=["arm", "seed"], values=list(METRICS)
         )
         wide = wide.astype(np.float32).reindex(scores["dataset"].unique(), level="dataset")
-        return cls(arms, wide, logs, dev)
+        differing = pd.DataFrame() if differing is None else differing
+        return cls(arms, wide, logs, dev, primary, differing)
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -117,7 +125,12 @@ class Results:
         flat = self.scores.copy()
         flat.columns = ["|".join(map(str, column)) for column in flat.columns]
         flat = flat.reset_index()
-        flat.attrs = {"dev": self.dev, "arms": self.arms.reset_index().to_dict("list")}
+        flat.attrs = {
+            "dev": self.dev,
+            "primary": self.primary,
+            "arms": self.arms.reset_index().to_dict("list"),
+            "differing": self.differing.round(4).to_dict("split"),
+        }
         with store.atomic_file(path) as partial:
             flat.to_parquet(partial, compression="zstd", index=False)
 
@@ -126,7 +139,7 @@ class Results:
         """Read what ``save`` wrote.
 
         Raises:
-            NvretError: no such file.
+            NvretError: no such file, or one of an earlier release.
         """
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
@@ -136,5 +149,9 @@ class Results:
         scores.columns = pd.MultiIndex.from_tuples(
             [(metric, arm, int(seed)) for metric, arm, seed in keys], names=[None, "arm", "seed"]
         )
+        if missing := {"primary", "differing"} - set(flat.attrs):
+            old = f"{path} says nothing of {', '.join(sorted(missing))}"
+            raise NvretError(f"{old}: it is of an earlier release; run the profile again")
         arms = pd.DataFrame(flat.attrs["arms"]).set_index("arm")
-        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"])
+        differing = pd.DataFrame(**flat.attrs["differing"])
+        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"], flat.attrs["primary"], differing)
