@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
-
 from scipy.stats import false_discovery_control
 
 from nvret.analysis import looks, statistics
@@ -79,12 +78,11 @@ def build(
             try:
                 for name, decision in decide(claim, student).items():
                     note = "; ".join(filter(None, [decision.note, claim.note]))
-                    experiment = _experiment(settings, student, results.get(claim.study))
+                    experiment = _experiment(settings, student, results.get(claim.study), decision)
                     own = {"student": name, "note": note, "experiment": experiment}
                     rows.append(common | vars(decision) | own)
             except NotRun as error:
-                published = claim.paper and paper.least(claim.paper)
-                missing = Decision("not run", note=str(error), paper=published)
+                missing = Decision("not run", note=str(error), paper=paper.value(claim.paper))
                 rows.append(common | vars(missing) | {"student": student})
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"paper": float})
     table["p_adjusted"] = np.nan
@@ -95,15 +93,20 @@ def build(
     return table
 
 
-def _experiment(settings: Settings, student: str, results: Results | None) -> str:
-    """Eight hex digits of what a row rests on beside its claim: settings, seeds and questions."""
-    chosen = settings.students.get(student)
-    parts = [chosen.model_dump() if chosen else settings.audit.model_dump(), settings.seeds]
-    parts += [settings.data.model_dump(), settings.mining.model_dump(), settings.teacher]
-    parts += [teacher.model_dump() for teacher in settings.teachers]
-    if results is not None:
+def _experiment(
+    settings: Settings, student: str, results: Results | None, decision: Decision
+) -> str:
+    """Eight hex digits of what a row rests on: settings, seeds, questions, arms, their teachers."""
+    parts: list[Any] = [settings.data.model_dump(), settings.mining.model_dump()]
+    if student:
+        rows = results.arms.loc[list(decision.arms)]
+        names = {name for cell in rows["teacher"].dropna() for name in cell.split("+")}
         own = results.scores.index[results.scores.index.isin(results.primary, level="dataset")]
-        parts += [results.primary, sorted(map(list, own))]
+        used = [one.model_dump() for one in settings.teachers if one.name in names]
+        parts += [settings.students[student].model_dump(), settings.seeds, results.primary, used]
+        parts += [sorted(decision.arms), sorted(map(list, own))]
+    else:
+        parts += [settings.audit.model_dump()]
     return store.fingerprint(parts)[:8]
 
 
@@ -168,9 +171,34 @@ def read(folder: Path) -> tuple[pd.DataFrame, float]:
     content = json.loads(path.read_text(encoding="utf-8"))
     table = pd.DataFrame(content["claims"])
     if missing := [name for name in COLUMNS if name not in table]:
-        raise NvretError(f"{path} has no {', '.join(missing)}: it is older; run the profile again")
+        raise NvretError(f"{path} has no {', '.join(missing)}; run the profile again")
     table = table[COLUMNS]
     return table.astype(dict.fromkeys(NUMBERS, float)), content["margin"]
+
+
+def read_all(
+    results: Path, profiles: Sequence[str]
+) -> tuple[dict[str, pd.DataFrame], float, dict[str, str]]:
+    """The ledgers of these profiles, their margin, and why a profile that was run is left out.
+
+    Raises:
+        NvretError: no ledger can be read.
+    """
+    ledgers, margins, left_out = {}, {}, {}
+    for name in profiles:
+        if not (results / name / "claims.json").is_file():
+            continue
+        try:
+            ledgers[name], margins[name] = read(results / name)
+        except NvretError:
+            left_out[name] = "its ledger is of an earlier release"
+    if different := {m for m in margins.values() if m != next(iter(margins.values()))}:
+        older = [name for name, m in margins.items() if m in different]
+        raise NvretError(f"{results}: {', '.join(older)} had another margin; run it again")
+    if not ledgers:
+        names = " or ".join(profiles)
+        raise NvretError(f"{results} has no present ledger of {names}; run a profile first")
+    return ledgers, next(iter(margins.values())), left_out
 
 
 def write(settings: Settings) -> pd.DataFrame:
@@ -252,6 +280,8 @@ def _turn(row: Any, margin: float) -> str:
     published = None if math.isnan(row.paper) else row.paper
     goal, within = 100 * statistics.goal(margin, published), f"{100 * margin:.2f}"
     half = "half of the paper's" if published else "the margin"
+    if row.verdict in ("not run", "not testable here"):
+        return "A run of its study." if row.verdict == "not run" else ""
     if row.kind not in ("difference", "worst", "order", "inner-optimum", "slope"):
         return "An interval on the other side of the claim's bound."
     reached = f"A difference of {goal:.2f} points or more ({half})"
@@ -276,7 +306,7 @@ def _turn(row: Any, margin: float) -> str:
             )
             alone = "a half-width above the paper's difference" if word == "not a test" else word
             return f"What the note names as missing; the interval alone says: {alone}."
-    return "A run of its study." if row.verdict == "not run" else ""
+    raise AssertionError(row.verdict)
 
 
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:

@@ -51,8 +51,10 @@ def table(name: str) -> pd.DataFrame:
     return pd.read_csv(project_root() / "results" / "paper" / f"{name}.csv")
 
 
-def value(reference: PaperDifference | PaperMean | None) -> float | None:
+def value(reference: PaperDifference | PaperRows | PaperMean | None) -> float | None:
     """What the paper reports: a difference of NDCG@10 in [-1, 1], or a share.
+
+    Rows have no value of their own, but one between each two.
 
     Raises:
         NvretError: the paper's table has no such row.
@@ -61,7 +63,7 @@ def value(reference: PaperDifference | PaperMean | None) -> float | None:
     ...     table="rq3_methods", better="TopK-PercPos 95%", worse="Naive Top-K")), 4)
     0.0449
     """
-    if reference is None:
+    if reference is None or isinstance(reference, PaperRows):
         return None
     rows = table(reference.table)
     if isinstance(reference, PaperMean):
@@ -73,14 +75,6 @@ def value(reference: PaperDifference | PaperMean | None) -> float | None:
             known = ", ".join(map(str, means.index))
             raise NvretError(f"{reference.table}.csv of the paper has no {name!r}, only {known}")
     return float(means[reference.better] - means[reference.worse])
-
-
-def least(reference: PaperDifference | PaperRows | PaperMean) -> float | None:
-    """What stands beside a claim as a whole: of a group in an order, the smallest difference."""
-    if not isinstance(reference, PaperRows):
-        return value(reference)
-    links = itertools.pairwise(sorted(reference.rows, key=lambda name: -_row(reference, name)))
-    return min(value(reference.between(*pair)) for pair in links)
 
 
 def beside(results: Results, student: str) -> pd.DataFrame:

@@ -224,7 +224,7 @@ class Study:
             pd.concat(logs, ignore_index=True),
             self.workspace.dev.name,
             self.tests[:1],
-            pd.concat(map(differing, self._mined_by_student())),
+            differing=pd.concat(map(differing, self._mined_by_student())),
         )
         results.save(paths.scores_path(self.settings, self.name))
         return results

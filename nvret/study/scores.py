@@ -144,14 +144,15 @@ class Results:
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
         flat = pd.read_parquet(path)
+        if missing := {"primary", "differing"} - set(flat.attrs):
+            raise NvretError(f"{path} has no {', '.join(sorted(missing))}; run the profile again")
         scores = flat.set_index(["dataset", "query_id"])
         keys = [name.split("|") for name in scores.columns]
         scores.columns = pd.MultiIndex.from_tuples(
             [(metric, arm, int(seed)) for metric, arm, seed in keys], names=[None, "arm", "seed"]
         )
-        if missing := {"primary", "differing"} - set(flat.attrs):
-            old = f"{path} says nothing of {', '.join(sorted(missing))}"
-            raise NvretError(f"{old}: it is of an earlier release; run the profile again")
         arms = pd.DataFrame(flat.attrs["arms"]).set_index("arm")
         differing = pd.DataFrame(**flat.attrs["differing"])
-        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"], flat.attrs["primary"], differing)
+        return cls(
+            arms, scores, pd.DataFrame(), flat.attrs["dev"], flat.attrs["primary"], differing
+        )

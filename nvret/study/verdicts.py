@@ -53,7 +53,10 @@ VERDICTS: tuple[Verdict, ...] = (
 )  # fmt: skip
 SLOPE = 0.1  # of a teacher's NDCG@10, that a slope is told for
 ALPHA = 0.05
-OF_NEGATIVES = {"method", "family", "parameter", "teacher", "ensemble", "sampling", "k"}
+# Columns of an arm that say which negatives it has, and nothing else of how it is trained
+OF_NEGATIVES = {
+    "method", "family", "parameter", "teacher", "ensemble", "sampling", "k", "treatment",
+}  # fmt: skip
 
 
 class NotRun(NvretError):
@@ -66,8 +69,8 @@ class Decision:
 
     The difference is that of the link that decides, in NDCG@10, or a share; ``paper`` is the
     paper's for the same link. p is two-sided, of "no difference" (of "the margin" where the claim
-    is about it). ``detectable`` is the difference that such an experiment finds four times in five.
-    Queries are summed over the primary sets.
+    is about it). ``detectable`` is the difference that such an experiment finds four times in five,
+    ``arms`` are all that the claim compares. Queries are summed over the primary sets.
     """
 
     verdict: Verdict
@@ -80,6 +83,7 @@ class Decision:
     queries: int = 0
     note: str = ""
     paper: float = math.nan
+    arms: tuple[str, ...] = ()
 
 
 def decide(
@@ -166,9 +170,7 @@ class Measured:
 
     @property
     def text(self) -> str:
-        return (
-            f"{_short(self.link.better)} less {_short(self.link.worse)} {_points(self.interval)}"
-        )
+        return f"{_short(self.link.better)} less {_short(self.link.worse)} {_points(self.interval)}"
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,8 @@ class Case:
     def chain(self, links: Sequence[Link], note: str = "") -> Decision:
         """The verdict on links that all have to hold; see the module's text.
 
-        Shown is the link that decides: a reversed one, one that is no test or has no effect, or
-        else the one that is least sure.
+        Shown is the link that decides: of those with the claim's verdict the smallest difference,
+        or if it is undecided the one that is least sure. p is that of all links together.
         """
         parts = [self.measure(link) for link in links]
         below = statistics.holm([part.p_below for part in parts])
@@ -248,10 +250,13 @@ class Case:
             word, shown, p = "not a test", found, parts[found].p
         elif set(words) <= {"confirmed", "same sign, smaller"}:
             word = "confirmed" if set(words) == {"confirmed"} else "same sign, smaller"
+            shown, p = first(word), max(part.p for part in parts)
         elif (found := first("no effect", within)) is not None:
             word, shown, p = "no effect", found, parts[found].p
         several = "; ".join(part.text for part in parts) if len(parts) > 1 else ""
-        return self._decision(word, parts[shown], float(p), several, note)
+        arms = tuple(dict.fromkeys(arm for link in links for arm in (link.better, link.worse)))
+        found = self._decision(word, parts[shown], float(p), several, note)
+        return replace(found, arms=arms)
 
     def on_margin(self, link: Link, kind: str, note: str = "") -> Decision:
         """The verdict on "not worse" and "no gain"."""
@@ -276,7 +281,7 @@ class Case:
         texts = [why, several, note, self._beside(part.link)]
         return replace(
             found, seeds=len(part.sets[0]), queries=sum(one.shape[1] for one in part.sets),
-            note="; ".join(filter(None, texts)),
+            note="; ".join(filter(None, texts)), arms=(part.link.better, part.link.worse),
         )  # fmt: skip
 
     def _beside(self, link: Link) -> str:
@@ -306,7 +311,7 @@ class Case:
         queries = sum(one.shape[1] for one in sets[0])
         return Decision(
             word, *line.interval, line.p, line.detectable, len(sets[0][0]), queries,
-            "; ".join(filter(None, texts)),
+            "; ".join(filter(None, texts)), arms=tuple(arms[name] for name in names),
         )  # fmt: skip
 
     # Whether it is a test at all
