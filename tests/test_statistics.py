@@ -163,8 +163,8 @@ def test_an_effect_that_says_nothing_for_the_claim_is_an_error(effect):
 
 
 def test_verdict_on_a_bound():
-    found = [verdict_on_bound(Interval(0, low, high), -0.005)
-             for low, high in ((-0.004, 0.1), (-0.02, -0.006), (-0.02, -0.005), (-0.005, 0.1))]  # fmt: skip
+    ends = [(-0.004, 0.1), (-0.02, -0.006), (-0.02, -0.005), (-0.005, 0.1)]
+    found = [verdict_on_bound(Interval(0, *end), -0.005) for end in ends]
     assert found == ["confirmed", "reversed", "undecided", "undecided"]
 
 
