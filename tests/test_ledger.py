@@ -16,7 +16,7 @@ from helpers import hostile
 from helpers.results import SETTINGS, synthetic
 from nvret import cli
 from nvret.analysis import statistics
-from nvret.study import arms, claims, config, figures, ledger, paths, tables, verdicts
+from nvret.study import arms, claims, config, figures, ledger, paths, selection, tables, verdicts
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
@@ -137,7 +137,7 @@ def test_the_primary_sets_decide_and_the_others_stand_beside():
     both = replace(results, primary=["nq-test", "reddit"])
     found = decide(claim(kind="difference", **PERC_NAIVE), both)
     assert (found.verdict, found.queries) == ("reversed", 400)
-    with pytest.raises(verdicts.NotRun, match="no scores on elsewhere"):
+    with pytest.raises(selection.NotRun, match="no scores on elsewhere"):
         decide(claim(kind="difference", **PERC_NAIVE), replace(results, primary=["elsewhere"]))
 
 
@@ -184,7 +184,7 @@ def test_order_shows_every_link_and_decides_by_the_weakest():
     )
     found = decide(published, hard(steps))
     assert (found.verdict, found.paper) == ("not a test", pytest.approx(0.0021))
-    with pytest.raises(verdicts.NotRun, match="no arm of margin-pos, abs"):
+    with pytest.raises(selection.NotRun, match="no arm of margin-pos, abs"):
         decide(claim(**{**GROUP, "kind": "order", "study": "08_rq3b_scale", "order": chain,
                         "arms": {"family": ["naive", "perc-pos"], "train": "*+*"}}),
                synthetic("08_rq3b_scale"))  # fmt: skip
@@ -202,7 +202,7 @@ def test_an_inner_optimum_is_chosen_on_dev_and_beats_both_ends():
         decide(one, synthetic(study, {middle: 0.03, low: 0.025}, noise=0.2)).verdict == "undecided"
     )
     two = claim(kind="inner-optimum", study=study, arms={"family": "shifted", "parameter": "any"})
-    with pytest.raises(verdicts.NotRun, match="2 values"):
+    with pytest.raises(selection.NotRun, match="2 values"):
         decide(two, synthetic(study))
 
 
@@ -215,7 +215,7 @@ def test_several_arms_of_a_side_are_chosen_between_on_dev():
     assert found.verdict == "confirmed"
     no_dev = claim(kind="difference", **(PERC_NAIVE | {"better": {
         "family": "perc-pos", "in_batch_negatives": "any"}}))  # fmt: skip
-    with pytest.raises(verdicts.NotRun, match=r"2 arms .* no development split"):
+    with pytest.raises(selection.NotRun, match=r"2 arms .* no development split"):
         decide(no_dev, synthetic(METHODS))
 
 
@@ -270,7 +270,7 @@ def test_slope_is_the_gain_for_ten_points_and_its_unit_is_the_teacher():
     few = decide(one, taught(crooked), teachers=own_scores())
     assert (few.verdict, few.low < 0 < few.high) == ("undecided", True)
     for teachers in (None, own_scores({"bm25": 0.4, "third": 0.5})):
-        with pytest.raises(verdicts.NotRun, match="teachers"):
+        with pytest.raises(selection.NotRun, match="teachers"):
             decide(one, taught(steps), teachers=teachers)
 
 
@@ -284,9 +284,9 @@ def test_the_best_teacher_is_best_by_its_own_score_on_dev():
     found = decide(one, results, teachers=own_scores(dev=dev))
     assert found.arms[0] == "static: TopK-PercPos 95%, teacher bm25"
     assert "best teacher by its own NDCG@10 on dev: bm25, 0.600" in found.note
-    with pytest.raises(verdicts.NotRun, match="no table"):
+    with pytest.raises(selection.NotRun, match="no table"):
         decide(one, results)
-    with pytest.raises(verdicts.NotRun, match="own scores on nq-dev lack third"):
+    with pytest.raises(selection.NotRun, match="own scores on nq-dev lack third"):
         decide(one, results, teachers=own_scores(dev={"bm25": 0.6, "fourth": 0.5}))
 
 
@@ -308,7 +308,7 @@ def test_shares_and_overlaps():
     assert [d.verdict for d in found.values()] == [
         "confirmed", "same sign, smaller", "undecided", "undecided", "reversed", "undecided",
     ]  # fmt: skip
-    with pytest.raises(verdicts.NotRun):
+    with pytest.raises(selection.NotRun):
         verdicts.from_reductions(one, table.assign(method="other"))
     overlap = claim(kind="low-jaccard", study="03", below=0.5)
     table = pd.DataFrame({"teacher_a": list("aab"), "teacher_b": list("bcc"),
@@ -324,7 +324,7 @@ def test_shares_and_overlaps():
 
 
 def select(results, wanted):
-    return verdicts.Case(results, "static", SETTINGS, MARGIN).select(claims.ArmFilter(**wanted))
+    return selection.Selection(results, "static", SETTINGS).select(claims.ArmFilter(**wanted))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_what_a_claim_cannot_ask_for_has_to_be_as_usual(monkeypatch):
     odd = results.arms.assign(loss="usual")
     odd.loc[PERC, "loss"] = "odd"
     usual = arms.defaults
-    monkeypatch.setattr(verdicts, "defaults", lambda *given: usual(*given) | {"loss": "usual"})
+    monkeypatch.setattr(selection, "defaults", lambda *given: usual(*given) | {"loss": "usual"})
     results = replace(results, arms=odd)
     assert select(results, {"family": "naive"}) == [NAIVE]
     assert select(results, {"family": "perc-pos"}) == []
@@ -514,7 +514,7 @@ def test_what_would_have_changed_a_verdict(middle, half, paper):
     if word in ("reversed", "confirmed", "same sign, smaller"):
         assert "reaches 0" in text
     if word == "not a test":
-        assert text.endswith("the interval alone says: a half-width above the paper's difference.")
+        assert text == f"A half-width of at most 4.49 points: it is {100 * half:.2f}."
 
 
 def test_power(built):

@@ -22,7 +22,7 @@ VERDICTS = {  # the marker says the same as the colour
     "no effect": {"color": looks.ORANGE, "marker": "D"},
     "reversed": {"color": VERMILION, "marker": "X"},
     "undecided": {"color": GREY, "marker": "s", "markerfacecolor": "white"},
-    "not a test": {"color": looks.PURPLE, "marker": "x"},
+    "not a test": {"color": looks.PURPLE, "marker": "v", "markerfacecolor": "white"},
 }
 LINEAR = 1.0  # points up to which the ledger's axis is linear; beyond, equal steps: equal ratios
 TICKS = [-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20]

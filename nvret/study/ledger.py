@@ -18,7 +18,8 @@ from nvret.study import claims, figures, paper, paths, tables, verdicts
 from nvret.study.arms import arms
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.study.verdicts import Decision, NotRun
+from nvret.study.selection import NotRun
+from nvret.study.verdicts import Decision
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
@@ -301,11 +302,12 @@ def _turn(row: Any, margin: float) -> str:
             change = f"or a narrower interval: within ± {within} points, or below 0"
             return f"{reached} with an interval above 0; {change}."
         case "not a test":
-            word = statistics.verdict(
-                statistics.Interval(row.difference, row.low, row.high), margin, published
-            )
-            alone = "a half-width above the paper's difference" if word == "not a test" else word
-            return f"What the note names as missing; the interval alone says: {alone}."
+            interval = statistics.Interval(row.difference, row.low, row.high)
+            word = statistics.verdict(interval, margin, published)
+            if word != "not a test":
+                return f"What the note names as missing; the interval alone says: {word}."
+            half = 50 * (row.high - row.low)
+            return f"A half-width of at most {100 * row.paper:.2f} points: it is {half:.2f}."
     raise AssertionError(row.verdict)
 
 

@@ -27,7 +27,6 @@ to pass); Holm 1979.
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -38,14 +37,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from nvret import methods
 from nvret.analysis import statistics
 from nvret.analysis.statistics import Interval
 from nvret.study import claims, paper, tables
-from nvret.study.arms import defaults
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.utils.errors import NvretError
+from nvret.study.selection import NotRun, Selection, best, short
 
 Verdict = Literal[statistics.Verdict, "not testable here", "not run"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -57,10 +54,6 @@ ALPHA = 0.05
 OF_NEGATIVES = {
     "method", "family", "parameter", "teacher", "ensemble", "sampling", "k", "treatment",
 }  # fmt: skip
-
-
-class NotRun(NvretError):
-    """The profile does not have what the claim needs; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +96,18 @@ def decide(
     Raises:
         NotRun: an arm that the claim needs is missing.
     """
-    case = Case(results, student, settings, margin, teachers)
+    selection = Selection(results, student, settings, teachers)
+    case = Case(selection, margin)
     if isinstance(claim, claims.Pair):
-        (better, one), (worse, other) = case.side(claim.better), case.side(claim.worse)
+        (better, one), (worse, other) = selection.side(claim.better), selection.side(claim.worse)
         if better == worse:
-            raise NotRun(f"one arm on both sides: {_short(better)}")
+            raise NotRun(f"one arm on both sides: {short(better)}")
         note = "; ".join(filter(None, [one, other]))
         published = paper.value(claim.paper)
         if claim.kind != "difference":
             return case.on_margin(Link(better, worse, published), claim.kind, note)
         return case.chain([Link(better, worse, published)], note)
-    arms = case.parts(claim)
+    arms = selection.parts(claim)
     if isinstance(claim, claims.Slope):
         return case.slope(arms)
     return case.chain(case.links(claim, arms))
@@ -170,18 +164,19 @@ class Measured:
 
     @property
     def text(self) -> str:
-        return f"{_short(self.link.better)} less {_short(self.link.worse)} {_points(self.interval)}"
+        return f"{short(self.link.better)} less {short(self.link.worse)} {_points(self.interval)}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One student in one study, and what is asked of them."""
+    """One student in one study, and the smallest difference that matters."""
 
-    results: Results
-    student: str
-    settings: Settings
+    selection: Selection
     margin: float
-    teachers: pd.DataFrame | None = None
+
+    @property
+    def results(self) -> Results:
+        return self.selection.results
 
     # From links to a verdict
 
@@ -217,7 +212,7 @@ class Case:
         sets = list(self.results.contrast(weights, self.results.primary).values())
         if not sets:
             names = ", ".join(self.results.primary)
-            raise NotRun(f"no scores on {names} for {', '.join(map(_short, weights))}")
+            raise NotRun(f"no scores on {names} for {', '.join(map(short, weights))}")
         return sets
 
     def measure(self, link: Link) -> Measured:
@@ -294,7 +289,7 @@ class Case:
 
     def slope(self, arms: Mapping[str, str]) -> Decision:
         """The students' means against their teachers' own; the teachers are the units."""
-        own = self._own(self.results.primary)
+        own = self.selection.own_scores(self.results.primary)
         names = [name for name in arms if name in own]
         if len(names) < 3:
             raise NotRun(f"{len(names)} teachers whose own score is known, expected three or more")
@@ -319,7 +314,7 @@ class Case:
     @cached_property
     def control(self) -> str:
         """Empty where a trained arm lies above the student's base model; else the nearest miss."""
-        rows = self.results.arms[self.results.arms["student"] == self.student]
+        rows = self.results.arms[self.results.arms["student"] == self.selection.student]
         base = list(rows.index[rows["family"] == "base"])
         found = {}
         for label in rows.index[rows["family"] != "base"] if base else ():
@@ -332,7 +327,7 @@ class Case:
         label = max(found, key=lambda name: found[name].low)
         return (
             f"no positive control: no trained arm lies above the base model; "
-            f"{_short(label)} comes nearest, {_points(found[label])}"
+            f"{short(label)} comes nearest, {_points(found[label])}"
         )
 
     def bite(self, a: str, b: str) -> str:
@@ -358,105 +353,6 @@ class Case:
             f"no bite: {100 * differing:.1f} % of the negatives differ, and naive and random ones "
             f"by {100 * hardness:.2f} points: {100 * differing * hardness:.2f} together"
         )
-
-    # Which arms the words of the pre-registration mean
-
-    def select(self, wanted: claims.ArmFilter) -> list[str]:
-        """Labels of the student's arms that a filter means."""
-        asked = wanted.model_dump(exclude_unset=True)
-        chosen = self.settings.students.get(self.student)
-        columns = dict.fromkeys(claims.ArmFilter.model_fields)
-        if chosen:  # what no claim can ask for has to be as usual
-            usual = defaults(self.settings, chosen, "naive")
-            columns |= dict.fromkeys(name for name in self.results.arms if name in usual)
-
-        def fits(row: Mapping[str, Any], column: str) -> bool:
-            cell, value = row.get(column), asked.get(column, "default")
-            if value in ("any", "largest"):
-                return True
-            if value == "best":
-                return isinstance(cell, str) and "+" not in cell and not self._is_own_base(cell)
-            if value in ("default", "other"):
-                return _same(cell, self._default(row, column)) == (value == "default")
-            return any(_same(cell, one) for one in (value if isinstance(value, list) else [value]))
-
-        rows = self.results.arms[self.results.arms["student"] == self.student]
-        rows = rows.loc[[all(fits(row, c) for c in columns) for row in rows.to_dict("records")]]
-        for column, value in asked.items():
-            if value == "largest":
-                cells = rows[column].astype(float)
-                rows = rows[cells == cells.max()]
-        if asked.get("teacher") == "best" and len(rows):
-            rows = rows[rows["teacher"] == self.best_teacher(list(rows["teacher"].unique()))]
-        return list(rows.index)
-
-    def best_teacher(self, names: Sequence[str]) -> str:
-        """The one of these teachers that is best by its own NDCG@10 on the development split."""
-        own = self._own([self.results.dev])
-        if unknown := [name for name in names if name not in own]:
-            raise NotRun(f"the teachers' own scores on {self.results.dev} lack {unknown[0]}")
-        return max(names, key=own.__getitem__)
-
-    def _own(self, datasets: Sequence[str]) -> dict[str, float]:
-        """NDCG@10 of each teacher that has been tested on all of these sets: their mean."""
-        if self.teachers is None:
-            raise NotRun("no table of the teachers' own scores")
-        rows = self.teachers[self.teachers["dataset"].isin(datasets)]
-        wide = rows.pivot(index="teacher", columns="dataset", values="mean")
-        means = wide.reindex(columns=list(datasets)).dropna().mean(axis=1)
-        return {str(name): float(mean) for name, mean in means.items()}
-
-    def _is_own_base(self, teacher: str) -> bool:
-        """Self-mining: the student's base model as its teacher."""
-        chosen = self.settings.students.get(self.student)
-        return chosen is not None and teacher == chosen.model
-
-    def _default(self, row: Mapping[str, Any], column: str) -> Any:
-        """What an arm of this family has in a column when its grid says nothing."""
-        family = row["family"]
-        mined = family in methods.BY_NAME
-        if column == "parameter":
-            return next(iter(vars(methods.build_method(family)).values()), None) if mined else None
-        if column == "teacher" and not mined and _same(row.get("mask_margin"), None):
-            return None
-        return defaults(self.settings, self.settings.students[self.student], family).get(column)
-
-    def side(self, wanted: claims.ArmFilter) -> tuple[str, str]:
-        """The label of the arm that stands for a filter, and how it was chosen, if it was."""
-        labels = self.select(wanted)
-        asked = wanted.model_dump(exclude_unset=True)
-        what = ", ".join(f"{name} {value}" for name, value in asked.items())
-        label = best(self.results, labels, what)
-        texts = [f"chosen on dev: {_short(label)}"] if len(labels) > 1 else []
-        if wanted.teacher == "best":
-            teacher = self.results.arms.at[label, "teacher"]
-            own = self._own([self.results.dev])[teacher]
-            texts.append(f"best teacher by its own NDCG@10 on dev: {teacher}, {own:.3f}")
-        return label, "; ".join(texts)
-
-    def parts(self, claim: claims.Group) -> dict[Any, str]:
-        """A group's arms by what tells them apart; of several with one value the best on dev."""
-        labels = self.select(claim.arms)
-        groups = self.results.arms.loc[labels].groupby(claim.by, sort=False).groups
-        if claim.by == "teacher":
-            groups = {name: own for name, own in groups.items() if not self._is_own_base(name)}
-        if not groups:
-            asked = claim.arms.model_dump(exclude_unset=True)
-            raise NotRun(f"no arm with {', '.join(asked)} as claimed")
-        return {
-            key: best(self.results, list(own), f"{claim.by} {key}") for key, own in groups.items()
-        }
-
-
-def best(results: Results, labels: Sequence[str], what: str) -> str:
-    """The only one of these arms, or the best of them on the development split."""
-    if not labels:
-        raise NotRun(f"no arm with {what}")
-    if len(labels) == 1:
-        return labels[0]
-    if results.dev not in results.scores.index.get_level_values("dataset"):
-        raise NotRun(f"{len(labels)} arms with {what}, and no development split to choose on")
-    return results.best_on_dev(labels)
 
 
 def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str, Decision]:
@@ -505,19 +401,6 @@ def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, De
         paper_mean = math.nan if published is None else published
         decisions[name] = Decision(word, float(values.mean()), note=note, paper=paper_mean)
     return decisions
-
-
-def _same(cell: Any, value: Any) -> bool:
-    if value is None or pd.isna(cell):
-        return value is None and bool(pd.isna(cell))
-    if isinstance(value, str):
-        return fnmatch.fnmatchcase(str(cell), value)
-    return math.isclose(float(cell), float(value), rel_tol=1e-9)
-
-
-def _short(label: str) -> str:
-    """An arm's label without the student."""
-    return label.split(": ", 1)[-1]
 
 
 def _points(interval: Interval) -> str:
