@@ -124,7 +124,8 @@ def test_without_bite_it_is_no_test():
     more = claim(kind="difference", study=METHODS, better={"family": "perc-pos"},
                  worse={"family": "perc-pos", "num_negatives": 1})  # fmt: skip
     assert decide(more, small).verdict == "confirmed"
-    assert decide(one, replace(small, differing=pd.DataFrame())).verdict == "confirmed"
+    unknown = decide(one, replace(small, differing=pd.DataFrame()))
+    assert (unknown.verdict, unknown.note.split(":")[0]) == ("confirmed", "bite not known")
 
 
 def test_the_primary_sets_decide_and_the_others_stand_beside():
@@ -211,7 +212,7 @@ def test_several_arms_of_a_side_are_chosen_between_on_dev():
     one = claim(kind="difference", study=study, better={"family": "perc-pos", "parameter": "any"},
                 worse={"family": "naive"})  # fmt: skip
     found = decide(one, synthetic(study, {"static: TopK-PercPos 70%": 0.03}))
-    assert found.note == "chosen on dev: TopK-PercPos 70%"
+    assert found.note.startswith("chosen on dev: TopK-PercPos 70%; bite not known")
     assert found.verdict == "confirmed"
     no_dev = claim(kind="difference", **(PERC_NAIVE | {"better": {
         "family": "perc-pos", "in_batch_negatives": "any"}}))  # fmt: skip

@@ -129,6 +129,7 @@ class Measured:
     link: Link
     sets: list[np.ndarray]
     obstacle: str
+    remark: str
     margin: float
 
     @cached_property
@@ -217,8 +218,9 @@ class Case:
 
     def measure(self, link: Link) -> Measured:
         sets = self.contrast({link.better: 1, link.worse: -1})
-        obstacle = self.control or self.bite(link.better, link.worse)
-        return Measured(link, sets, obstacle, self.margin)
+        bites, text = self.bite(link.better, link.worse)
+        obstacle = self.control or ("" if bites else text)
+        return Measured(link, sets, obstacle, "" if obstacle else text, self.margin)
 
     def chain(self, links: Sequence[Link], note: str = "") -> Decision:
         """The verdict on links that all have to hold; see the module's text.
@@ -273,7 +275,7 @@ class Case:
             why = f"half-width of {half:.2f} above the paper's {100 * part.link.paper:.2f} points"
         published = math.nan if part.link.paper is None else part.link.paper
         found = Decision(word, *part.interval, p, statistics.detectable(part.sets), paper=published)
-        texts = [why, several, note, self._beside(part.link)]
+        texts = [why, several, note, self._beside(part.link), part.remark]
         return replace(
             found, seeds=len(part.sets[0]), queries=sum(one.shape[1] for one in part.sets),
             note="; ".join(filter(None, texts)), arms=(part.link.better, part.link.worse),
@@ -299,7 +301,7 @@ class Case:
         line = line._replace(value=SLOPE * line.value, error=SLOPE * line.error)
         pairs = itertools.combinations([arms[name] for name in names], 2)
         bites = [self.bite(a, b) for a, b in pairs]
-        why = self.control or (bites[0] if all(bites) else "")
+        why = self.control or ("" if any(bite for bite, _ in bites) else bites[0][1])
         word = "not a test" if why else statistics.verdict(line.interval, self.margin)
         points = ", ".join(f"{name} {own[name]:.3f}" for name in names)
         texts = [why, f"{len(names)} teachers, the units of the interval, by their own: {points}"]
@@ -330,26 +332,28 @@ class Case:
             f"{short(label)} comes nearest, {_points(found[label])}"
         )
 
-    def bite(self, a: str, b: str) -> str:
-        """Empty where the scores of two arms could differ by the margin; else why they could not.
+    def bite(self, a: str, b: str) -> tuple[bool, str]:
+        """Whether the scores of two arms could differ by the margin, and what is to be said of it.
 
-        Nothing is said of arms that differ in more than their negatives, nor where the study has
-        no naive and random arm in their setting.
+        It is not asked of arms that differ in more than their negatives. Where the study has no
+        naive and random arm in their setting it is not known, and nothing is held against them.
         """
         arms, share = self.results.arms, self.results.differing
         others = [column for column in arms if column not in OF_NEGATIVES]
         cells = arms[others].astype(object).where(arms[others].notna(), None)
         alike = arms[[row == tuple(cells.loc[a]) for row in cells.itertuples(index=False)]]
         naive, random = (alike.index[alike["family"] == name] for name in ("naive", "random"))
-        if b not in alike.index or naive.empty or random.empty or not {a, b} <= set(share):
-            return ""
+        if b not in alike.index:
+            return True, ""
+        if naive.empty or random.empty or not {a, b} <= set(share):
+            return True, "bite not known: the study has no naive and random arm of this setting"
         own = [label for label in naive if arms.at[label, "teacher"] == arms.at[a, "teacher"]]
         sets = self.contrast({(own or naive)[0]: 1, random[0]: -1})
         hardness = abs(statistics.mean_interval(sets).value)
         differing = max(share.at[a, b], share.at[b, a])
-        if not differing * hardness < self.margin:  # NaN: not known
-            return ""
-        return (
+        if differing * hardness >= self.margin:
+            return True, ""
+        return False, (
             f"no bite: {100 * differing:.1f} % of the negatives differ, and naive and random ones "
             f"by {100 * hardness:.2f} points: {100 * differing * hardness:.2f} together"
         )
