@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from helpers import hostile
+from helpers import hostile, results
 from nvret import cli
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +126,25 @@ def test_wrong_formula_is_an_error_and_not_a_gap(extension, latex):
 
     with pytest.raises(ExtensionError, match=r"formula '"):
         extension("mathml").formula(latex, "inline")
+
+
+def test_the_ledger_page_leaves_out_an_older_ledger_and_says_so(extension, tmp_path):
+    from nvret.study import claims
+    from nvret.utils.errors import NvretError
+
+    page = extension("ledger_table")
+    for place, profile in enumerate(("quick", "cpu")):
+        results.save_ledger(tmp_path, profile, {}, draw=place)
+    shown = page.content(tmp_path, ["quick", "cpu"])
+    assert list(shown["tables"]) == list(claims.TABLES.values())
+    rows = [row for own in shown["tables"].values() for part in own.values() for row in part]
+    assert sum(row["primary"] for row in rows) == 6
+    older = tmp_path / "cpu" / "claims.json"
+    older.write_text(older.read_text("utf-8").replace("p_adjusted", "p_holm"), encoding="utf-8")
+    shown = page.content(tmp_path, ["quick", "cpu"])
+    assert (shown["profiles"], list(shown["left_out"])) == (["quick"], ["cpu"])
+    with pytest.raises(NvretError, match="no present ledger of cpu; run a profile first"):
+        page.content(tmp_path, ["cpu"])
 
 
 def test_results_without_notebooks_are_an_error(extension, tmp_path):

@@ -1,5 +1,6 @@
 """The paper's tables, and the claims that are registered against them."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +40,34 @@ def test_every_claim_finds_the_papers_rows():
     for claim in registered.claims:
         value = paper.value(claim.paper)
         assert value is None or -1 < value < 1, claim.id
+        if claim.kind == "difference":  # the paper's figure says what the sentence says
+            assert value is None or value > 0, claim.id
+        if isinstance(claim.paper, paper.PaperRows):
+            names = claim.order if claim.kind == "order" else claim.arms.family
+            pairs = itertools.pairwise(names)
+            if claim.kind == "worst":
+                pairs = [(name, claim.worst) for name in names if name != claim.worst]
+            assert all(paper.value(claim.paper.between(*pair)) > 0 for pair in pairs), claim.id
         if isinstance(claim, claims.Trained):
             assert claim.study in known.studies, claim.id
 
 
+def test_six_claims_are_primary_and_each_has_the_papers_figure():
+    primary = [claim for claim in claims.load().claims if claim.primary]
+    assert len(primary) == 6
+    for claim in primary:
+        assert (claim.kind, claim.table, len(claim.students)) == ("difference", "paper", 1)
+        assert paper.value(claim.paper) > 0
+
+
 def bad(tmp_path, text):
-    (tmp_path / "claims.yaml").write_text("margin: 0.002\nclaims:\n" + text)
+    (tmp_path / "claims.yaml").write_text("margin: 0.005\nclaims:\n" + text)
     with pytest.raises(NvretError) as error:
         claims.load(tmp_path / "claims.yaml")
     return str(error.value)
 
 
-GOOD = "- {id: a, claim: b, section: c, study: s, kind: difference, "
+GOOD = "- {id: a, claim: b, table: design, section: c, study: s, kind: difference, "
 
 
 @pytest.mark.parametrize(
@@ -65,7 +82,13 @@ GOOD = "- {id: a, claim: b, section: c, study: s, kind: difference, "
         (GOOD.replace("difference", "diff") + "better: {family: naive}}",
          "kind must be one of difference, not-worse"),
         (GOOD + "better: {family: naive, k: ten}, worse: {family: naive}}", "found 'ten'"),
-        ("- {id: a, claim: b, section: c, kind: not-testable, reason: d}\n" * 2,
+        (GOOD + "better: {family: naive}, worse: {family: random}, primary: true}",
+         "a: a primary claim names one student"),
+        (GOOD + "better: {family: naive}, worse: {family: random}, paper: {table: rq3_methods, "
+         "better: Naive Top-K, worse: Random}}", "a: a figure of the paper in the table 'design'"),
+        (GOOD.replace("design", "papre") + "better: {family: naive}, worse: {family: random}}",
+         "found 'papre'"),
+        ("- {id: a, claim: b, table: paper, section: c, kind: not-testable, reason: d}\n" * 2,
          "claims name a more than once"),
     ],
 )  # fmt: skip

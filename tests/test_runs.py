@@ -280,6 +280,21 @@ def test_twins_as_one_score_no_less(results):
     assert set(collapsed["dataset"]) == set(tables.means(results)["dataset"])
 
 
+def test_the_share_of_negatives_that_differ_is_kept(study, results):
+    mined = {one.label: study.negatives(one, 0) for one in study.arms if one.method is not None}
+    triples = {
+        label: set(map(tuple, table.select(tables.IDS).to_pandas().to_numpy()))
+        for label, table in mined.items()
+    }
+    share = results.differing
+    assert set(share) == set(share.index) == set(mined)
+    for a, own in triples.items():
+        for b, other in triples.items():
+            assert share.at[a, b] == pytest.approx(len(own - other) / len(own)), (a, b)
+    assert 0 < share.at["static: TopK-PercPos 95%", "static: Naive Top-K"] < 1
+    assert results.primary == ["nq-test"]
+
+
 def test_every_model_takes_the_same_number_of_steps(results):
     plain = ["static: Random", "static: Naive Top-K", "static: TopK-PercPos 95%"]
     logs = results.logs[results.logs["arm"].isin(plain)]

@@ -11,13 +11,16 @@ from scipy import stats
 from helpers import examples
 from nvret.analysis.statistics import (
     Interval,
+    detectable,
     holm,
     mean_interval,
     p_value,
     paired_difference,
     rate,
     reduction,
+    slope,
     verdict,
+    verdict_on_bound,
 )
 from nvret.utils.errors import NvretError
 
@@ -131,21 +134,60 @@ def test_holm_matches_the_step_down_procedure(values):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "sign", "margin", "expected"),
+    ("low", "high", "effect", "expected"),
     [
-        (0.01, 0.03, 1, 0, "reproduced"),
-        (0.01, 0.03, -1, 0, "not reproduced"),
-        (-0.03, -0.01, -1, 0, "reproduced"),
-        (-0.01, 0.03, 1, 0, "undecided"),
-        (0.0, 0.03, 1, 0, "undecided"),
-        (-0.002, 0.002, 1, 0.005, "not reproduced"),
-        (-0.002, 0.002, -1, 0.005, "not reproduced"),
-        (0.001, 0.002, 1, 0.005, "reproduced"),
-        (0.0, 0.0, 1, 0, "undecided"),
+        (0.02, 0.04, 0.045, "confirmed"),
+        (0.0125, 0.0325, 0.045, "confirmed"),  # its middle is just half of the effect
+        (0.0124, 0.0324, 0.045, "same sign, smaller"),
+        (0.001, 0.011, None, "confirmed"),
+        (0.001, 0.004, None, "same sign, smaller"),
+        (0.0, 0.03, None, "undecided"),
+        (-0.005, 0.005, None, "no effect"),
+        (-0.004, -0.001, None, "no effect"),  # below 0, and by nothing that matters
+        (-0.006, -0.001, None, "reversed"),
+        (-0.006, 0.004, None, "undecided"),
+        (0.0, 0.0, None, "no effect"),
+        (0.01, 0.031, 0.01, "not a test"),  # even where it lies above 0
+        (0.01, 0.029, 0.01, "confirmed"),
+        (np.nan, np.nan, None, "undecided"),
     ],
 )
-def test_verdict(low, high, sign, margin, expected):
-    assert verdict(Interval((low + high) / 2, low, high), sign, margin=margin) == expected
+def test_verdict(low, high, effect, expected):
+    assert verdict(Interval((low + high) / 2, low, high), 0.005, effect) == expected
+
+
+@pytest.mark.parametrize("effect", [0.0, -0.001])
+def test_an_effect_that_says_nothing_for_the_claim_is_an_error(effect):
+    with pytest.raises(NvretError, match="above 0"):
+        verdict(Interval(0.0, -0.1, 0.1), 0.005, effect)
+
+
+def test_verdict_on_a_bound():
+    ends = [(-0.004, 0.1), (-0.02, -0.006), (-0.02, -0.005), (-0.005, 0.1)]
+    found = [verdict_on_bound(Interval(0, *end), -0.005) for end in ends]
+    assert found == ["confirmed", "reversed", "undecided", "undecided"]
+
+
+def test_what_is_detectable_is_found_four_times_in_five():
+    rng = np.random.default_rng(0)
+    spread = (0.01, 0.1, 0.1)
+    size = np.mean([detectable(crossed(rng, 5, 200, *spread)) for _ in range(100)])
+    found = [mean_interval(size + crossed(rng, 5, 200, *spread)).low > 0 for _ in range(500)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.07)
+    assert detectable(np.zeros((3, 10))) == 0
+
+
+@given(pairs=st.lists(st.tuples(st.integers(-20, 20), unit), min_size=4, max_size=9,
+                      unique_by=lambda pair: pair[0]))  # fmt: skip
+@examples(40)
+def test_slope_is_that_of_least_squares(pairs):
+    x, y = np.array(pairs, float).T
+    design = np.stack([np.ones_like(x), x], 1)
+    (_, expected), rest, *_ = np.linalg.lstsq(design, y, rcond=None)
+    error = np.sqrt(rest[0] / (len(x) - 2) / ((x - x.mean()) ** 2).sum())
+    reach = stats.t.ppf(0.975, len(x) - 2) * error
+    found = slope(x, y).interval
+    assert found == pytest.approx((expected, expected - reach, expected + reach), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +202,8 @@ def test_verdict(low, high, sign, margin, expected):
         (lambda: paired_difference(np.zeros((2, 5)), np.zeros((3, 5))), "must match"),
         (lambda: paired_difference([np.zeros((2, 5))] * 2, np.zeros((2, 5))), "paired"),
         (lambda: holm([0.1, 2.0]), "p-values"),
+        (lambda: slope([1.0, 2.0], [1.0, 2.0]), "2 pairs"),
+        (lambda: slope([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), "x from 1.0 to 1.0"),
     ],
 )
 def test_bad_input_is_named(call, message):

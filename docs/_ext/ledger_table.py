@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from docutils import nodes
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sphinx.util.docutils import SphinxDirective
-
-VERDICTS = ("reproduced", "undecided", "not reproduced", "not run", "not testable here")
 
 
 class Ledger(SphinxDirective):
@@ -20,15 +17,16 @@ class Ledger(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         results = Path(self.env.srcdir).parent / "results"
-        files = {name: results / name / "claims.json" for name in self.config.profiles}
-        for path in files.values():
-            self.env.note_dependency(str(path))
+        for name in self.config.profiles:
+            self.env.note_dependency(str(results / name / "claims.json"))
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
             undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         environment.filters["slug"] = slug
-        html = environment.get_template("ledger.html").render(content(files))
+        html = environment.get_template("ledger.html").render(
+            content(results, self.config.profiles)
+        )
         return [nodes.raw("", html, format="html")]
 
 
@@ -41,41 +39,40 @@ def slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.lower()).strip("-")
 
 
-def content(files: dict[str, Path]) -> dict[str, Any]:
+def content(results: Path, profiles: Sequence[str]) -> dict[str, Any]:
     """What the template shows.
 
     Args:
-        files: the ``claims.json`` of each profile; the first one's order is kept.
+        profiles: the first one's order is kept; one whose ledger is older is left out.
     """
-    from nvret.study import ledger
+    from nvret.study import claims, ledger
+    from nvret.study.verdicts import VERDICTS
 
-    ledgers = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    ledgers, margin, left_out = ledger.read_all(results, profiles)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     counts = {}
-    for profile, one in ledgers.items():
-        table = pd.DataFrame(one["claims"]).fillna({"student": "", "note": ""})
-        numbers = ["paper", "difference", "low", "high", "p_holm"]
-        table = table.astype(dict.fromkeys(numbers, float))
+    for profile, table in ledgers.items():
         shown = ledger.shown(table)
         for row, text in zip(table.itertuples(), shown.itertuples(), strict=True):
-            new = {"claim": row.claim, "student": row.student, "section": row.section}
+            new = {key: getattr(row, key) for key in ("claim", "student", "section", "primary")}
             entry = rows.setdefault(
-                (row.id, row.student), new | {"paper": text.paper, "findings": {}}
+                (row.id, row.student), new | {"paper": "–", "table": row.table, "findings": {}}
             )
-            holm = "" if pd.isna(row.p_holm) else f"{row.p_holm:.3g}"
+            entry["paper"] = text.paper if entry["paper"] == "–" else entry["paper"]
             entry["findings"][profile] = {"here": text.here, "verdict": row.verdict} | {
-                "note": row.note, "holm": holm
+                "note": row.note, "p": text.p, "adjusted": text.p_adjusted
             }  # fmt: skip
         number = table["verdict"].value_counts()
         counts[profile] = {name: int(number[name]) for name in VERDICTS if name in number}
-    sections: dict[str, list[dict[str, Any]]] = {}
+    sections: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in claims.TABLES}
     for entry in rows.values():
-        sections.setdefault(entry["section"], []).append(entry)
+        sections[entry["table"]].setdefault(entry["section"], []).append(entry)
     return {
-        "profiles": list(files),
+        "profiles": list(ledgers),
+        "left_out": left_out,
         "students": list(dict.fromkeys(row["student"] for row in rows.values() if row["student"])),
         "verdicts": [name for name in VERDICTS if any(name in one for one in counts.values())],
         "counts": counts,
-        "margin": next(iter(ledgers.values()))["margin"],
-        "sections": sections,
+        "margin": margin,
+        "tables": {claims.TABLES[name]: own for name, own in sections.items() if own},
     }

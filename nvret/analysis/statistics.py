@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 Scores = np.ndarray | Sequence[np.ndarray]
 UPPER = 0.975  # the quantile at which a 95 % interval ends
+POWER = 0.8  # the chance of finding a difference that an experiment is said to detect
+Verdict = Literal[
+    "confirmed", "same sign, smaller", "no effect", "reversed", "undecided", "not a test"
+]
 
 
 class Interval(NamedTuple):
@@ -40,7 +44,7 @@ def mean_interval(scores: Scores) -> Interval:
     >>> mean_interval(np.array([[0.25, 0.5, 0.75], [0.25, 0.5, 0.75]])).value
     0.5
     """
-    return _infer(_test_sets(scores, "scores"))[0]
+    return _infer(_test_sets(scores, "scores")).interval
 
 
 def paired_difference(a: Scores, b: Scores) -> Interval:
@@ -55,7 +59,7 @@ def paired_difference(a: Scores, b: Scores) -> Interval:
     >>> paired_difference(low_noise + 0.1, low_noise).low > 0.09
     True
     """
-    return _infer(_differences(a, b))[0]
+    return _infer(_differences(a, b)).interval
 
 
 def p_value(a: Scores, b: Scores) -> float:
@@ -64,7 +68,69 @@ def p_value(a: Scores, b: Scores) -> float:
     >>> p_value(np.array([[0.0, 1.0, 0.0, 1.0]]), np.array([[1.0, 0.0, 1.0, 0.0]]))
     1.0
     """
-    return _infer(_differences(a, b))[1]
+    return _infer(_differences(a, b)).p
+
+
+def detectable(scores: Scores) -> float:
+    """The smallest true mean that such scores tell from 0 four times in five.
+
+    That is (t at 0.975 + t at 0.8) standard errors, at a two-sided level of 5 %.
+
+    >>> noise = np.array([[-0.1, 0.1] * 50])
+    >>> round(float(detectable(noise) / noise.std(ddof=1)) * 10, 2)  # standard errors
+    2.83
+    """
+    return _infer(_test_sets(scores, "scores")).detectable
+
+
+class Estimate(NamedTuple):
+    """A mean with its standard error and the degrees of freedom of Student's t."""
+
+    value: float
+    error: float
+    degrees: float
+
+    @property
+    def interval(self) -> Interval:
+        from scipy.special import stdtrit
+
+        reach = float(stdtrit(self.degrees, UPPER)) * self.error if self.error > 0 else 0.0
+        return Interval(self.value, self.value - reach, self.value + reach)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of "the true mean is 0"."""
+        from scipy.special import stdtr
+
+        if self.error <= 0:
+            return float(self.value == 0)
+        return 2 * float(stdtr(self.degrees, -abs(self.value) / self.error))
+
+    @property
+    def detectable(self) -> float:
+        """See the function of that name."""
+        from scipy.special import stdtrit
+
+        if self.error <= 0:
+            return 0.0
+        return float(sum(stdtrit(self.degrees, q) for q in (UPPER, POWER))) * self.error
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
+    """Least squares of y on x; each pair is one unit, so that n - 2 degrees of freedom are left.
+
+    Raises:
+        NvretError: fewer than three pairs, or x is the same everywhere.
+
+    >>> slope([0.0, 1.0, 2.0, 3.0], [0.0, 1.1, 1.9, 3.0]).interval.low > 0.7
+    True
+    """
+    from scipy.stats import linregress
+
+    if len(x) < 3 or np.ptp(x) == 0:
+        raise NvretError(f"{len(x)} pairs with x from {min(x)} to {max(x)}: expected 3 that differ")
+    line = linregress(x, y)
+    return Estimate(float(line.slope), float(line.stderr), len(x) - 2)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -84,24 +150,66 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted[order.argsort()]
 
 
-def verdict(
-    interval: Interval, sign: Literal[1, -1] = 1, *, margin: float = 0.0
-) -> Literal["reproduced", "not reproduced", "undecided"]:
-    """What an interval says of the claim that the difference has this sign.
+def verdict(interval: Interval, margin: float, effect: float | None = None) -> Verdict:
+    """What an interval says of the claim that a difference is above 0.
 
-    "reproduced" when the whole interval has the sign, "not reproduced" when the whole interval lies
-    short of ``margin`` in that direction, the smallest difference that would matter. Without a
-    margin, a claim whose true difference is nil stays undecided for ever.
+    Args:
+        margin: the smallest difference that matters.
+        effect: the difference that was published, above 0; None where there is no number.
+    Returns:
+        the first that holds: "not a test" where the interval's half-width is above the effect;
+        "confirmed" where the interval lies above 0 and the difference reaches half of the effect
+        (without an effect: the margin); "same sign, smaller" where it does not reach that;
+        "no effect" where the interval lies within ± margin; "reversed" where it lies below 0; or
+        else "undecided". NaN compares as neither side, and is undecided.
 
-    >>> verdict(Interval(0.02, 0.01, 0.03)), verdict(Interval(0.02, -0.01, 0.05))
-    ('reproduced', 'undecided')
-    >>> verdict(Interval(0.001, -0.001, 0.003), margin=0.005)
-    'not reproduced'
+    >>> verdict(Interval(0.03, 0.02, 0.04), margin=0.005, effect=0.045)
+    'confirmed'
+    >>> verdict(Interval(0.02, 0.01, 0.03), margin=0.005, effect=0.045)
+    'same sign, smaller'
+    >>> verdict(Interval(0.006, 0.002, 0.01), margin=0.005)  # nothing published: the margin
+    'confirmed'
+    >>> verdict(Interval(0.001, -0.002, 0.004), margin=0.005, effect=0.045)
+    'no effect'
+    >>> verdict(Interval(-0.02, -0.03, -0.01), margin=0.005, effect=0.045)
+    'reversed'
+    >>> verdict(Interval(0.01, -0.01, 0.03), margin=0.005, effect=0.045)
+    'undecided'
+    >>> verdict(Interval(0.01, -0.05, 0.07), margin=0.005, effect=0.045)
+    'not a test'
     """
-    low, high = sorted((sign * interval.low, sign * interval.high))
-    if low > 0:
-        return "reproduced"
-    return "not reproduced" if high < margin else "undecided"
+    if effect is not None and not effect > 0:
+        raise NvretError(f"the published effect is {effect:g}, expected a difference above 0")
+    if effect is not None and (interval.high - interval.low) / 2 > effect:
+        return "not a test"
+    if interval.low > 0:
+        reached = interval.value >= goal(margin, effect)
+        return "confirmed" if reached else "same sign, smaller"
+    if -margin <= interval.low and interval.high <= margin:
+        return "no effect"
+    return "reversed" if interval.high < 0 else "undecided"
+
+
+def goal(margin: float, effect: float | None = None) -> float:
+    """The difference that a claim has to reach: half of the published one, or else the margin."""
+    return margin if effect is None or np.isnan(effect) else effect / 2
+
+
+def verdict_on_bound(interval: Interval, bound: float) -> Verdict:
+    """What an interval says of the claim that a difference lies above a bound other than 0.
+
+    Such a claim has no size to reach: "not worse" is true of a tie, too.
+
+    >>> verdict_on_bound(Interval(0.0, -0.004, 0.004), bound=-0.005)
+    'confirmed'
+    >>> verdict_on_bound(Interval(-0.01, -0.014, -0.006), bound=-0.005)
+    'reversed'
+    >>> verdict_on_bound(Interval(0.0, -0.006, 0.006), bound=-0.005)
+    'undecided'
+    """
+    if interval.low > bound:
+        return "confirmed"
+    return "reversed" if interval.high < bound else "undecided"
 
 
 def rate(counts: pd.DataFrame) -> Interval:
@@ -181,8 +289,8 @@ def _rate(counts: pd.DataFrame) -> tuple[Interval, np.ndarray]:
     return Interval(p, min(low, p), max(high, p)), residuals
 
 
-def _infer(sets: list[np.ndarray]) -> tuple[Interval, float]:
-    """The interval, and the two-sided p-value of "the true mean is 0".
+def _infer(sets: list[np.ndarray]) -> Estimate:
+    """The mean of the sets' means, with what its interval and p-value need.
 
     Two-way random effects, score = mean + seed + query + rest, and Student's t with Satterthwaite's
     degrees of freedom (1946). The variance of the seeds' means and that of the queries' means both
@@ -191,8 +299,6 @@ def _infer(sets: list[np.ndarray]) -> tuple[Interval, float]:
     variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111). A single seed says
     nothing of other seeds: the interval is then one over queries, for that run.
     """
-    from scipy.special import stdtr, stdtrit
-
     num_seeds, weight = len(sets[0]), 1 / len(sets) ** 2
     value = float(np.mean([scores.mean() for scores in sets]))
     # Variance components of the mean, and their degrees of freedom
@@ -210,13 +316,9 @@ def _infer(sets: list[np.ndarray]) -> tuple[Interval, float]:
         freedom.append(num_seeds - 1)
     variance = max(from_queries + from_seeds - rest, from_queries, from_seeds)
     if variance <= 0:
-        return Interval(value, value, value), float(value == 0)
+        return Estimate(value, 0.0, 1.0)
     degrees = variance**2 / sum(p**2 / d for p, d in zip(parts, freedom, strict=True))
-    degrees = max(degrees, min(freedom))
-    error = float(np.sqrt(variance))
-    reach = float(stdtrit(degrees, UPPER)) * error
-    p = 2 * float(stdtr(degrees, -abs(value) / error))
-    return Interval(value, value - reach, value + reach), p
+    return Estimate(value, float(np.sqrt(variance)), max(degrees, min(freedom)))
 
 
 def _differences(a: Scores, b: Scores) -> list[np.ndarray]:

@@ -1,8 +1,8 @@
 """The pre-registration: what is claimed, and which arms of which study decide it.
 
-``params/claims.yaml`` was written before the studies were run. It names no result, neither the
-paper's nor ours: the paper's are looked up in ``results/paper``, ours in the studies' scores. What
-is left open there (the best of several values) is chosen on the development split.
+``params/claims.yaml`` names no result, neither the paper's nor ours: the paper's are looked up in
+``results/paper``, ours in the studies' scores. What was known when it was written stands in it.
+What it leaves open (the best of several values) is chosen on the development split.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from nvret import methods
 from nvret.study import config
 from nvret.study.config import Ensemble
-from nvret.study.paper import PaperDifference, PaperMean
+from nvret.study.paper import PaperDifference, PaperMean, PaperRows
 from nvret.utils import settings
 from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section
@@ -23,6 +23,11 @@ from nvret.utils.settings import Section
 Wild = Literal["any", "other"]  # every value, or all but the default
 Number = float | list[float] | Wild | Literal["largest"] | None
 Sampling = Literal["top-k", "sampled", "top-1+sampled"]
+TABLES = {
+    "paper": "The paper's claims",
+    "design": "Design choices that the paper never compared",
+    "field": "Findings of the field",
+}
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -32,7 +37,8 @@ class ArmFilter(Section):
     What is not said has the value that an arm has when its grid says nothing: the student's or
     the profile's own, and for ``parameter`` the paper's best. "any" stands for every value,
     "other" for all but that one, "largest" for the end of what the rest leaves. A ``*`` in a text
-    stands for any part of it: ``*+*`` is any ensemble or mixture.
+    stands for any part of it: ``*+*`` is any ensemble or mixture. The teacher "best" is the one
+    whose own NDCG@10 on the development split is highest, the student's own base model left out.
     """
 
     family: str | list[str]
@@ -52,6 +58,7 @@ class ArmFilter(Section):
     train: str | list[str] | None = None
     mixture_temperature: Number = None
     stage_two: Number = None
+    epochs: Number = None
 
     @model_validator(mode="after")
     def _check(self) -> ArmFilter:
@@ -63,20 +70,34 @@ class ArmFilter(Section):
 
 
 class Claim(Section):
-    """A sentence that is true or false; the ledger's rows are grouped by its section."""
+    """A sentence that is true or false; the ledger's rows are grouped by table and section.
+
+    ``paper`` is there only where the paper's figure is of the same contrast. The primary claims are
+    adjusted among themselves, one row each; all others are exploratory.
+    """
 
     id: str
     claim: str
+    table: Literal["paper", "design", "field"]
     section: str
     note: str = ""
-    paper: PaperDifference | PaperMean | None = None
+    primary: bool = False
+    paper: PaperDifference | PaperRows | PaperMean | None = None
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Claim:
+        if self.primary and len(getattr(self, "students", [])) != 1:
+            raise NvretError(f"{self.id}: a primary claim names one student, as in students: [x]")
+        if self.paper and self.table != "paper":
+            raise NvretError(f"{self.id}: a figure of the paper in the table {self.table!r}")
+        return self
 
 
 class Trained(Claim):
     """A claim that the scores of a study decide, a row for each of these students that it has."""
 
     study: str
-    students: list[str] = Field(default=["static", "transformer"], min_length=1)
+    students: list[str] = Field(default=["static", "head", "transformer"], min_length=1)
 
 
 class Pair(Trained):
@@ -105,7 +126,10 @@ class Group(Trained):
 
 
 class Worst(Group):
-    """Each other arm of the group is better than the one whose ``by`` has this value."""
+    """Each other arm of the group is better than the one whose ``by`` has this value.
+
+    Of teachers, the student's own base model is left out.
+    """
 
     kind: Literal["worst"]
     worst: str
@@ -126,7 +150,10 @@ class InnerOptimum(Group):
 
 
 class Slope(Group):
-    """The better the teacher's own retrieval, the better the student."""
+    """The better the teacher's own retrieval, the better the student.
+
+    The student's own base model is not among the teachers.
+    """
 
     kind: Literal["slope"]
     by: Literal["teacher"] = "teacher"

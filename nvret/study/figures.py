@@ -19,9 +19,12 @@ from nvret.study.scores import COLLAPSED
 from nvret.study.tables import OWN_SETTING
 
 VERDICTS = {  # the marker says the same as the colour
-    "reproduced": {"color": BLUE, "marker": "o"},
-    "not reproduced": {"color": VERMILION, "marker": "X"},
-    "undecided": {"color": GREY, "marker": "s"},
+    "confirmed": {"color": BLUE, "marker": "o"},
+    "same sign, smaller": {"color": looks.SKY, "marker": "^"},
+    "no effect": {"color": looks.ORANGE, "marker": "D"},
+    "reversed": {"color": VERMILION, "marker": "X"},
+    "undecided": {"color": GREY, "marker": "s", "markerfacecolor": "white"},
+    "not a test": {"color": looks.PURPLE, "marker": "v", "markerfacecolor": "white"},
 }
 LINEAR = 1.0  # points up to which the ledger's axis is linear; beyond, equal steps: equal ratios
 TICKS = [-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20]
@@ -111,14 +114,17 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
 
 
 def orders(table: pd.DataFrame) -> Figure:
-    """Forest plot of ``tables.orders``: a row a setting, a panel a difference."""
+    """Forest plot of ``tables.orders``: a row a setting, a panel a difference.
+
+    Filled: the interval lies on one side of 0.
+    """
     table = table.assign(
         label=table["student"] + ": " + table["setting"],
-        style=[VERDICTS[statistics.verdict(row)] for row in table.itertuples()],
+        style=[VERDICTS[statistics.verdict_on_bound(row, 0.0)] for row in table.itertuples()],
     )
     parts = dict(list(table.groupby("difference", sort=False)))
     labels = list(dict.fromkeys(table["label"]))
-    return _forest(parts, labels, "points of NDCG@10, 95 % interval; square: undecided")
+    return _forest(parts, labels, "points of NDCG@10, 95 % interval; square: both signs")
 
 
 def by_corpus(table: pd.DataFrame) -> Figure:
@@ -163,15 +169,16 @@ def by_corpus(table: pd.DataFrame) -> Figure:
 def ledger(table: pd.DataFrame) -> Figure:
     """Forest plot of ``ledger.build``, grouped by question; the paper's difference beside each.
 
-    Drawn are the rows with an interval in points of NDCG@10.
+    Drawn are the rows with an interval in points of NDCG@10; a star marks the primary ones.
     """
     rows = _points(table[(table["unit"] == "points") & table["low"].notna()])
     rows = rows.assign(
-        label=rows["id"] + " · " + rows["student"], style=rows["verdict"].map(VERDICTS)
+        label=rows["primary"].map({True: "★ ", False: ""}) + rows["id"] + " · " + rows["student"],
+        style=rows["verdict"].map(VERDICTS),
     )
     heads = list(dict.fromkeys(rows["section"]))
     labels = [name for head in heads for name in (head, *rows["label"][rows["section"] == head])]
-    xlabel = f"points of NDCG@10, 95 % interval; linear up to {LINEAR:g} point"
+    xlabel = f"in-domain points of NDCG@10, 95 % interval; linear up to {LINEAR:g} point"
     figure = _forest({"": rows}, labels, xlabel)
     axis = figure.axes[0]
     places = [labels.index(label) for label in rows["label"]]

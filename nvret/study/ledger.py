@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
+from scipy.stats import false_discovery_control
 
 from nvret.analysis import looks, statistics
 from nvret.study import claims, figures, paper, paths, tables, verdicts
 from nvret.study.arms import arms
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.study.verdicts import Decision, NotRun
+from nvret.study.selection import NotRun
+from nvret.study.verdicts import Decision
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 COLUMNS = [
-    "id", "claim", "section", "kind", "student", "unit", "paper", "difference", "low", "high",
-    "p", "p_holm", "seeds", "queries", "verdict", "note",
+    "id", "claim", "table", "section", "kind", "study", "primary", "student", "unit", "paper",
+    "difference", "low", "high", "p", "p_adjusted", "detectable", "seeds", "queries", "verdict",
+    "note", "experiment",
 ]  # fmt: skip
-NUMBERS = ["paper", "difference", "low", "high", "p", "p_holm"]
+NUMBERS = ["paper", "difference", "low", "high", "p", "p_adjusted", "detectable"]
 TEACHERS = "02_teachers"  # the teachers' own scores, a table of the study of teachers
 SHARES = {  # claims about a share: the table that decides them, and how
     "share-halved": ("09_reductions", verdicts.from_reductions),
@@ -47,8 +50,9 @@ def build(
         saved: tables by name, of those that studies save: the teachers' own scores, overlaps,
             reductions of false negatives.
     Returns:
-        difference, low, high and paper in NDCG@10, or as shares (``unit``); p_holm adjusts p over
-        all rows that have one.
+        difference, low, high, detectable and paper in NDCG@10, or as shares (``unit``); p_adjusted
+        by Holm among the primary claims, by Benjamini and Hochberg among the others;
+        ``experiment`` is the same hash where a row rests on the same experiment.
     """
 
     def decide(claim: claims.AnyClaim, student: str) -> dict[str, Decision]:
@@ -65,9 +69,9 @@ def build(
 
     rows = []
     for claim in registered.claims:
-        common = claim.model_dump(include={"id", "claim", "section", "kind"})
+        common = claim.model_dump(include={"id", "claim", "table", "section", "kind", "primary"})
         common |= {"unit": "share" if claim.kind in SHARES else "points", "student": ""}
-        common |= {"paper": paper.value(claim.paper)}
+        common |= {"study": getattr(claim, "study", ""), "experiment": ""}
         if isinstance(claim, claims.NotTestable):
             rows.append(common | vars(Decision("not testable here", note=claim.reason)))
             continue
@@ -75,15 +79,36 @@ def build(
             try:
                 for name, decision in decide(claim, student).items():
                     note = "; ".join(filter(None, [decision.note, claim.note]))
-                    rows.append(common | vars(decision) | {"student": name, "note": note})
+                    experiment = _experiment(settings, student, results.get(claim.study), decision)
+                    own = {"student": name, "note": note, "experiment": experiment}
+                    rows.append(common | vars(decision) | own)
             except NotRun as error:
-                missing = Decision("not run", note=str(error))
+                missing = Decision("not run", note=str(error), paper=paper.value(claim.paper))
                 rows.append(common | vars(missing) | {"student": student})
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    tested = table["p"].notna()
-    table["p_holm"] = np.nan
-    table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p"].tolist())
-    return table.astype({"paper": float})
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"paper": float})
+    table["p_adjusted"] = np.nan
+    for primary, adjust in ((True, statistics.holm), (False, false_discovery_control)):
+        tested = table["p"].notna() & (table["primary"] == primary)
+        if tested.any():
+            table.loc[tested, "p_adjusted"] = adjust(table.loc[tested, "p"].astype(float))
+    return table
+
+
+def _experiment(
+    settings: Settings, student: str, results: Results | None, decision: Decision
+) -> str:
+    """Eight hex digits of what a row rests on: settings, seeds, questions, arms, their teachers."""
+    parts: list[Any] = [settings.data.model_dump(), settings.mining.model_dump()]
+    if student:
+        rows = results.arms.loc[list(decision.arms)]
+        names = {name for cell in rows["teacher"].dropna() for name in cell.split("+")}
+        own = results.scores.index[results.scores.index.isin(results.primary, level="dataset")]
+        used = [one.model_dump() for one in settings.teachers if one.name in names]
+        parts += [settings.students[student].model_dump(), settings.seeds, results.primary, used]
+        parts += [sorted(decision.arms), sorted(map(list, own))]
+    else:
+        parts += [settings.audit.model_dump()]
+    return store.fingerprint(parts)[:8]
 
 
 def _students(claim: claims.AnyClaim, settings: Settings) -> list[str]:
@@ -100,13 +125,15 @@ def load(settings: Settings, study: str | None = None) -> pd.DataFrame:
     """The ledger of a profile, from the scores and tables of its results folder.
 
     Args:
-        study: only the rows that this study decides; their ``p_holm`` adjusts over these alone.
+        study: only the rows that this study decides; ``p_adjusted``, which takes all rows of the
+            ledger, is left open.
     """
     registered = claims.load()
-    if study is not None:
-        own = [claim for claim in registered.claims if getattr(claim, "study", None) == study]
-        registered = registered.model_copy(update={"claims": own})
-    return build(settings, registered, *_read(settings))
+    if study is None:
+        return build(settings, registered, *_read(settings))
+    own = [claim for claim in registered.claims if getattr(claim, "study", None) == study]
+    registered = registered.model_copy(update={"claims": own})
+    return build(settings, registered, *_read(settings)).assign(p_adjusted=np.nan)
 
 
 def _read(settings: Settings) -> tuple[dict[str, Results], dict[str, pd.DataFrame]]:
@@ -137,14 +164,42 @@ def read(folder: Path) -> tuple[pd.DataFrame, float]:
     Args:
         folder: ``results/<profile>``.
     Raises:
-        NvretError: the profile has not been run.
+        NvretError: the profile has not been run, or not since the ledger has these columns.
     """
     path = folder / "claims.json"
     if not path.is_file():
         raise NvretError(f"{path}: no such file; run the profile first")
     content = json.loads(path.read_text(encoding="utf-8"))
-    table = pd.DataFrame(content["claims"], columns=COLUMNS)
+    table = pd.DataFrame(content["claims"])
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise NvretError(f"{path} has no {', '.join(missing)}; run the profile again")
+    table = table[COLUMNS]
     return table.astype(dict.fromkeys(NUMBERS, float)), content["margin"]
+
+
+def read_all(
+    results: Path, profiles: Sequence[str]
+) -> tuple[dict[str, pd.DataFrame], float, dict[str, str]]:
+    """The ledgers of these profiles, their margin, and why a profile that was run is left out.
+
+    Raises:
+        NvretError: no ledger can be read.
+    """
+    ledgers, margins, left_out = {}, {}, {}
+    for name in profiles:
+        if not (results / name / "claims.json").is_file():
+            continue
+        try:
+            ledgers[name], margins[name] = read(results / name)
+        except NvretError:
+            left_out[name] = "its ledger is of an earlier release"
+    if different := {m for m in margins.values() if m != next(iter(margins.values()))}:
+        older = [name for name, m in margins.items() if m in different]
+        raise NvretError(f"{results}: {', '.join(older)} had another margin; run it again")
+    if not ledgers:
+        names = " or ".join(profiles)
+        raise NvretError(f"{results} has no present ledger of {names}; run a profile first")
+    return ledgers, next(iter(margins.values())), left_out
 
 
 def write(settings: Settings) -> pd.DataFrame:
@@ -167,6 +222,7 @@ def write(settings: Settings) -> pd.DataFrame:
             paths.save_figure(settings, f"{number}_differences_{student}", figure)
     ledger = build(settings, claims.load(), results, saved)
     save(settings, ledger)
+    paths.save_table(settings, "10_power", power(ledger))
     paths.save_figure(settings, "10_ledger", figures.ledger(ledger))
     return ledger
 
@@ -185,25 +241,89 @@ def shown(ledger: pd.DataFrame) -> pd.DataFrame:
 
     rows = list(ledger.itertuples())
     texts = {"paper": [number(row.paper, row.unit) for row in rows], "here": [*map(here, rows)]}
+    texts |= {
+        name: ["" if math.isnan(p) else f"{p:.2g}" for p in ledger[name]]
+        for name in ("p", "p_adjusted")
+    }
     return ledger[["claim", "student"]].assign(**texts, verdict=ledger["verdict"])
 
 
 def styled(ledger: pd.DataFrame) -> Styler:
     """``shown``, without an index, to end a notebook's cell with."""
-    return shown(ledger).assign(note=ledger["note"]).pipe(looks.Table).hide()
+    table = shown(ledger).assign(note=ledger["note"])
+    kind = ledger["primary"].map({True: "primary", False: "exploratory"})
+    table.insert(2, "kind", kind.where(ledger["p"].notna(), ""))
+    if (table["p_adjusted"] == "").all():
+        table = table.drop(columns="p_adjusted")
+    return table.pipe(looks.Table).hide()
+
+
+def power(ledger: pd.DataFrame) -> pd.DataFrame:
+    """What difference each study could have detected, primary claims first.
+
+    ``detectable`` is what such an experiment tells from 0 four times in five, at a two-sided level
+    of 5 %; ``paper`` the difference that the paper reports.
+    """
+    rows = ledger[ledger["detectable"].notna()]
+    rows = rows.sort_values(["primary", "study"], ascending=[False, True], kind="stable")
+    names = ["primary", "study", "student", "id", "seeds", "queries", "detectable", "paper"]
+    large = (rows["detectable"] <= rows["paper"]).astype(object)
+    large = large.where(rows["paper"].notna(), "")
+    return rows[names].assign(**{"detects the paper's": large}).reset_index(drop=True)
+
+
+def turning(ledger: pd.DataFrame, margin: float) -> pd.Series:
+    """What would have changed the verdict of each row: a sentence, from its numbers."""
+    return pd.Series([_turn(row, margin) for row in ledger.itertuples()], ledger.index, dtype=str)
+
+
+def _turn(row: Any, margin: float) -> str:
+    published = None if math.isnan(row.paper) else row.paper
+    goal, within = 100 * statistics.goal(margin, published), f"{100 * margin:.2f}"
+    half = "half of the paper's" if published else "the margin"
+    if row.verdict in ("not run", "not testable here"):
+        return "A run of its study." if row.verdict == "not run" else ""
+    if row.kind not in ("difference", "worst", "order", "inner-optimum", "slope"):
+        return "An interval on the other side of the claim's bound."
+    reached = f"A difference of {goal:.2f} points or more ({half})"
+    match row.verdict:
+        case "confirmed":
+            change = "an interval that reaches 0"
+            if published:
+                change += f", a half-width above {100 * published:.2f} points"
+            return f"A difference below {goal:.2f} points ({half}); {change}."
+        case "same sign, smaller":
+            return f"{reached}; an interval that reaches 0."
+        case "no effect":
+            return f"An interval that reaches beyond ± {within} points."
+        case "reversed":
+            return "An interval that reaches 0."
+        case "undecided":
+            change = f"or a narrower interval: within ± {within} points, or below 0"
+            return f"{reached} with an interval above 0; {change}."
+        case "not a test":
+            interval = statistics.Interval(row.difference, row.low, row.high)
+            word = statistics.verdict(interval, margin, published)
+            if word != "not a test":
+                return f"What the note names as missing; the interval alone says: {word}."
+            half = 50 * (row.high - row.low)
+            return f"A half-width of at most {100 * row.paper:.2f} points: it is {half:.2f}."
+    raise AssertionError(row.verdict)
 
 
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:
     """The undecided rows, with how many times the seeds and queries would decide them.
 
     If the truth is what was found, the interval's half-width, which falls with the root of seeds
-    and queries together, has to fall below the distance to the nearest value that decides:
-    infinite where the truth is right at that bound.
+    and queries together, has to fall below the distance to the nearest value that decides: 0, the
+    margin on either side, or for "not worse" and "no gain" the margin alone: infinite where the
+    truth is right at that bound. A slope is left out, since its interval is over teachers.
     """
     rows = ledger[(ledger["verdict"] == "undecided") & ledger["low"].notna()]
+    rows = rows[(rows["unit"] == "points") & (rows["kind"] != "slope")]
+    size = rows["difference"].abs()
     bound = rows["kind"].map({"not-worse": -margin, "no-gain": margin}).astype(float)
-    above, below = (rows["difference"] - bound.fillna(end) for end in (0.0, margin))
-    reach = np.maximum(above, -below)
-    factor = ((rows["high"] - rows["low"]) / 2 / reach) ** 2
-    rows = rows.assign(times=factor.where(reach > 0, math.inf))
+    reach = (rows["difference"] - bound).abs().fillna(np.maximum(size, margin - size))
+    factor = ((rows["high"] - rows["low"]) / 2 / reach.where(reach > 0)) ** 2
+    rows = rows.assign(times=factor.fillna(math.inf))
     return rows[["claim", "student", "seeds", "queries", "difference", "low", "high", "times"]]

@@ -23,6 +23,22 @@ class PaperDifference(Section):
     student: str = "e5-large-unsupervised"
 
 
+class PaperRows(Section):
+    """Rows of a table of the paper, by the values that tell a group's arms apart here."""
+
+    table: str
+    rows: dict[str, str]
+    column: Literal["method", "teacher"] = "method"
+    student: str = "e5-large-unsupervised"
+
+    def between(self, better: str, worse: str) -> PaperDifference:
+        """One value's row less another's."""
+        return PaperDifference(
+            table=self.table, better=self.rows[better], worse=self.rows[worse],
+            column=self.column, student=self.student,
+        )  # fmt: skip
+
+
 class PaperMean(Section):
     """The mean of a column of a table of the paper."""
 
@@ -35,8 +51,10 @@ def table(name: str) -> pd.DataFrame:
     return pd.read_csv(project_root() / "results" / "paper" / f"{name}.csv")
 
 
-def value(reference: PaperDifference | PaperMean | None) -> float | None:
+def value(reference: PaperDifference | PaperRows | PaperMean | None) -> float | None:
     """What the paper reports: a difference of NDCG@10 in [-1, 1], or a share.
+
+    Rows have no value of their own, but one between each two.
 
     Raises:
         NvretError: the paper's table has no such row.
@@ -45,7 +63,7 @@ def value(reference: PaperDifference | PaperMean | None) -> float | None:
     ...     table="rq3_methods", better="TopK-PercPos 95%", worse="Naive Top-K")), 4)
     0.0449
     """
-    if reference is None:
+    if reference is None or isinstance(reference, PaperRows):
         return None
     rows = table(reference.table)
     if isinstance(reference, PaperMean):

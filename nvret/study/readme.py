@@ -7,69 +7,69 @@ from pathlib import Path
 import pandas as pd
 
 from nvret.study import ledger
+from nvret.study.verdicts import VERDICTS
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 PROFILES = ("quick", "cpu")  # that the README shows, where they have been run
-HEADLINE = [
-    "perc-beats-naive", "margin-beats-naive", "shifted-beats-naive", "mined-beats-random",
-    "perc-halves-false-negatives",
-]  # fmt: skip
 
 
 def section(results: Path) -> str:
-    """Markdown of the profiles' results: verdicts counted, and the claims of the headline.
+    """Markdown of the profiles' results: verdicts counted, and the primary claims.
+
+    Profiles share a row where both ran the same experiment, by the ledger's ``experiment``.
 
     Args:
         results: the folder ``results``.
     Raises:
-        NvretError: none of the profiles has been run.
+        NvretError: none of the profiles has a ledger that can be read.
     """
-    names = [name for name in PROFILES if (results / name / "claims.json").is_file()]
-    if not names:
-        raise NvretError(f"{results} has no ledger of {' or '.join(PROFILES)}; run a profile first")
-    ledgers, margins = zip(*(ledger.read(results / name) for name in names), strict=True)
+    ledgers, margin, left_out = ledger.read_all(results, PROFILES)
+    names = list(ledgers)
     lines = [
-        "Points of NDCG@10, mean of the test sets, 95 % interval over seeds and questions. "
-        "*Reproduced*: the whole interval has the claim's sign. *Not reproduced*: the whole "
-        f"interval lies below {100 * margins[0]:g} points, the smallest difference that matters.",
+        "Points of NDCG@10 on the in-domain test sets, 95 % interval over seeds and questions; p "
+        "adjusted for the primary claims (Holm). *Confirmed*: above 0, and half of the paper's "
+        "difference. *No effect*: the whole interval within "
+        f"± {100 * margin:g} points. *Not a test*: the experiment could not tell.",
         "",
-        *(f"- `{name}`: {_counts(table)}." for name, table in zip(names, ledgers, strict=True)),
+        *(f"- `{name}`: {_counts(table)}." for name, table in ledgers.items()),
+        *(f"- `{name}` is left out: {why}." for name, why in left_out.items()),
         "",
-        "| claim | student or set | paper | "
-        + " | ".join(f"`{name}` | verdict" for name in names)
+        "| primary claim | student | paper | "
+        + " | ".join(f"`{name}` | p | verdict" for name in names)
         + " |",
-        "|---|---|---:|" + "---:|---|" * len(names),
+        "|---|---|---:|" + "---:|---:|---|" * len(names),
     ]
-    rows = pd.concat(map(_headline, ledgers), axis=1).fillna({"here": "–", "verdict": "not run"})
-    rows = rows.sort_index(level="id", key=lambda ids: ids.map(HEADLINE.index), kind="stable",
-                           sort_remaining=False)  # fmt: skip
-    lines += ["| " + " | ".join([*key[1:], *cells]) + " |" for key, *cells in rows.itertuples()]
+    order = [row for table in ledgers.values() for row in table.loc[table["primary"], "id"]]
+    tables = [_primary(table) for table in ledgers.values()]
+    ran = {key[:-1]: key[-1] for table in tables for key in table.index if key[-1]}
+    for table in tables:  # what has not been run stands beside what has
+        table.index = pd.MultiIndex.from_tuples(
+            [key if key[-1] else (*key[:-1], ran.get(key[:-1], "")) for key in table.index]
+        )
+    rows = pd.concat(tables, axis=1).fillna("")
+    rows = rows.loc[sorted(rows.index, key=lambda key: order.index(key[0]))]
+    lines += ["| " + " | ".join([*key[1:-1], *cells]) + " |" for key, *cells in rows.itertuples()]
     return "\n".join(lines)
 
 
-def _headline(table: pd.DataFrame) -> pd.DataFrame:
-    """Texts "here" and "verdict" by id, claim, student and the paper's text."""
-    rows = table[table["id"].isin(HEADLINE)]
-    texts = ledger.shown(rows).assign(id=rows["id"])
-    texts["verdict"] = texts["verdict"].replace("reproduced", "**reproduced**")
-    return texts.set_index(["id", "claim", "student", "paper"])
+def _primary(table: pd.DataFrame) -> pd.DataFrame:
+    """Texts "here", "p_adjusted", "verdict" by id, claim, student, paper's text and experiment."""
+    rows = table[table["primary"]]
+    texts = ledger.shown(rows).assign(id=rows["id"], experiment=rows["experiment"])
+    texts["verdict"] = texts["verdict"].replace("confirmed", "**confirmed**")
+    keys = ["id", "claim", "student", "paper", "experiment"]
+    return texts.set_index(keys)[["here", "p_adjusted", "verdict"]]
 
 
 def _counts(table: pd.DataFrame) -> str:
-    """How many verdicts of each kind, and what is left when all are taken together."""
-    from scipy.stats import false_discovery_control
-
-    counts = table["verdict"].value_counts()
-    tests = table[table["p_holm"].notna()]
-    reproduced = tests["verdict"] == "reproduced"
-    holm = (reproduced & (tests["p_holm"] <= 0.05)).sum()
-    false_discovery = false_discovery_control(tests["p"].astype(float)) <= 0.05
-    each = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return (
-        f"{each}; adjusted for all {len(tests)} tests together, {holm} (Holm) or "
-        f"{(reproduced & false_discovery).sum()} (Benjamini-Hochberg) stay reproduced"
-    )
+    """How many verdicts of each kind, the primary claims apart from the exploratory ones."""
+    parts = []
+    for name, is_primary in (("primary", True), ("exploratory", False)):
+        rows = table[table["primary"] == is_primary]
+        counts = rows["verdict"].value_counts().reindex(VERDICTS).dropna().astype(int)
+        parts.append(f"{name} " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+    return "; ".join(parts)
 
 
 def replace(readme: Path, name: str, text: str) -> None:

@@ -25,6 +25,7 @@ from nvret.models import batching
 from nvret.study import mixtures, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.scores import COLLAPSED, CORPORA, METRIC, Results
+from nvret.study.tables import differing
 from nvret.study.tables import mined as mined_table
 from nvret.study.workspace import Workspace, inputs, model_fingerprint
 from nvret.training.config import TrainingConfig
@@ -325,9 +326,16 @@ class Study:
             self.workspace.dev.name,
             self.primary,
             self._corpora(),
+            differing=pd.concat(map(differing, self._mined_by_student())),
         )
         results.save(paths.scores_path(self.settings, self.name))
         return results
+
+    def _mined_by_student(self) -> Iterator[Iterator[tuple[str, pa.Table]]]:
+        """For each student: its arms with what they mine for the first seed."""
+        for student in dict.fromkeys(arm.student for arm in self.arms):
+            own = [arm for arm in self.arms if arm.student == student]
+            yield ((arm.label, self.negatives(arm, self.settings.seeds[0])) for arm in own)
 
     def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
         """A student's arms and seeds under a bar; what is not trained has one seed."""

@@ -39,6 +39,7 @@ class Results:
         corpora: a row for each student and in-domain test set, in every corpus: student, dataset,
             test (its name in the primary corpus), corpus, passages (their number). A set that is
             not in ``primary`` counts in no average: it asks the same questions once more.
+        differing: arms x arms, of ``tables.differing``, where both mine; else empty.
     """
 
     arms: pd.DataFrame
@@ -47,6 +48,7 @@ class Results:
     dev: str
     primary: list[str]
     corpora: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CORPORA))
+    differing: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
     def of(
@@ -145,6 +147,7 @@ class Results:
             "primary": self.primary,
             "arms": self.arms.reset_index().to_dict("list"),
             "corpora": self.corpora.to_dict("list"),
+            "differing": self.differing.round(4).to_dict("split"),
         }
         with store.atomic_file(path) as partial:
             flat.to_parquet(partial, compression="zstd", index=False)
@@ -159,13 +162,15 @@ class Results:
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
         flat = pd.read_parquet(path)
-        if "primary" not in flat.attrs:
-            raise NvretError(f"{path} does not name its primary test sets; run the profile again")
+        if missing := {"primary", "corpora", "differing"} - set(flat.attrs):
+            raise NvretError(f"{path} has no {', '.join(sorted(missing))}; run the profile again")
         scores = flat.set_index(["dataset", "query_id"])
         keys = [name.split("|") for name in scores.columns]
         scores.columns = pd.MultiIndex.from_tuples(
             [(metric, arm, int(seed)) for metric, arm, seed in keys], names=[None, "arm", "seed"]
         )
         arms = pd.DataFrame(flat.attrs["arms"]).set_index("arm")
-        corpora = pd.DataFrame(flat.attrs["corpora"], columns=CORPORA)
-        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"], flat.attrs["primary"], corpora)
+        attrs = flat.attrs
+        corpora = pd.DataFrame(attrs["corpora"], columns=CORPORA)
+        rest = attrs["dev"], attrs["primary"], corpora, pd.DataFrame(**attrs["differing"])
+        return cls(arms, scores, pd.DataFrame(), *rest)

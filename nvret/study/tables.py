@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -348,13 +348,35 @@ def mined(
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="method"))
 
 
-def dropped(negatives: Mapping[str, pa.Table], reference: str) -> pd.Series:
-    """For each method, the share of the reference's negatives that it does not take."""
-    keys = {
-        name: pd.MultiIndex.from_frame(table.select(IDS).to_pandas())
-        for name, table in negatives.items()
-    }
-    return pd.Series({name: 1 - keys[reference].isin(own).mean() for name, own in keys.items()})
+def differing(negatives: Iterable[tuple[str, pa.Table]]) -> pd.DataFrame:
+    """Arms x arms: the share of the row's negatives that the column's arm does not have.
+
+    A negative is a triple of query, positive and negative, kept as a hash of 64 bits.
+
+    Args:
+        negatives: (arm, table) one after the other, so that no two tables need to be in memory;
+            without a negative, an arm is left out.
+
+    >>> one, two = (pa.table({key: list(ids) for key, ids in zip(IDS, rows)})
+    ...             for rows in (("qq", "pp", "ab"), ("qqq", "ppp", "bcd")))
+    >>> differing({"one": one, "two": two}.items()).round(2).to_numpy().tolist()
+    [[0.0, 0.5], [0.67, 0.0]]
+    """
+    from scipy.sparse import csr_array
+
+    hashes = {}
+    for arm, table in negatives:
+        if table.num_rows:
+            frame = table.select(IDS).to_pandas()
+            hashes[arm] = np.unique(pd.util.hash_pandas_object(frame, index=False).to_numpy())
+    if not hashes:
+        return pd.DataFrame()
+    columns = np.unique(np.concatenate(list(hashes.values())), return_inverse=True)[1]
+    sizes = np.array([len(own) for own in hashes.values()])
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    member = csr_array((np.ones(len(rows), np.int64), (rows, columns)))
+    shared = (member @ member.T).toarray()
+    return pd.DataFrame(1 - shared / sizes[:, None], index=[*hashes], columns=[*hashes])
 
 
 def jaccard_table(negatives: Mapping[str, Mapping[str, pa.Table]]) -> pd.DataFrame:

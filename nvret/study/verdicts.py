@@ -1,10 +1,25 @@
 """What the scores of a study say of a claim: which arms it means, and the verdict on them.
 
-Every claim comes down to contrasts: a weighted sum of arms, of which each seed and query gives one
-value, with the interval and the margin of `statistics`. A claim of several parts ("each
-other arm is better") holds when all parts hold: each is then tested at the full level, since all
-of them have to pass. It fails when any part fails, of which there are several chances, so that
-those are adjusted (Holm).
+The in-domain test sets decide (``Results.primary``). Every claim comes down to links: one arm that
+is said to be better than another, with the difference, its interval, and where there is one the
+paper's difference between the same two. `statistics.verdict` puts it into a word. A claim of
+several links ("each other arm is better") is a chain:
+
+- *reversed* where a link is: of that there are several chances, so that p is adjusted (Holm);
+- *not a test* where a link is none, since it can then not be shown;
+- *confirmed* where all links are, and *same sign, smaller* where all lie above 0 but some fall
+  short: each link is tested at the full level, since all of them have to pass;
+- *no effect* where a link has none, adjusted in the same way;
+- or else *undecided*.
+
+"Not worse" and "no gain" are about the margin, not about 0 or a size: *confirmed* where the
+interval lies on the claim's side of the margin, *reversed* where it lies beyond it. A slope is one
+link whose unit is the teacher.
+
+A link is *not a test*, whatever its interval says, without a positive control (no trained arm of
+the student lies above its base model: what is then ranked is damage), or without bite: where
+nothing but negatives differs, the share of them that do, times the difference between naive and
+random ones, says how much the scores could differ; below the margin, that does not matter.
 
 Source: Berger 1982, "Multiparameter hypothesis testing and acceptance sampling" (all parts have
 to pass); Holm 1979.
@@ -12,41 +27,43 @@ to pass); Holm 1979.
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from nvret import methods
 from nvret.analysis import statistics
 from nvret.analysis.statistics import Interval
-from nvret.study import claims, tables
-from nvret.study.arms import defaults
+from nvret.study import claims, paper, tables
 from nvret.study.config import Settings
 from nvret.study.scores import Results
-from nvret.utils.errors import NvretError
+from nvret.study.selection import NotRun, Selection, best, short
 
-Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here", "not run"]
-VERDICTS: tuple[Verdict, ...] = Verdict.__args__
+Verdict = Literal[statistics.Verdict, "not testable here", "not run"]
+VERDICTS: tuple[Verdict, ...] = (
+    *statistics.Verdict.__args__, "not testable here", "not run",
+)  # fmt: skip
 SLOPE = 0.1  # of a teacher's NDCG@10, that a slope is told for
 ALPHA = 0.05
-
-
-class NotRun(NvretError):
-    """The profile does not have what the claim needs; the message says what is missing."""
+# Columns of an arm that say which negatives it has, and nothing else of how it is trained
+OF_NEGATIVES = {
+    "method", "family", "parameter", "teacher", "ensemble", "sampling", "k", "treatment",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Decision:
     """A verdict and what it rests on; the columns of the ledger.
 
-    The difference is that of the contrast that decides, in NDCG@10, or a share; p is two-sided, of
-    "no difference" (of "the margin" where the claim is about it); queries are summed over the sets.
+    The difference is that of the link that decides, in NDCG@10, or a share; ``paper`` is the
+    paper's for the same link. p is two-sided, of "no difference" (of "the margin" where the claim
+    is about it). ``detectable`` is the difference that such an experiment finds four times in five,
+    ``arms`` are all that the claim compares. Queries are summed over the primary sets.
     """
 
     verdict: Verdict
@@ -54,9 +71,12 @@ class Decision:
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
+    detectable: float = math.nan
     seeds: int = 0
     queries: int = 0
     note: str = ""
+    paper: float = math.nan
+    arms: tuple[str, ...] = ()
 
 
 def decide(
@@ -71,111 +91,280 @@ def decide(
 
     Args:
         margin: the smallest difference that matters, in NDCG@10.
-        teachers: columns teacher, dataset, mean: NDCG@10 of the teachers, for a slope.
+        teachers: columns teacher, dataset, mean: NDCG@10 of the teachers, for a slope, and where
+            "best" is asked for.
     Raises:
         NotRun: an arm that the claim needs is missing.
     """
+    selection = Selection(results, student, settings, teachers)
+    case = Case(selection, margin)
     if isinstance(claim, claims.Pair):
-        sides = [side(results, one, student, settings) for one in (claim.better, claim.worse)]
-        (better, _), (worse, _) = sides
+        (better, one), (worse, other) = selection.side(claim.better), selection.side(claim.worse)
         if better == worse:
-            raise NotRun(f"one arm on both sides: {_short(better)}")
-        chosen = ", ".join(_short(label) for label, was_chosen in sides if was_chosen)
-        note = f"chosen on dev: {chosen}" if chosen else ""
-        return _of(_contrast(results, {better: 1, worse: -1}), margin, note, claim.kind)
-    arms = parts(claim, student, results, settings)
+            raise NotRun(f"one arm on both sides: {short(better)}")
+        note = "; ".join(filter(None, [one, other]))
+        published = paper.value(claim.paper)
+        if claim.kind != "difference":
+            return case.on_margin(Link(better, worse, published), claim.kind, note)
+        return case.chain([Link(better, worse, published)], note)
+    arms = selection.parts(claim)
     if isinstance(claim, claims.Slope):
-        return _slope(arms, results, margin, teachers)
-    return _all_of(results, _links(claim, arms, results), margin)
+        return case.slope(arms)
+    return case.chain(case.links(claim, arms))
 
 
-def _links(
-    claim: claims.Order | claims.Worst | claims.InnerOptimum,
-    arms: dict[Any, str],
-    results: Results,
-) -> list[tuple[str, str]]:
-    """The pairs of arms of which the claim says that the first is better."""
-    if isinstance(claim, claims.InnerOptimum):
-        labels = [arms[value] for value in sorted(arms)]
-        if len(labels) < 3:
-            raise NotRun(f"{len(labels)} values, expected three or more")
-        inner = best(results, labels[1:-1], "an inner value")
-        return [(inner, labels[0]), (inner, labels[-1])]
-    names = claim.order if isinstance(claim, claims.Order) else [claim.worst]
-    if missing := [name for name in names if name not in arms]:
-        raise NotRun(f"no arm of {', '.join(missing)}")
-    if isinstance(claim, claims.Order):
-        return list(itertools.pairwise(arms[name] for name in names))
-    worst = arms.pop(claim.worst)
-    if not arms:
-        raise NotRun(f"no other arm than {claim.worst}")
-    return [(label, worst) for label in arms.values()]
+@dataclass(frozen=True)
+class Link:
+    """One arm that is said to be better than another; the paper's difference of the same two."""
+
+    better: str
+    worse: str
+    paper: float | None = None
 
 
-def _contrast(results: Results, weights: Mapping[str, float]) -> list[np.ndarray]:
-    """The weighted sum of arms on each test set that they share."""
-    sets = list(results.contrast(weights).values())
-    if not sets:
-        raise NotRun(f"no scores on {tables.AVERAGE} for {', '.join(weights)}")
-    return sets
+@dataclass(frozen=True)
+class Measured:
+    """What was found of a link: (seeds, queries) of each primary set, and why it is no test."""
+
+    link: Link
+    sets: list[np.ndarray]
+    obstacle: str
+    remark: str
+    margin: float
+
+    @cached_property
+    def interval(self) -> Interval:
+        return statistics.mean_interval(self.sets)
+
+    @cached_property
+    def verdict(self) -> statistics.Verdict:
+        word = statistics.verdict(self.interval, self.margin, self.link.paper)
+        return "not a test" if self.obstacle else word
+
+    @cached_property
+    def p(self) -> float:
+        """Two-sided, of "no difference"."""
+        return tables.p_value(self.sets)
+
+    @property
+    def p_below(self) -> float:
+        """Of "the difference is above 0": small where it is below."""
+        return self.p if self.interval.value < 0 else 1.0
+
+    @property
+    def p_above(self) -> float:
+        """As ``p``, and above 1 where the sign is wrong: the largest is the least sure."""
+        return self.p if self.interval.value > 0 else 2.0 - self.p
+
+    @property
+    def p_within(self) -> float:
+        """Of "the difference matters": small where it lies within the margin on both sides."""
+        if abs(self.interval.value) >= self.margin:
+            return 1.0
+        return max(tables.p_value(self.sets, shift) for shift in (self.margin, -self.margin))
+
+    @property
+    def text(self) -> str:
+        return f"{short(self.link.better)} less {short(self.link.worse)} {_points(self.interval)}"
 
 
-def _of(sets: list[np.ndarray], margin: float, note: str, kind: str) -> Decision:
-    """The decision that rests on a contrast; the kinds are those of ``claims.Pair``."""
-    sign, shift = {"not-worse": (1, margin), "no-gain": (-1, -margin)}.get(kind, (1, 0.0))
-    interval = statistics.mean_interval(sets)
-    moved = Interval(*(x + shift for x in interval))
-    verdict = statistics.verdict(moved, sign, margin=0.0 if shift else margin)
-    queries = sum(values.shape[1] for values in sets)
-    p = tables.p_value(sets, shift)
-    return Decision(verdict, *interval, p, len(sets[0]), queries, note)
+@dataclass(frozen=True)
+class Case:
+    """One student in one study, and the smallest difference that matters."""
 
+    selection: Selection
+    margin: float
 
-def _all_of(results: Results, links: Sequence[tuple[str, str]], margin: float) -> Decision:
-    """Whether the first of each two arms is better.
+    @property
+    def results(self) -> Results:
+        return self.selection.results
 
-    Shown is the link that decides against the claim, or else the smallest difference.
-    """
-    contrasts = [_contrast(results, {better: 1, worse: -1}) for better, worse in links]
-    intervals = [statistics.mean_interval(sets) for sets in contrasts]
-    adjusted = statistics.holm([tables.p_value(sets, -margin) for sets in contrasts])
-    fails = [i.value < margin and p <= ALPHA for i, p in zip(intervals, adjusted, strict=True)]
-    holds = all(interval.low > 0 for interval in intervals)
-    verdict = "reproduced" if holds else "not reproduced" if any(fails) else "undecided"
-    deciding = [i for i, failed in enumerate(fails) if failed and not holds] or range(len(links))
-    weakest = contrasts[min(deciding, key=lambda i: intervals[i].value)]
-    note = "; ".join(
-        f"{_short(better)} less {_short(worse)} {100 * i.value:+.2f} "
-        f"[{100 * i.low:+.2f}, {100 * i.high:+.2f}]"
-        for (better, worse), i in zip(links, intervals, strict=True)
-    )
-    return replace(_of(weakest, margin, note, "difference"), verdict=verdict)
+    # From links to a verdict
 
+    def links(
+        self, claim: claims.Order | claims.Worst | claims.InnerOptimum, arms: dict[Any, str]
+    ) -> list[Link]:
+        """The pairs of arms of which the claim says that the first is better."""
+        if isinstance(claim, claims.InnerOptimum):
+            labels = [arms[value] for value in sorted(arms)]
+            if len(labels) < 3:
+                raise NotRun(f"{len(labels)} values, expected three or more")
+            inner = best(self.results, labels[1:-1], "an inner value")
+            return [Link(inner, labels[0]), Link(inner, labels[-1])]
+        names = claim.order if isinstance(claim, claims.Order) else [claim.worst]
+        if missing := [name for name in names if name not in arms]:
+            raise NotRun(f"no arm of {', '.join(missing)}")
+        if isinstance(claim, claims.Order):
+            pairs = list(itertools.pairwise(names))
+        else:
+            pairs = [(name, claim.worst) for name in arms if name != claim.worst]
+        if not pairs:
+            raise NotRun(f"no other arm than {names[0]}")
 
-def _slope(
-    arms: Mapping[str, str], results: Results, margin: float, teachers: pd.DataFrame | None
-) -> Decision:
-    """Least squares through the students' scores; the teachers' own are taken as given."""
-    if teachers is None:
-        raise NotRun("no table of the teachers' own scores")
-    known = teachers[teachers["dataset"] == tables.AVERAGE].set_index("teacher")["mean"]
-    own = {name: known[name] for name in arms if name in known}
-    x = np.array(list(own.values()))
-    if len(own) < 3 or np.ptp(x) == 0:
-        raise NotRun(f"{len(own)} teachers whose own score is known, expected three or more")
-    weights = SLOPE * (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    sets = _contrast(results, dict(zip([arms[name] for name in own], weights, strict=True)))
-    note = "teachers' own NDCG@10: " + ", ".join(f"{name} {own[name]:.3f}" for name in own)
-    return _of(sets, margin, note, "difference")
+        def published(better: str, worse: str) -> float | None:
+            rows = claim.paper
+            is_group = isinstance(rows, paper.PaperRows)
+            return paper.value(rows.between(better, worse) if is_group else rows)
 
+        return [Link(arms[a], arms[b], published(a, b)) for a, b in pairs]
 
-def _short(label: str) -> str:
-    """An arm's label without the student."""
-    return label.split(": ", 1)[-1]
+    def contrast(self, weights: Mapping[str, float]) -> list[np.ndarray]:
+        """The weighted sum of arms on each primary test set."""
+        sets = list(self.results.contrast(weights, self.results.primary).values())
+        if not sets:
+            names = ", ".join(self.results.primary)
+            raise NotRun(f"no scores on {names} for {', '.join(map(short, weights))}")
+        return sets
+
+    def measure(self, link: Link) -> Measured:
+        sets = self.contrast({link.better: 1, link.worse: -1})
+        bites, text = self.bite(link.better, link.worse)
+        obstacle = self.control or ("" if bites else text)
+        return Measured(link, sets, obstacle, "" if obstacle else text, self.margin)
+
+    def chain(self, links: Sequence[Link], note: str = "") -> Decision:
+        """The verdict on links that all have to hold; see the module's text.
+
+        Shown is the link that decides: of those with the claim's verdict the smallest difference,
+        or if it is undecided the one that is least sure. p is that of all links together.
+        """
+        parts = [self.measure(link) for link in links]
+        below = statistics.holm([part.p_below for part in parts])
+        within = statistics.holm([part.p_within for part in parts])
+        words = [part.verdict for part in parts]
+        shown = max(range(len(parts)), key=lambda i: parts[i].p_above)
+        p = parts[shown].p
+
+        def first(word: str, adjusted: np.ndarray | None = None) -> int | None:
+            rows = [i for i, own in enumerate(words) if own == word]
+            rows = [i for i in rows if adjusted is None or adjusted[i] <= ALPHA]
+            return min(rows, key=lambda i: parts[i].interval.value) if rows else None
+
+        word: Verdict = "undecided"
+        if (found := first("reversed", below)) is not None:
+            word, shown, p = "reversed", found, below[found]
+        elif (found := first("not a test")) is not None:
+            word, shown, p = "not a test", found, parts[found].p
+        elif set(words) <= {"confirmed", "same sign, smaller"}:
+            word = "confirmed" if set(words) == {"confirmed"} else "same sign, smaller"
+            shown, p = first(word), max(part.p for part in parts)
+        elif (found := first("no effect", within)) is not None:
+            word, shown, p = "no effect", found, parts[found].p
+        several = "; ".join(part.text for part in parts) if len(parts) > 1 else ""
+        arms = tuple(dict.fromkeys(arm for link in links for arm in (link.better, link.worse)))
+        found = self._decision(word, parts[shown], float(p), several, note)
+        return replace(found, arms=arms)
+
+    def on_margin(self, link: Link, kind: str, note: str = "") -> Decision:
+        """The verdict on "not worse" and "no gain"."""
+        part = self.measure(link)
+        sign = 1 if kind == "not-worse" else -1
+        low, high = sorted((sign * part.interval.low, sign * part.interval.high))
+        word = statistics.verdict_on_bound(
+            Interval(sign * part.interval.value, low, high), -self.margin
+        )
+        p = tables.p_value(part.sets, sign * self.margin)
+        return self._decision("not a test" if part.obstacle else word, part, p, "", note)
+
+    def _decision(
+        self, word: Verdict, part: Measured, p: float, several: str, note: str
+    ) -> Decision:
+        why = part.obstacle
+        if word == "not a test" and not why:
+            half = 50 * (part.interval.high - part.interval.low)
+            why = f"half-width of {half:.2f} above the paper's {100 * part.link.paper:.2f} points"
+        published = math.nan if part.link.paper is None else part.link.paper
+        found = Decision(word, *part.interval, p, statistics.detectable(part.sets), paper=published)
+        texts = [why, several, note, self._beside(part.link), part.remark]
+        return replace(
+            found, seeds=len(part.sets[0]), queries=sum(one.shape[1] for one in part.sets),
+            note="; ".join(filter(None, texts)), arms=(part.link.better, part.link.worse),
+        )  # fmt: skip
+
+    def _beside(self, link: Link) -> str:
+        """The mean over all test sets, where there are more than those that decide."""
+        sets = self.results.contrast({link.better: 1, link.worse: -1})
+        if set(sets) <= set(self.results.primary):
+            return ""
+        interval = statistics.mean_interval(list(sets.values()))
+        return f"mean of all {len(sets)} test sets {_points(interval)}"
+
+    def slope(self, arms: Mapping[str, str]) -> Decision:
+        """The students' means against their teachers' own; the teachers are the units."""
+        own = self.selection.own_scores(self.results.primary)
+        names = [name for name in arms if name in own]
+        if len(names) < 3:
+            raise NotRun(f"{len(names)} teachers whose own score is known, expected three or more")
+        sets = [self.contrast({arms[name]: 1}) for name in names]
+        means = [float(np.mean([values.mean() for values in one])) for one in sets]
+        line = statistics.slope([own[name] for name in names], means)
+        line = line._replace(value=SLOPE * line.value, error=SLOPE * line.error)
+        pairs = itertools.combinations([arms[name] for name in names], 2)
+        bites = [self.bite(a, b) for a, b in pairs]
+        why = self.control or ("" if any(bite for bite, _ in bites) else bites[0][1])
+        word = "not a test" if why else statistics.verdict(line.interval, self.margin)
+        points = ", ".join(f"{name} {own[name]:.3f}" for name in names)
+        texts = [why, f"{len(names)} teachers, the units of the interval, by their own: {points}"]
+        queries = sum(one.shape[1] for one in sets[0])
+        return Decision(
+            word, *line.interval, line.p, line.detectable, len(sets[0][0]), queries,
+            "; ".join(filter(None, texts)), arms=tuple(arms[name] for name in names),
+        )  # fmt: skip
+
+    # Whether it is a test at all
+
+    @cached_property
+    def control(self) -> str:
+        """Empty where a trained arm lies above the student's base model; else the nearest miss."""
+        rows = self.results.arms[self.results.arms["student"] == self.selection.student]
+        base = list(rows.index[rows["family"] == "base"])
+        found = {}
+        for label in rows.index[rows["family"] != "base"] if base else ():
+            sets = self.contrast({label: 1, base[0]: -1})
+            found[label] = statistics.mean_interval(sets)
+            if found[label].low > 0:
+                return ""
+        if not found:
+            return "no positive control: no base model and trained arm to compare"
+        label = max(found, key=lambda name: found[name].low)
+        return (
+            f"no positive control: no trained arm lies above the base model; "
+            f"{short(label)} comes nearest, {_points(found[label])}"
+        )
+
+    def bite(self, a: str, b: str) -> tuple[bool, str]:
+        """Whether the scores of two arms could differ by the margin, and what is to be said of it.
+
+        It is not asked of arms that differ in more than their negatives. Where the study has no
+        naive and random arm in their setting it is not known, and nothing is held against them.
+        """
+        arms, share = self.results.arms, self.results.differing
+        others = [column for column in arms if column not in OF_NEGATIVES]
+        cells = arms[others].astype(object).where(arms[others].notna(), None)
+        alike = arms[[row == tuple(cells.loc[a]) for row in cells.itertuples(index=False)]]
+        naive, random = (alike.index[alike["family"] == name] for name in ("naive", "random"))
+        if b not in alike.index:
+            return True, ""
+        if naive.empty or random.empty or not {a, b} <= set(share):
+            return True, "bite not known: the study has no naive and random arm of this setting"
+        own = [label for label in naive if arms.at[label, "teacher"] == arms.at[a, "teacher"]]
+        sets = self.contrast({(own or naive)[0]: 1, random[0]: -1})
+        hardness = abs(statistics.mean_interval(sets).value)
+        differing = max(share.at[a, b], share.at[b, a])
+        if differing * hardness >= self.margin:
+            return True, ""
+        return False, (
+            f"no bite: {100 * differing:.1f} % of the negatives differ, and naive and random ones "
+            f"by {100 * hardness:.2f} points: {100 * differing * hardness:.2f} together"
+        )
 
 
 def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str, Decision]:
     """For each audited set: does the method mine so much fewer false negatives?
+
+    *Confirmed*: the interval lies above the claimed share. *Same sign, smaller*: it lies between 0
+    and that share. *Reversed*: it lies below 0. A share has no margin, so that nothing is *no
+    effect*.
 
     Args:
         table: columns dataset, method, reduction, low, high; shares.
@@ -183,15 +372,24 @@ def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str,
     rows = table[table["method"] == claim.method].set_index("dataset")
     if rows.empty:
         raise NotRun(f"no audit of {claim.method}")
+    published = paper.value(claim.paper)
     decisions = {}
     for name, row in rows[["reduction", "low", "high"]].astype(float).iterrows():
-        above = Interval(*(row - claim.at_least))  # NaN compares as neither side of 0: undecided
-        decisions[name] = Decision(statistics.verdict(above), *row)
+        interval = Interval(*row)
+        word = statistics.verdict_on_bound(interval, claim.at_least)
+        if word == "reversed":  # short of the share; perhaps fewer all the same
+            short: dict[str, Verdict] = {"confirmed": "same sign, smaller"}
+            word = statistics.verdict_on_bound(interval, 0.0)
+            word = short.get(word, word)
+        paper_share = math.nan if published is None else published
+        decisions[name] = Decision(word, *interval, paper=paper_share)
     return decisions
 
 
 def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, Decision]:
     """For each training set: the mean overlap of two teachers; the pairs are all there are.
+
+    Nothing is drawn, so that the mean alone decides: *confirmed* below the bound, else *reversed*.
 
     Args:
         table: columns teacher_a, teacher_b, dataset, jaccard.
@@ -199,88 +397,17 @@ def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, De
     rows = table[table["teacher_a"] != table["teacher_b"]]
     if rows.empty:
         raise NotRun("no two teachers to compare")
+    published = paper.value(claim.paper)
     decisions = {}
     for name, values in rows.groupby("dataset", sort=False)["jaccard"]:
-        verdict: Verdict = "reproduced" if values.mean() < claim.below else "not reproduced"
+        word: Verdict = "confirmed" if values.mean() < claim.below else "reversed"
         note = f"from {values.min():.2f} to {values.max():.2f} over {len(values)} pairs of teachers"
-        decisions[name] = Decision(verdict, float(values.mean()), note=note)
+        paper_mean = math.nan if published is None else published
+        decisions[name] = Decision(word, float(values.mean()), note=note, paper=paper_mean)
     return decisions
 
 
-# Which arms of a study the words of the pre-registration mean
-
-
-def select(
-    results: Results, wanted: claims.ArmFilter, student: str, settings: Settings
-) -> list[str]:
-    """Labels of a student's arms that a filter of the pre-registration means."""
-    asked = wanted.model_dump(exclude_unset=True)
-
-    def fits(row: Mapping[str, Any], column: str) -> bool:
-        cell, value = row.get(column), asked.get(column, "default")
-        if value in ("any", "largest"):
-            return True
-        if value in ("default", "other"):
-            return _same(cell, _default(row, column, settings, student)) == (value == "default")
-        return any(_same(cell, one) for one in (value if isinstance(value, list) else [value]))
-
-    rows = results.arms[results.arms["student"] == student]
-    columns = claims.ArmFilter.model_fields
-    rows = rows.loc[[all(fits(row, c) for c in columns) for row in rows.to_dict("records")]]
-    for column, value in asked.items():
-        if value == "largest":
-            cells = rows[column].astype(float)
-            rows = rows[cells == cells.max()]
-    return list(rows.index)
-
-
-def _same(cell: Any, value: Any) -> bool:
-    if value is None or pd.isna(cell):
-        return value is None and bool(pd.isna(cell))
-    if isinstance(value, str):
-        return fnmatch.fnmatchcase(str(cell), value)
-    return math.isclose(float(cell), float(value), rel_tol=1e-9)
-
-
-def _default(row: Mapping[str, Any], column: str, settings: Settings, student: str) -> Any:
-    """What an arm of this family has in a column when its grid says nothing."""
-    family = row["family"]
-    mined = family in methods.BY_NAME
-    if column == "parameter":
-        return next(iter(vars(methods.build_method(family)).values()), None) if mined else None
-    if column == "teacher" and not mined and _same(row.get("mask_margin"), None):
-        return None
-    return defaults(settings, settings.students[student], family).get(column)
-
-
-def best(results: Results, labels: Sequence[str], what: str) -> str:
-    """The only one of these arms, or the best of them on the development split."""
-    if not labels:
-        raise NotRun(f"no arm with {what}")
-    if len(labels) == 1:
-        return labels[0]
-    if results.dev not in results.scores.index.get_level_values("dataset"):
-        raise NotRun(f"{len(labels)} arms with {what}, and no development split to choose on")
-    return results.best_on_dev(labels)
-
-
-def side(
-    results: Results, wanted: claims.ArmFilter, student: str, settings: Settings
-) -> tuple[str, bool]:
-    """The label of the arm that stands for a filter, and whether it was chosen."""
-    labels = select(results, wanted, student, settings)
-    asked = wanted.model_dump(exclude_unset=True)
-    what = ", ".join(f"{name} {value}" for name, value in asked.items())
-    return best(results, labels, what), len(labels) > 1
-
-
-def parts(
-    claim: claims.Group, student: str, results: Results, settings: Settings
-) -> dict[Any, str]:
-    """A group's arms by what tells them apart; of several with the same value the best on dev."""
-    labels = select(results, claim.arms, student, settings)
-    groups = results.arms.loc[labels].groupby(claim.by, sort=False).groups
-    if not groups:
-        asked = claim.arms.model_dump(exclude_unset=True)
-        raise NotRun(f"no arm with {', '.join(asked)} as claimed")
-    return {key: best(results, list(own), f"{claim.by} {key}") for key, own in groups.items()}
+def _points(interval: Interval) -> str:
+    """A difference and its interval in points."""
+    value, low, high = (f"{100 * number:+.2f}" for number in interval)
+    return f"{value} [{low}, {high}]"
