@@ -157,11 +157,12 @@ def verdict(interval: Interval, margin: float, effect: float | None = None) -> V
         margin: the smallest difference that matters.
         effect: the difference that was published, above 0; None where there is no number.
     Returns:
-        the first that holds: "not a test" where the interval's half-width is above the effect;
-        "confirmed" where the interval lies above 0 and the difference reaches half of the effect
-        (without an effect: the margin); "same sign, smaller" where it does not reach that;
-        "no effect" where the interval lies within ± margin; "reversed" where it lies below 0; or
-        else "undecided". NaN compares as neither side, and is undecided.
+        the first that holds: "not a test" where the interval's half-width is above the effect (an
+        effect below the margin: above the margin); "confirmed" where the interval lies above 0 and
+        the difference reaches half of the effect (without an effect: the margin); "same sign,
+        smaller" where it does not reach that; "no effect" where the interval lies within ± margin;
+        "reversed" where it lies below 0; or else "undecided". NaN compares as neither side, and is
+        undecided.
 
     >>> verdict(Interval(0.03, 0.02, 0.04), margin=0.005, effect=0.045)
     'confirmed'
@@ -177,10 +178,12 @@ def verdict(interval: Interval, margin: float, effect: float | None = None) -> V
     'undecided'
     >>> verdict(Interval(0.01, -0.05, 0.07), margin=0.005, effect=0.045)
     'not a test'
+    >>> verdict(Interval(0.004, 0.001, 0.007), margin=0.005, effect=0.002)
+    'confirmed'
     """
     if effect is not None and not effect > 0:
         raise NvretError(f"the published effect is {effect:g}, expected a difference above 0")
-    if effect is not None and (interval.high - interval.low) / 2 > effect:
+    if effect is not None and (interval.high - interval.low) / 2 > max(effect, margin):
         return "not a test"
     if interval.low > 0:
         reached = interval.value >= goal(margin, effect)

@@ -135,6 +135,9 @@ class StudentSettings(Section):
     out_of_domain: list[str]
     """Sets that it is tested on beside the held-out part of the training set."""
 
+    corpora: list[str] | None = Field(default=None, min_length=1)
+    """Those of a study's corpora that its held-out questions search in; null: all of them."""
+
     test_queries: int | None = Field(default=None, gt=0)
     """Questions of each test set; null: as ``data`` says."""
 
@@ -306,8 +309,10 @@ class Settings(Section):
         for where, name in {"teacher": self.teacher, "audit.teacher": self.audit.teacher}.items():
             self.teacher_named(name, where)
         known = list(self.data.corpora)
-        for study, chosen in self.studies.items():
-            names, where = chosen.corpora or known[:1], f"studies.{study}.corpora"
+        sections = {f"studies.{name}": study for name, study in self.studies.items()}
+        sections |= {f"students.{name}": student for name, student in self.students.items()}
+        for section, chosen in sections.items():
+            names, where = chosen.corpora or known[:1], f"{section}.corpora"
             if unknown := [name for name in names if name not in known]:
                 raise NvretError(f"{where}: {unknown[0]!r} is not among {', '.join(known)}")
             if known[0] not in names or len(set(names)) < len(names):

@@ -65,8 +65,13 @@ class Study:
     def tests_of(self, arm: Arm) -> dict[str, RetrievalDataset]:
         """The held-out part of each of an arm's training sets in each corpus, and what else the
         study asks for."""
-        train = self._trained_on(arm)
-        return self.workspace.tests_of(arm.student, train, self.corpora, **self._options)
+        train, corpora = self._trained_on(arm), self._corpora_of(arm)
+        return self.workspace.tests_of(arm.student, train, corpora, **self._options)
+
+    def _corpora_of(self, arm: Arm) -> tuple[str, ...]:
+        """Names of the corpora that an arm's held-out questions search in."""
+        own = self.settings.students[arm.student].corpora or self.corpora
+        return tuple(name for name in self.corpora if name in own)
 
     @property
     def primary(self) -> list[str]:
@@ -85,7 +90,7 @@ class Study:
         rows = []
         for arm in self.arms:
             tests = self.tests_of(arm)
-            for train, corpus in itertools.product(self._trained_on(arm), self.corpora):
+            for train, corpus in itertools.product(self._trained_on(arm), self._corpora_of(arm)):
                 test, plain = (self.workspace.held_out(train, name) for name in (corpus, None))
                 passages = tests[test.name].corpus.num_rows
                 rows.append((arm.student, test.name, plain.name, corpus, passages))

@@ -272,7 +272,8 @@ class Case:
         why = part.obstacle
         if word == "not a test" and not why:
             half = 50 * (part.interval.high - part.interval.low)
-            why = f"half-width of {half:.2f} above the paper's {100 * part.link.paper:.2f} points"
+            effect = 100 * part.link.paper
+            why = f"half-width of {half:.2f} points, the paper's effect is {effect:.2f}"
         published = math.nan if part.link.paper is None else part.link.paper
         found = Decision(word, *part.interval, p, statistics.detectable(part.sets), paper=published)
         texts = [why, several, note, self._beside(part.link), part.remark]
