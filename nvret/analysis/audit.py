@@ -153,9 +153,10 @@ def _index(table: pa.Table, columns: list[str]) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table.select(columns).to_pandas())
 
 
-def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
-    """(rows,) bool: which negatives of a table are hidden positives."""
-    return _index(table, MINED).isin(_index(hidden.pairs, LABEL))
+def known(table: pa.Table, hidden: Hidden | pa.Table) -> np.ndarray:
+    """(rows,) bool: which negatives of a table are hidden positives, or their ``pairs``."""
+    pairs = hidden.pairs if isinstance(hidden, Hidden) else hidden
+    return _index(table, MINED).isin(_index(pairs, LABEL))
 
 
 def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:

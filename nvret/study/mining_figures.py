@@ -150,6 +150,65 @@ def frontier(table: pd.DataFrame) -> Figure:
     return legend(figure, axes[0], 6)
 
 
+def against_hardness(table: pd.DataFrame, reference: str, *, by: str = "hardness") -> Figure:
+    """``tables.against_hardness``: a panel a student, a line a family through its parameters.
+
+    Args:
+        by: the column on the x-axis: "hardness", or "false", the share of known positives.
+    """
+    students = table.groupby("student", sort=False)
+    figure, axes = panels(students.ngroups, 3.8, 3.4 * students.ngroups)
+    for axis, (student, rows) in zip(axes, students, strict=True):
+        axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
+        for family, line in rows.dropna(subset=[by]).groupby("family", sort=False):
+            line = line.sort_values(by)
+            value, low, high = (line[name] for name in ("difference", "low", "high"))
+            style = looks.of_method(line["method"].iloc[0])
+            axis.errorbar(
+                100 * line[by], value, yerr=[value - low, high - value], markersize=5, capsize=2,
+                linewidth=1.1, elinewidth=0.6, label=family, **style,
+            )  # fmt: skip
+        axis.set_title(student, fontsize=9)
+    xlabel = "mean score of negatives ÷ mean score of positives (%)"
+    figure.supxlabel(xlabel if by == "hardness" else "known positives among them (%)", fontsize=9)
+    figure.supylabel(f"NDCG@10, points over {reference}\n(95 % interval, paired)", fontsize=9)
+    return legend(figure, axes[0], 6)
+
+
+def dose_response(table: pd.DataFrame, reference: str) -> Figure:
+    """What hidden positives among the negatives cost: a panel a training set, a line a student.
+
+    Args:
+        table: columns train, student, treatment, left (share of naive mining's hidden positives
+            that stay, NaN where it has no place on the axis), and difference, low, high in points.
+            The line runs through the doses; the placebo stands beside naive mining as a diamond.
+    """
+    sets = table.groupby("train", sort=False)
+    figure, axes = panels(sets.ngroups, 3.6, 3.2 * sets.ngroups, sharey=True)
+    students = list(dict.fromkeys(table["student"]))
+    for axis, (name, rows) in zip(axes, sets, strict=True):
+        axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
+        for place, (student, own) in enumerate(rows.groupby("student", sort=False)):
+            style = looks.of_line(students.index(student))
+            line = own[own["left"].notna() & (own["treatment"] != "placebo")].sort_values("left")
+            parts = {student: (line, style), f"{student}, placebo": (
+                own[own["treatment"] == "placebo"],
+                style | {"marker": "D", "markerfacecolor": "white", "linestyle": ""},
+            )}  # fmt: skip
+            for label, (part, look) in parts.items():
+                value, low, high = (part[key] for key in ("difference", "low", "high"))
+                shift = 3 + 2 * place if look.get("linestyle") == "" else place  # side by side
+                axis.errorbar(
+                    100 * part["left"] + shift, value, yerr=[value - low, high - value],
+                    markersize=5, capsize=2, linewidth=1.2, label=label, **look,
+                )  # fmt: skip
+        axis.set_title(f"trained on {name}", fontsize=9)
+        axis.set_xticks([0, 25, 50, 75, 100])
+    figure.supxlabel("hidden positives left among the negatives (%)", fontsize=9)
+    figure.supylabel(f"NDCG@10, points over {reference}\n(95 % interval, paired)", fontsize=9)
+    return legend(figure, axes[0], 4)
+
+
 def by_rank(table: pd.DataFrame) -> Figure:
     """``Audit.by_rank``: a line a data set, with its 95 % band."""
     figure, (axis,) = panels(1, 3.4)

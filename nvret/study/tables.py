@@ -16,6 +16,7 @@ from nvret.data import RetrievalDataset
 from nvret.sampling import draw_rows, pair_keys
 from nvret.study.scores import METRIC, Results
 from nvret.teachers import Scorer
+from nvret.utils.errors import NvretError
 
 AVERAGE = "average"  # the mean over the test sets, each with the same weight
 PLAIN = {family: str(kind()) for family, kind in methods.BY_NAME.items()}  # the paper's settings
@@ -370,3 +371,99 @@ def rules_on_scale(
             "as a percentage": at_middle / middle,
         }
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="rule"))
+
+
+# Hardness and cleanliness: methods at the same hardness, or the same share of false negatives
+
+
+def hardness(mined: pd.DataFrame) -> pd.Series:
+    """Each arm's mean negative score ÷ mean positive score; ``mined`` is that of ``Study.mined``.
+
+    NaN where nothing was found.
+    """
+    return (mined["mean score"] / mined["mean positive score"]).rename("hardness")
+
+
+def against_hardness(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A row for each arm that mines: points over the reference, hardness, known false negatives.
+
+    The arguments are those of ``sweep``; the reference itself has a row, of 0 points.
+    """
+    rows = differences(results, reference)
+    rows = rows[rows["dataset"] == AVERAGE].set_index("arm")[["difference", "low", "high"]]
+    arms = results.arms[["student", "method", "family", "parameter"]]
+    own = arms["student"] + f": {reference}" == arms.index
+    table = arms.join(100 * rows.astype(float)).join([hardness(mined), mined["share found"]])
+    table.loc[own, ["difference", "low", "high"]] = 0.0
+    table["false"] = mined.get("in the positive's cluster")
+    return table.dropna(subset=["difference", "hardness"]).rename_axis("arm").reset_index()
+
+
+def equal_hardness(
+    results: Results,
+    mined: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    by: str = "hardness",
+    steps: int = 21,
+    datasets: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Each first family of methods less the second where both are equally hard, in points.
+
+    A family that is swept has a score at every hardness between those of its arms: the linear
+    interpolation of its two neighbours. It is a weighted sum of arms, and so is the mean over the
+    ``steps`` values that divide the range which both families cover. The difference of two
+    families is therefore one contrast, with the interval of any other.
+
+    Args:
+        mined: of ``Study.mined``; a row an arm.
+        pairs: names of ``nvret.methods.BY_NAME``.
+        by: "hardness", or a column of ``mined``, such as "in the positive's cluster": then the
+            families are compared at an equal share of false negatives.
+        datasets: the test sets of the mean; None: all.
+    Returns:
+        student, difference, by, from and to (the range), arms (of both families that have a
+        weight), ``least found`` (the smallest share of the asked-for negatives that one of them
+        found), value, low, high. Without a common range the last three are NaN.
+    """
+    if by != "hardness" and by not in mined:
+        raise NvretError(f"by: mined has no column {by!r}, only {', '.join(mined)}")
+    level = hardness(mined) if by == "hardness" else mined[by]
+    rows = []
+    for student in dict.fromkeys(results.arms["student"]):
+        for pair in pairs:
+            lines = [_line(results, level, student, family) for family in pair]
+            if min(map(len, lines)) == 0:
+                continue
+            low = max(line.min() for line in lines)
+            high = min(line.max() for line in lines)
+            row = {"student": student, "difference": " − ".join(pair), "by": by}
+            row |= {"from": low, "to": high, "arms": 0, "least found": np.nan}
+            row |= dict.fromkeys(Interval._fields, np.nan)
+            if low < high:
+                first, second = (_weights(line, np.linspace(low, high, steps)) for line in lines)
+                weights = first.sub(second, fill_value=0)
+                used = weights.index[weights != 0]
+                sets = results.contrast(weights[used].to_dict(), datasets)
+                row |= {"arms": len(used), "least found": mined.loc[used, "share found"].min()}
+                row |= points(statistics.mean_interval(list(sets.values())))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _line(results: Results, level: pd.Series, student: str, family: str) -> pd.Series:
+    """The levels of a family's arms that differ from the student's own setting in nothing else."""
+    arms = results.arms.loc[results.find(student=student, family=family)]
+    plain = arms.index == student + ": " + arms["method"]
+    return level.reindex(arms.index[plain]).dropna()
+
+
+def _weights(line: pd.Series, at: np.ndarray) -> pd.Series:
+    """Of each arm in the mean over these levels; arms of the same level share theirs.
+
+    >>> _weights(pd.Series({"a": 0.0, "b": 1.0, "c": 1.0}), np.array([0.5, 0.75])).to_dict()
+    {'a': 0.375, 'b': 0.3125, 'c': 0.3125}
+    """
+    levels, group, count = np.unique(line, return_inverse=True, return_counts=True)
+    each = [np.interp(at, levels, row).mean() for row in np.eye(len(levels))]
+    return pd.Series((np.array(each) / count)[group], line.index)
