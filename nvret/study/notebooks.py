@@ -128,7 +128,7 @@ def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[st
         needed += student.out_of_domain
     for name in names:
         for arm in arms(settings, name) if name in settings.studies else []:
-            needed += [settings.students[arm.student].model, *arm.teachers, *arm.train]
+            needed += [settings.students[arm.student].model, *arm.teachers, *arm.sets]
         if name == "01_data":
             needed += [teacher.name for teacher in settings.teachers]
         if name == "09_false_negatives":

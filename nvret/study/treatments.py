@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from nvret import negatives
 from nvret.analysis import audit
 from nvret.sampling import pair_keys
+from nvret.study.config import Treatment
 from nvret.utils.errors import NvretError
 
-Treatment = Literal["oracle", "placebo", "dose-25", "dose-50"]
 DOSES = {"oracle": 0.0, "dose-25": 0.25, "dose-50": 0.5}  # hidden positives that are left in
 PAIR = audit.KEYS[:2]
 
