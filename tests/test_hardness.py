@@ -118,11 +118,83 @@ def test_another_column_no_common_range_and_what_is_absent():
         tables.equal_hardness(results, mined, pairs, by="rate")
 
 
+def treated_study(noise=0.0, queries=80, seeds=3):
+    """A hidden positive left in costs 0.02 of NDCG, and the hardness that a treatment takes 0.01.
+
+    ``Results`` and what ``Study.treated`` says of them: naive .50, placebo .49, oracle .51.
+    """
+    rng = np.random.default_rng(1)
+    truth = {None: (1.0, 0.50), "oracle": (0.0, 0.51), "dose-25": (0.25, 0.505),
+             "dose-50": (0.5, 0.50), "placebo": (1.0, 0.49)}  # fmt: skip
+    arms, scores, treated = [], [], []
+    for student in ("s", "t"):
+        for train in ("nq:clusters", "vitaminc:hidden"):
+            cases = [("Naive Top-K", name, *values) for name, values in truth.items()]
+            for method, name, left, value in [*cases, ("Random", None, None, 0.52)]:
+                label = f"{student}: {', '.join(filter(None, [method, name, train]))}"
+                arms.append({"arm": label, "student": student, "method": method, "train": train,
+                             "treatment": name, "family": method.split()[0].lower()})  # fmt: skip
+                treated.append({"arm": label, "share left": left if name else None})
+                for seed in range(seeds):
+                    noisy = value + rng.normal(0, noise, queries)
+                    ids = [f"q{i}" for i in range(queries)]
+                    cells = {"dataset": "test", "query_id": ids, "arm": label, "seed": seed}
+                    scores.append(pd.DataFrame(cells | dict.fromkeys(METRICS, noisy)))
+    frame = pd.DataFrame(arms).set_index("arm")
+    results = Results.of(frame, pd.concat(scores), pd.DataFrame(), "dev")
+    return results, pd.DataFrame(treated).set_index("arm")
+
+
+def test_cleanliness_is_told_from_hardness():
+    table = tables.causal(*treated_study())
+    assert len(table) == 2 * 2 * 7
+    own = table[(table["train"] == "nq:clusters") & (table["student"] == "t")]
+    own = own.set_index(["treatment", "less"])
+    naive = "Naive Top-K"
+    expected = {
+        ("oracle", naive): 1, ("dose-25", naive): 0.5, ("dose-50", naive): 0,
+        ("placebo", naive): -1, ("Random", naive): 2, ("oracle", "placebo"): 2,
+    }  # fmt: skip
+    for row, value in expected.items():
+        assert own.loc[row, "difference"] == pytest.approx(value, abs=1e-4)
+    doses, scores = np.array([0, 0.25, 0.5, 1]), np.array([51, 50.5, 50, 50])
+    slope = np.polyfit(doses, scores, 1)[0]
+    assert own.loc[("slope of the doses", ""), "difference"] == pytest.approx(slope, abs=1e-3)
+    assert own["left"].dropna().tolist() == [0, 0.25, 0.5, 1, 0]  # the last: oracle less placebo
+    noisy = tables.causal(*treated_study(noise=0.2))
+    assert (noisy["low"] < noisy["difference"]).all()
+    assert (noisy["difference"] < noisy["high"]).all()
+    assert noisy["p"].between(0, 1).all()
+    results, treated = treated_study()
+    lone = treated.index[results.arms.loc[treated.index, "treatment"].notna()]
+    assert tables.causal(results, treated.loc[lone]).empty  # without naive mining
+
+
+def test_the_answers_are_read_from_the_intervals():
+    results, mined = study(np.square, bonus=0.02)
+    pairs = [("perc-pos", "abs"), ("perc-pos", "margin-pos")]
+    found = tables.readings(
+        tables.equal_hardness(results, mined, pairs), tables.causal(*treated_study())
+    )
+    assert len(found) == 1 + 4 * 4  # without a common range there is no answer
+    assert found["question"].iloc[0] == "at equal hardness: perc-pos − abs"
+    readings = found.groupby(found["question"].str.split(":").str[0])["reading"].unique().str[0]
+    assert readings.to_dict() == {
+        "at equal hardness": "above 0", "cleaner and easier": "above 0",
+        "easier alone": "below 0", "cleanliness at equal hardness": "above 0",
+        "all hidden positives left in": "below 0",
+    }  # fmt: skip
+    unsure = pd.DataFrame({"student": ["s"], "difference": ["a − b"], "by": ["hardness"],
+                           "value": [1.0], "low": [-1.0], "high": [3.0]})  # fmt: skip
+    empty = tables.causal(*treated_study()).head(0)
+    assert tables.readings(unsure, empty)["reading"].tolist() == ["not told apart"]
+
+
 def test_arms_against_hardness_and_their_figures(tmp_path):
     results, mined = study(np.square, noise=0.01)
     mined.loc["s: abs 0.4", ["mean score", "mean positive score"]] = np.nan  # found nothing
     table = tables.against_hardness(results, mined, "Naive Top-K").set_index("arm")
-    assert set(table.index) == set(mined.index) - {"s: abs 0.4"}
+    assert set(table.index) == set(mined.index) - {"s: abs 0.4", "s: abs 0.6, in-batch"}
     assert table.loc[NAIVE, ["difference", "low", "high", "hardness"]].tolist() == [0, 0, 0, 0.9]
     expected = 100 * (0.7**2 - 0.9**2)
     assert table.loc["s: perc-pos 0.9", "difference"] == pytest.approx(expected, abs=1)
@@ -131,14 +203,7 @@ def test_arms_against_hardness_and_their_figures(tmp_path):
         {"abs": "Abs", "perc-pos": "PercPos", "margin-pos": "MarginPos", "shifted": "shifted",
          "naive": "Naive", "random": "Random"}
     )  # fmt: skip
-    doses = pd.DataFrame([
-        {"train": train, "student": student, "treatment": name, "left": left,
-         "difference": 1 - left, "low": 0.5 - left, "high": 1.5 - left}
-        for train in ("nq:clusters", "vitaminc:hidden")
-        for student in ("s", "t")
-        for name, left in {"oracle": 0, "dose-25": 0.25, "naive": 1, "placebo": 1,
-                           "perc-pos": np.nan}.items()
-    ])  # fmt: skip
+    doses = tables.causal(*treated_study(noise=0.02))
     for name, figure in {
         "hardness": mining_figures.against_hardness(table, "Naive Top-K"),
         "false": mining_figures.against_hardness(table, "Naive Top-K", by="false"),

@@ -222,10 +222,12 @@ def dose_response(table: pd.DataFrame, reference: str) -> Figure:
     """What hidden positives among the negatives cost: a panel a training set, a line a student.
 
     Args:
-        table: columns train, student, treatment, left (share of naive mining's hidden positives
-            that stay, NaN where it has no place on the axis), and difference, low, high in points.
-            The line runs through the doses; the placebo stands beside naive mining as a diamond.
+        table: of ``tables.causal``. The line runs through the doses; the placebo, which leaves in
+            as many as naive mining, stands beside it as a diamond.
     """
+    table = table[(table["less"] == reference) & table["left"].notna()]
+    zero = {"treatment": reference, "left": 1.0, "difference": 0.0, "low": 0.0, "high": 0.0}
+    table = pd.concat([table, table.drop_duplicates(["train", "student"]).assign(**zero)])
     sets = table.groupby("train", sort=False)
     figure, axes = panels(sets.ngroups, 3.6, 3.2 * sets.ngroups, sharey=True)
     students = list(dict.fromkeys(table["student"]))
@@ -233,7 +235,7 @@ def dose_response(table: pd.DataFrame, reference: str) -> Figure:
         axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
         for place, (student, own) in enumerate(rows.groupby("student", sort=False)):
             style = looks.of_line(students.index(student))
-            line = own[own["left"].notna() & (own["treatment"] != "placebo")].sort_values("left")
+            line = own[own["treatment"] != "placebo"].sort_values("left")
             parts = {student: (line, style), f"{student}, placebo": (
                 own[own["treatment"] == "placebo"],
                 style | {"marker": "D", "markerfacecolor": "white", "linestyle": ""},

@@ -387,11 +387,13 @@ def hardness(mined: pd.DataFrame) -> pd.Series:
 def against_hardness(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row for each arm that mines: points over the reference, hardness, known false negatives.
 
-    The arguments are those of ``sweep``; the reference itself has a row, of 0 points.
+    Arms that differ from the student's own setting in more than the method are left out. The
+    arguments are those of ``sweep``; the reference itself has a row, of 0 points.
     """
     rows = differences(results, reference)
     rows = rows[rows["dataset"] == AVERAGE].set_index("arm")[["difference", "low", "high"]]
     arms = results.arms[["student", "method", "family", "parameter"]]
+    arms = arms[_plain(results.arms)]
     own = arms["student"] + f": {reference}" == arms.index
     table = arms.join(100 * rows.astype(float)).join([hardness(mined), mined["share found"]])
     table.loc[own, ["difference", "low", "high"]] = 0.0
@@ -454,8 +456,12 @@ def equal_hardness(
 def _line(results: Results, level: pd.Series, student: str, family: str) -> pd.Series:
     """The levels of a family's arms that differ from the student's own setting in nothing else."""
     arms = results.arms.loc[results.find(student=student, family=family)]
-    plain = arms.index == student + ": " + arms["method"]
-    return level.reindex(arms.index[plain]).dropna()
+    return level.reindex(arms.index[_plain(arms)]).dropna()
+
+
+def _plain(arms: pd.DataFrame) -> pd.Series:
+    """Which arms have the student's own setting: the label names nothing but the method."""
+    return arms.index == arms["student"] + ": " + arms["method"]
 
 
 def _weights(line: pd.Series, at: np.ndarray) -> pd.Series:
@@ -467,3 +473,69 @@ def _weights(line: pd.Series, at: np.ndarray) -> pd.Series:
     levels, group, count = np.unique(line, return_inverse=True, return_counts=True)
     each = [np.interp(at, levels, row).mean() for row in np.eye(len(levels))]
     return pd.Series((np.array(each) / count)[group], line.index)
+
+
+def causal(results: Results, treated: pd.DataFrame) -> pd.DataFrame:
+    """Cleanliness or hardness: what is gained by replacing hidden positives, and by the placebo.
+
+    Args:
+        treated: of ``Study.treated``; a row an arm, with the columns train and "share left".
+    Returns:
+        for each training set and student the differences, in points of NDCG@10 and paired: each
+        arm less naive mining, the oracle less the placebo (cleanliness at equal hardness), and the
+        slope of the doses (what it costs that all hidden positives are left in). ``treatment`` is
+        the arm's, or its method; ``left`` the share of naive mining's hidden positives that stay.
+        ``p`` is Holm-adjusted over the rows of a training set and student.
+    """
+    arms = results.arms.loc[treated.index].join(treated["share left"].rename("left"))
+    arms["treatment"] = arms["treatment"].fillna(arms["method"])
+    rows, naive = [], PLAIN["naive"]
+    for (train, student), own in arms.groupby(["train", "student"], sort=False):
+        label = {name: arm for arm, name in own["treatment"].items()}
+        if naive not in label:
+            continue
+        left = own.set_index("treatment")["left"].astype(float)
+        left[naive] = 1.0
+        contrasts = {(name, naive): {arm: 1.0, label[naive]: -1.0}
+                     for name, arm in label.items() if name != naive}  # fmt: skip
+        if {"oracle", "placebo"} <= set(label):
+            contrasts["oracle", "placebo"] = {label["oracle"]: 1.0, label["placebo"]: -1.0}
+        doses = left.drop("placebo", errors="ignore").dropna()
+        if len(doses) > 2:
+            weights = (doses - doses.mean()) / ((doses - doses.mean()) ** 2).sum()
+            contrasts["slope of the doses", ""] = {label[d]: w for d, w in weights.items()}
+        table = []
+        for (name, less), weights in contrasts.items():
+            sets = list(results.contrast(weights).values())
+            estimate = points(statistics.mean_interval(sets))
+            estimate["difference"] = estimate.pop("value")
+            row = {"train": train, "student": student, "treatment": name, "less": less}
+            row |= {"left": left.get(name, np.nan), **estimate, "p": p_value(sets)}
+            table.append(row)
+        adjusted = statistics.holm([row["p"] for row in table])
+        rows += [row | {"p": p} for row, p in zip(table, adjusted, strict=True)]
+    columns = ["train", "student", "treatment", "less", "left", "difference", "low", "high", "p"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+MEANINGS = {  # (treatment, less) of ``causal`` -> what the difference is
+    ("oracle", PLAIN["naive"]): "cleaner and easier: oracle − naive",
+    ("placebo", PLAIN["naive"]): "easier alone: placebo − naive",
+    ("oracle", "placebo"): "cleanliness at equal hardness: oracle − placebo",
+    ("slope of the doses", ""): "all hidden positives left in: slope of the doses",
+}
+
+
+def readings(equal: pd.DataFrame, causal: pd.DataFrame) -> pd.DataFrame:
+    """What ``equal_hardness`` and ``causal`` answer to the study's question, a row an answer."""
+    first = equal.dropna(subset=["value"]).rename(columns={"value": "points"})
+    first = first.assign(train="", question="at equal " + first["by"] + ": " + first["difference"])
+    meant = [MEANINGS.get(key) for key in zip(causal["treatment"], causal["less"], strict=True)]
+    second = causal.assign(question=meant).dropna(subset=["question"])
+    second = second.rename(columns={"difference": "points"})
+    columns = ["question", "student", "train", "points", "low", "high"]
+    table = pd.concat([part[columns] for part in (first, second)], ignore_index=True)
+    words = np.select(
+        [table["low"] > 0, table["high"] < 0], ["above 0", "below 0"], "not told apart"
+    )
+    return table.assign(reading=words)
