@@ -126,8 +126,18 @@ def test_the_placebo_takes_the_nearest_scores_of_other_pairs():
     # 0.895 is the nearest to 0.9, but of the same pair; then 0.91; 0.6 is the nearest to 0.7
     assert gone == {("q1", "p", "1/0"), ("q1", "p", "1/1")}
     assert facts(placebo)["score_difference"] == pytest.approx((0.91 + 0.6 - 0.9 - 0.7) / 2)
-    assert facts(placebo)["replacement_score"] == pytest.approx(0.15)
+    # 0.9 and 0.7 would fall to 0.5 and 0.0; 0.91 and 0.6 fall to 0.2 and 0.1
+    assert facts(placebo)["fall_difference"] == pytest.approx((1.51 - 0.3 - 1.6 + 0.5) / 2)
     assert placebo["rank"].to_pylist() == [1, 2, 3, 4, 1, 2]
+
+
+def test_the_placebo_falls_as_far_as_the_oracle():
+    """Of two equal scores it takes the one whose next candidate is as low."""
+    table = naive([[0.9, 0.6, 0.5, 0.1, 0], [0.9, 0.89, 0.88, 0.1, 0], [0.9, 0.6, 0.5, 0.1, 0]])
+    placebo = treatments.treat(table, labels([(0, 0)]), 2, "placebo")
+    gone = set(keys(treatments.treat(table, labels([(0, 0)]), 2, None))) - set(keys(placebo))
+    assert gone == {("q2", "p", "2/0")}
+    assert facts(placebo)["score_difference"] == facts(placebo)["fall_difference"] == 0
 
 
 def test_the_seed_chooses_the_dose_and_an_order_of_rows_does_not():
@@ -136,9 +146,12 @@ def test_the_seed_chooses_the_dose_and_an_order_of_rows_does_not():
     halves = [treatments.treat(table, hidden, 2, "dose-50", seed) for seed in range(3)]
     assert len({frozenset(keys(half)) for half in halves}) == 3
     order = np.random.default_rng(0).permutation(table.num_rows)
-    shuffled = treatments.treat(table.take(order), hidden, 2, "dose-50")
-    assert set(keys(shuffled)) == set(keys(halves[0]))
-    assert shuffled.schema.metadata == halves[0].schema.metadata
+    few = labels((q, 0) for q in range(15))
+    for name, part in (("dose-50", hidden), ("placebo", few)):
+        whole = treatments.treat(table, part, 2, name)
+        shuffled = treatments.treat(table.take(order), part, 2, name)
+        assert set(keys(shuffled)) == set(keys(whole))
+        assert facts(shuffled) == facts(whole)
 
 
 def test_what_cannot_be_treated_is_named():

@@ -233,9 +233,11 @@ class Audit:
             found = []
             for method in (m for m in counts if m not in line):
                 references = {
-                    "the ceiling at 100 %": counts[str(HALF)] if method != str(HALF) else None,
+                    "the ceiling at 100 %": counts[str(HALF)],
                     "a shift as hard": audit.between(*shifts, hardness[method]),
                 }
+                if method == str(HALF):
+                    del references["the ceiling at 100 %"]
                 for name, reference in references.items():
                     row = {"method": method, "hardness": hardness[method], "less than": name}
                     row |= dict.fromkeys(["their rate", *statistics.Interval._fields], np.nan)

@@ -535,7 +535,9 @@ def readings(equal: pd.DataFrame, causal: pd.DataFrame) -> pd.DataFrame:
     second = second.rename(columns={"difference": "points"})
     columns = ["question", "student", "train", "points", "low", "high"]
     table = pd.concat([part[columns] for part in (first, second)], ignore_index=True)
-    words = np.select(
-        [table["low"] > 0, table["high"] < 0], ["above 0", "below 0"], "not told apart"
-    )
+    low, high = (
+        table["low"].round(9),
+        table["high"].round(9),
+    )  # sums that are 0 but for the last bit
+    words = np.select([low > 0, high < 0], ["above 0", "below 0"], "not told apart")
     return table.assign(reading=words)

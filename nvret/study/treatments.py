@@ -9,7 +9,6 @@ equal score, a *dose* a share of them.
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections.abc import Mapping
 from typing import get_args
 
@@ -44,7 +43,8 @@ def treat(
 
     What is replaced gives way to the pair's next candidates that are not hidden positives. The
     placebo's true negatives are chosen over the whole table: each hidden positive, in the order of
-    a hash, takes the one of another pair whose score is nearest to its own.
+    a hash, takes the one of another pair that is nearest in its own score and in the score of what
+    would replace it, so that the mean score falls as it does for the oracle.
 
     Args:
         table: of `nvret.mining.mine` with ``NaiveTopK``, `depth` rows a pair.
@@ -55,8 +55,8 @@ def treat(
     Returns:
         rows of the table, by pair and rank. Its provenance has the key ``treatment``: the name,
         ``hidden`` (positives among the first K of all pairs), ``left`` (of them), ``replaced``,
-        ``replaced_score`` and ``replacement_score`` (means), and ``score_difference``: the mean
-        score of what is replaced less that of all hidden positives.
+        ``score_difference`` (mean score of what is replaced less that of all hidden positives), and
+        ``fall_difference`` (how much further a replaced score falls on average than the oracle's).
         A pair has fewer rows where the corpus holds no more candidates; the provenance counts them.
     Raises:
         NvretError: no such treatment, a table of another method, or one that is not deep enough.
@@ -73,16 +73,17 @@ def treat(
     table, rows, pair = table.take(pa.array(order)), rows.iloc[order], pair[order]
     known = audit.known(table, hidden)
     first = rows.groupby(pair).cumcount().to_numpy() < num_negatives
-    false, true = np.flatnonzero(first & known), np.flatnonzero(first & ~known)
-    false = false[np.argsort(_bits(table, seed)[false], kind="stable")]
+    free = ~first & ~known
+    by_chance = np.argsort(_bits(table, seed), kind="stable")
+    false = by_chance[(first & known)[by_chance]]
+    true = by_chance[(first & ~known)[by_chance]]
     scores = rows["score"].to_numpy(np.float64)
+    spare = _spare(pair, free, scores, num_negatives)
     if treatment == "placebo":
-        lost = _nearest(false, true, scores, pair)
+        lost = _nearest(false, true, scores, pair, spare)
     else:
         lost = false[round(DOSES.get(treatment or "", 1.0) * len(false)) :]
-    gone = np.isin(np.arange(len(rows)), lost)
-    free = ~first & ~known
-    needed = np.bincount(pair, gone)
+    needed = np.bincount(pair, np.isin(np.arange(len(rows)), lost))
     taken = free & (pd.Series(free).groupby(pair).cumsum().to_numpy() <= needed[pair])
     cut = np.bincount(pair) >= facts["num_negatives"]  # not by the end of the corpus
     if (short := cut & (np.bincount(pair, taken) < needed)).any():
@@ -91,17 +92,18 @@ def treat(
             f"{treatment}: too few candidates to replace negatives of query {row['query_id']!r} "
             f"with positive {row['positive_id']!r}, expected a table of `depth` rows a pair"
         )
-    kept = first & ~gone | taken
+    kept = first & ~np.isin(np.arange(len(rows)), lost) | taken
     full = int((np.bincount(pair, kept) >= num_negatives).sum())
     pairs = int(pair.max(initial=-1)) + 1
+    own = scores[lost] - spare[pair[lost], _turn(pair[lost])]
+    oracle = scores[false] - spare[pair[false], _turn(pair[false])]
     report = {
         "name": treatment or "naive",
         "hidden": len(false),
         "left": int((kept & known).sum()),
         "replaced": len(lost),
-        "replaced_score": _mean(scores[lost]),
-        "replacement_score": _mean(scores[taken]),
         "score_difference": _mean(scores[lost]) - _mean(scores[false]) if len(lost) else 0.0,
+        "fall_difference": _mean(own) - _mean(oracle) if len(lost) else 0.0,
     }
     facts |= {
         "num_negatives": num_negatives,
@@ -115,8 +117,9 @@ def treat(
     return table.filter(pa.array(kept)).replace_schema_metadata(metadata)
 
 
-def _mean(scores: np.ndarray) -> float:
-    return float(scores.mean()) if len(scores) else 0.0
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]  # what the corpus cannot replace has no fall
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _bits(table: pa.Table, seed: int) -> np.ndarray:
@@ -125,29 +128,48 @@ def _bits(table: pa.Table, seed: int) -> np.ndarray:
     return pair_keys(pc.binary_join_element_wise(query, positive, "\n"), negative, seed)
 
 
+def _spare(pair: np.ndarray, free: np.ndarray, scores: np.ndarray, number: int) -> np.ndarray:
+    """(pairs, number + 1) scores of each pair's candidates that may replace; NaN: no more."""
+    place = pd.Series(free).groupby(pair).cumsum().to_numpy() - 1
+    spare = np.full((int(pair.max(initial=-1)) + 1, number + 1), np.nan)
+    rows = free & (place < number)
+    spare[pair[rows], place[rows]] = scores[rows]
+    return spare
+
+
+def _turn(pair: np.ndarray) -> np.ndarray:
+    """How many of the same pair stand before each."""
+    return pd.Series(pair).groupby(pair).cumcount().to_numpy()
+
+
 def _nearest(
-    wanted: np.ndarray, offered: np.ndarray, scores: np.ndarray, pair: np.ndarray
+    wanted: np.ndarray, offered: np.ndarray, scores: np.ndarray, pair: np.ndarray, spare: np.ndarray
 ) -> np.ndarray:
-    """For each wanted row an offered one of another pair, the nearest in score, none twice."""
-    offered = offered[np.argsort(scores[offered], kind="stable")]
-    left, values = offered.tolist(), scores[offered].tolist()
+    """For each wanted row an offered one of another pair, none twice.
+
+    The nearest by its score and by that of its replacement, the next one that its pair has left.
+    """
+    following = spare[pair[wanted], _turn(pair[wanted])]
+    values, homes, used = scores[offered], pair[offered], np.zeros(len(spare), int)
+    rest = spare[homes, 0]
+    members = pd.Series(np.arange(len(homes))).groupby(homes).indices
     chosen = []
-    for row in wanted:
-        at = bisect_left(values, scores[row])
-        below, above = at - 1, at
-        while below >= 0 and pair[left[below]] == pair[row]:
-            below -= 1
-        while above < len(left) and pair[left[above]] == pair[row]:
-            above += 1
-        places = [place for place in (below, above) if 0 <= place < len(left)]
-        if not places:
+    for row, fallen in zip(wanted, following, strict=True):
+        distance = (values - scores[row]) ** 2
+        distance += 0 if np.isnan(fallen) else (rest - fallen) ** 2
+        distance[members.get(pair[row], [])] = np.inf
+        distance[np.isnan(rest) | np.isnan(distance)] = np.inf
+        if not len(distance) or np.isinf(distance.min()):
             raise NvretError(
                 f"placebo: {len(wanted)} hidden positives and {len(offered)} true negatives, "
                 "expected as many of other pairs"
             )
-        place = min(places, key=lambda place: abs(values[place] - scores[row]))
-        chosen.append(left.pop(place))
-        del values[place]
+        place = int(distance.argmin())
+        chosen.append(offered[place])
+        values[place] = np.nan
+        home = homes[place]
+        used[home] += 1
+        rest[members[home]] = spare[home, used[home]]
     return np.array(chosen, dtype=np.int64)
 
 
@@ -159,8 +181,8 @@ def report(tables: Mapping[str, pa.Table], hidden: pa.Table) -> pd.DataFrame:
         hidden: as in `treat`.
     Returns:
         a row an arm: negatives, hidden (among them), rate, ``share left`` (of naive mining's hidden
-        positives), replaced, score difference (see `treat`), mean score, and hardness: the mean
-        score of all negatives over that of their positives.
+        positives), replaced, score difference and fall difference (see `treat`), mean score, and
+        hardness: the mean score of all negatives over that of their positives.
     """
     rows = []
     for arm, table in tables.items():
@@ -168,8 +190,9 @@ def report(tables: Mapping[str, pa.Table], hidden: pa.Table) -> pd.DataFrame:
         known = audit.known(table, hidden)
         score, positive = (pc.mean(table[name]).as_py() for name in ("score", "positive_score"))
         own = {"arm": arm, "negatives": len(table), "hidden": int(known.sum())}
-        own |= {"rate": float(known.mean()), "replaced": facts.get("replaced")}
-        own |= {"share left": facts["left"] / facts["hidden"] if facts.get("hidden") else None}
-        own |= {"score difference": facts.get("score_difference")}
+        own |= {"rate": float(known.mean()), "replaced": facts.get("replaced", np.nan)}
+        left = facts["left"] / facts["hidden"] if facts.get("hidden") else np.nan
+        own |= {"share left": left, "score difference": facts.get("score_difference", np.nan)}
+        own |= {"fall difference": facts.get("fall_difference", np.nan)}
         rows.append(own | {"mean score": score, "hardness": score / positive})
     return pd.DataFrame(rows)
