@@ -1,38 +1,33 @@
 """Retrieval scores per query, by mteb's own task and metric classes.
 
-A data set becomes an ``AbsTaskRetrieval`` of mteb, and an encoder becomes a searcher behind mteb's
-search protocol: the texts are encoded by ``nvret.encode``, the passages are found by the exact
-search of ``nvret.search``, and the numbers come out of the metric code that the MTEB leaderboard
-runs. A ranking that no encoder made (BM25, a reranker) takes the same road.
+A data set becomes an ``AbsTaskRetrieval`` of mteb (`nvret.io.mteb_task`), and an encoder becomes a
+searcher behind mteb's search protocol: the texts are encoded by ``nvret.encode``, the passages are
+found by the exact search of ``nvret.search``, and the numbers come out of the metric code that the
+MTEB leaderboard runs. A ranking that no encoder made (BM25, a reranker) takes the same road.
 
 mteb itself keeps means, rounded to five digits, under a model's *name*. Here the scores of every
-query are returned, since intervals and paired comparisons need them. mteb takes seconds to import,
-reseeds the global random state and writes to the home folder: it is imported here only, inside of
-functions, under `isolated`.
+query are returned, since intervals and paired comparisons need them.
 
 Source: Thakur et al. 2021 (BEIR), arXiv 2104.08663; Muennighoff et al. 2023 (MTEB), 2210.07316.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from nvret.data import RetrievalDataset
-from nvret.utils import processes, store
+from nvret.utils import processes
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
-    from mteb.abstasks import AbsTaskRetrieval
-
     from nvret.encode import Encoder
 
 METRICS = {"ndcg": "ndcg_cut_{}", "recall": "recall_{}", "map": "map_cut_{}"}  # trec_eval's names
@@ -47,6 +42,8 @@ class Evaluation:
         dataset: name of the data set.
         scores: a row a query, in the order of the data set: ``query_id`` (string), then float64 in
             [0, 1]: ``ndcg_at_{k}``, ``recall_at_{k}``, ``map_at_{k}``, ``mrr_at_{k}`` for each k.
+        ranking: what was scored: for each of these queries (Q, depth) rows of the corpus, -1 where
+            there are fewer, and (Q, depth) float32 scores.
 
     >>> table = pa.table({"query_id": ["a", "b"], "ndcg_at_10": [1.0, 0.5]})
     >>> Evaluation("toy", table).summary
@@ -55,6 +52,7 @@ class Evaluation:
 
     dataset: str
     scores: pa.Table
+    ranking: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
 
     @property
     def metrics(self) -> list[str]:
@@ -90,15 +88,38 @@ def evaluate(
     Args:
         encoder: its own prompts are used for queries and passages.
         dataset: graded relevance counts in NDCG; a score of 0 or less is "not relevant".
-        query_max_length: in tokens; None is the encoder's own limit.
-        passage_max_length: likewise.
+        query_max_length, passage_max_length: in tokens; None is the encoder's own limit.
         k: ranks at which the metrics are cut; the search goes as deep as the largest.
         progress: show bars.
     Raises:
         NvretError: bad ``k``, no query with a relevant passage, an encoder that returns NaN.
     """
-    lengths = {"query": query_max_length, "passage": passage_max_length}
-    return _score(dataset, _EncoderSearch(encoder, lengths, progress), _check_k(k))
+    lengths = query_max_length, passage_max_length
+    return evaluate_all(encoder, [dataset], *lengths, k=k, progress=progress)[0]
+
+
+def evaluate_all(
+    encoder: Encoder,
+    datasets: Sequence[RetrievalDataset],
+    query_max_length: int | None,
+    passage_max_length: int | None,
+    *,
+    k: Sequence[int] = (10, 100),
+    progress: bool = True,
+) -> list[Evaluation]:
+    """`evaluate` of data sets that share texts, in their order: each text is encoded once.
+
+    The vectors of all of them are in memory together, as one (N, D) matrix.
+    """
+    cuts, by_size = _check_k(k), sorted(datasets, key=lambda d: -d.corpus.num_rows)
+    asked = (d.query_texts[row] for d in datasets for row in np.unique(d.pairs[0]))
+    passages = itertools.chain.from_iterable(d.passages for d in by_size)
+    vectors = (
+        _Vectors(encoder, asked, "query", query_max_length, progress),
+        _Vectors(encoder, passages, "passage", passage_max_length, progress),
+    )
+    search = partial(_VectorSearch, *vectors, str(encoder.device), progress)
+    return [_score(dataset, search(), cuts) for dataset in datasets]
 
 
 def evaluate_ranking(
@@ -121,73 +142,37 @@ def evaluate_ranking(
     return _score(dataset, _RankingSearch(ids, scores, rows), _check_k(k))
 
 
-@contextlib.contextmanager
-def isolated() -> Iterator[None]:
-    """mteb imported, and kept from what it does to its host.
+def collapsed(
+    evaluation: Evaluation, dataset: RetrievalDataset, *, k: Sequence[int] = (10,)
+) -> Evaluation:
+    """The same ranking scored again, with each near-duplicate cluster as one passage.
 
-    Its import makes ``$MTEB_CACHE`` or ``~/.cache/mteb``; ours lies in our cache. Its tasks seed
-    Python's, NumPy's and torch's generators, at import too: an evaluation between two training
-    epochs would replay the first one's shuffling.
+    Only the best-ranked passage of a cluster stands in the ranking, and it is as relevant as the
+    most relevant of the cluster: an unlabelled copy of the answer counts as the answer.
+
+    Args:
+        evaluation: of ``dataset``, whose corpus has the column ``cluster``.
     """
-    import torch
-
-    os.environ.setdefault("MTEB_CACHE", str(store.cache_dir() / "mteb"))
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices):
-            import mteb  # noqa: F401
-
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-
-
-def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
-    """The data set as a task of mteb that is already loaded: nothing asks a hub. Under `isolated`.
-
-    Raises:
-        NvretError: no query has a relevant passage.
-    """
-    from datasets import Dataset
-    from mteb.abstasks import AbsTaskRetrieval
-    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    qrels: dict[str, dict[str, int]] = {}
-    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
-    for query, passage, score in zip(*columns, strict=True):
-        if score > 0:
-            qrels.setdefault(query, {})[passage] = score
-    if not qrels:
-        raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
-    answerable = pa.array([query in qrels for query in dataset.queries["id"].to_pylist()])
-    passages = pa.array(dataset.passages, pa.large_string())  # more than 2 GiB, perhaps
-    data = RetrievalSplitData(
-        corpus=Dataset(pa.table([dataset.corpus["id"], passages], ["id", "text"])),
-        queries=Dataset(dataset.queries.select(["id", "text"]).filter(answerable)),
-        relevant_docs=qrels,
-        top_ranked=None,
+    part = dataset.select(evaluation.scores["query_id"].to_pylist())
+    ids, scores = evaluation.ranking
+    passages = part.corpus.select(["id", "cluster"]).to_pandas()
+    row, names = pd.factorize(passages["cluster"].astype(str))
+    descending = -np.argsort(np.argsort(passages["id"].to_numpy(str)))
+    order = np.lexsort((descending[ids], -scores))  # as trec_eval reads them
+    ranked = np.take_along_axis(np.where(ids < 0, -1, row[ids]), order, 1)
+    apart = ranked + 1 + (len(names) + 1) * np.arange(len(ranked))[:, None]
+    first = np.unique(apart, return_index=True)[1]
+    kept = np.full_like(ranked, -1)
+    kept.flat[first] = ranked.flat[first]
+    judged = part.qrels.to_pandas()
+    judged["corpus_id"] = judged["corpus_id"].map(
+        dict(zip(passages["id"], names[row], strict=True))
     )
-
-    class LocalRetrieval(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name="LocalRetrieval",
-            description="A data set on this machine.",
-            dataset={"path": "nvret/local", "revision": dataset.fingerprint},
-            type="Retrieval",
-            category="t2t",
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score=f"ndcg_at_{k[0]}",
-        )
-        k_values = sorted({1, *k})  # mteb reports the recall at 1 under a name of its own
-
-        def load_data(self, *_: Any, **__: Any) -> None:
-            self.dataset, self.data_loaded = {"default": {"test": data}}, True
-
-    return LocalRetrieval()
+    best = judged.groupby(["query_id", "corpus_id"], as_index=False)["score"].max()
+    corpus = pa.table({"id": names, "title": [""] * len(names), "text": names})
+    clusters = RetrievalDataset(dataset.name, corpus, part.queries, pa.Table.from_pandas(best))
+    places = np.broadcast_to(-np.arange(ids.shape[1]), ids.shape)
+    return evaluate_ranking(kept, places, clusters, k=k)
 
 
 def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation:
@@ -196,6 +181,8 @@ def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation
     The task's own ``evaluate`` is called, not ``mteb.evaluate``, which would look for a cached
     result by the model's name, a carbon tracker and the data set's successors first.
     """
+    from nvret.io import mteb_task  # mteb takes seconds to import
+
     columns: dict[str, Any] = {}
 
     def keep(scores: dict, qrels: dict, results: Results, **_: Any) -> dict[str, float]:
@@ -209,15 +196,15 @@ def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation
             columns[f"mrr_at_{cut}"] = [1 / rank if rank <= cut else 0.0 for rank in ranks]
         return {}
 
-    with isolated():
-        if isinstance(searcher, _Search):  # mteb asks for a name, to write beside predictions
-            from mteb.models import ModelMeta
+    with mteb_task.isolated():
+        from mteb.models import ModelMeta
 
-            searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
-        task = local_task(dataset, k)
+        # mteb asks for a name, to write beside predictions
+        searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
+        task = mteb_task.local_task(dataset, k)
         task.task_specific_scores = keep
         task.evaluate(searcher, "test", ["default"], encode_kwargs={})
-    return Evaluation(dataset.name, pa.table(columns))
+    return Evaluation(dataset.name, pa.table(columns), searcher.ranking)
 
 
 def _first_relevant(scores: dict[str, float], judged: dict[str, int]) -> float:
@@ -237,39 +224,54 @@ class _Search:
 
     def _results(self, query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray) -> Results:
         """(Q, k) rows and scores as mteb's nested dictionaries; a row of -1 is left out."""
+        self.ranking = ids, scores
         return {
             query: dict(zip(self.passage_ids[r[r >= 0]], s[r >= 0].tolist(), strict=True))
             for query, r, s in zip(query_ids, ids, scores, strict=True)
         }
 
 
-class _EncoderSearch(_Search):
-    """Our encoder and our exact search."""
+class _Vectors:
+    """Vectors of texts of one kind, each encoded once."""
 
-    def __init__(self, encoder: Encoder, lengths: dict[str, int | None], progress: bool) -> None:
-        self.encoder, self.lengths, self.progress = encoder, lengths, progress
-
-    def _encode(self, texts: list[str], kind: str) -> np.ndarray:
-        options = {"max_length": self.lengths[kind], "progress": self.progress}
-        encode = partial(self.encoder.encode, kind=kind, **options)
+    def __init__(
+        self, encoder: Encoder, texts: Iterable[str], kind: str, length: int | None, progress: bool
+    ) -> None:
+        self.rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        encode = partial(encoder.encode, kind=kind, max_length=length, progress=progress)
         if processes.world()[1] == 1:
-            return encode(texts)
+            self.vectors = encode(list(self.rows))
+            return
         from nvret.encode import SHARD
         from nvret.scale.embeddings import encode_gathered
 
-        return encode_gathered(encode, texts, SHARD)
+        self.vectors = encode_gathered(encode, list(self.rows), SHARD)
+
+    def of(self, texts: list[str]) -> np.ndarray:
+        """(N, D) of some of the texts; no copy where they are neighbours."""
+        rows = np.fromiter((self.rows[text] for text in texts), np.int64, len(texts))
+        near = len(rows) and (np.diff(rows) == 1).all()
+        return self.vectors[rows[0] : rows[-1] + 1] if near else self.vectors[rows]
+
+
+class _VectorSearch(_Search):
+    """Our encoder's vectors and our exact search."""
+
+    def __init__(self, queries: _Vectors, passages: _Vectors, device: str, progress: bool) -> None:
+        self.queries, self.passages = queries, passages
+        self.device, self.progress = device, progress
 
     def index(self, corpus: Any, **_: Any) -> None:
         super().index(corpus)
-        self.passages = self._encode(corpus["text"][:], "passage")
+        self.corpus = self.passages.of(corpus["text"][:])
 
     def search(self, queries: Any, *, top_k: int, **_: Any) -> Results:
         from nvret.teachers import DenseScorer  # and with it torch
 
-        vectors = self._encode(queries["text"][:], "query")
-        scorer = DenseScorer("student", "", vectors, self.passages, str(self.encoder.device))
-        result = scorer.top_k(np.arange(len(vectors)), top_k, progress=self.progress)
-        return self._results(queries["id"][:], result.ids.numpy(), result.scores.numpy())
+        vectors = self.queries.of(queries["text"][:])
+        scorer = DenseScorer("student", "", vectors, self.corpus, self.device)
+        found = scorer.top_k(np.arange(len(vectors)), top_k, progress=self.progress)
+        return self._results(queries["id"][:], found.ids.numpy(), found.scores.numpy())
 
 
 class _RankingSearch(_Search):

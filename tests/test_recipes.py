@@ -248,12 +248,13 @@ def training(shared: Callable) -> Any:
 
 
 def evaluation(shared: Callable) -> Any:
-    from nvret.evaluation import evaluate_ranking
+    from nvret.evaluation import collapsed, evaluate_ranking
 
-    scores = grid(6, 12, 11)
+    scores, dataset = grid(6, 12, 11), clustered(toy())
     ids = np.argsort(-scores, axis=1, kind="stable")
-    found = evaluate_ranking(ids, np.take_along_axis(scores, ids, 1), toy(), k=(1, 3, 10))
-    return found.scores.to_pydict()
+    found = evaluate_ranking(ids, np.take_along_axis(scores, ids, 1), dataset, k=(1, 3, 10))
+    twins = collapsed(found, dataset, k=(3, 10)).scores
+    return found.scores.to_pydict() | {"collapsed": twins.to_pydict()}
 
 
 def splits(shared: Callable) -> Any:
@@ -268,7 +269,14 @@ def splits(shared: Callable) -> Any:
             ids = [part.queries["id"].to_pylist(), part.corpus["id"].to_pylist()]
             result[f"{part.name}, seed {seed}"] = ids
     result["leaks"] = [sorted(map(list, pairs)) for pairs in parts.leaks(toy(), other)]
-    result["sample"] = sorted(mixtures.sample(toy(), 3).queries["id"].to_pylist())
+    for seeds in ((), (0,), (1,), (0, 1, 2)):
+        drawn = mixtures.sample(toy(), 3, *seeds)
+        result[f"sample{seeds}"] = sorted(drawn.queries["id"].to_pylist())
+    part = parts.split(dataset, dev=0.3, test=0.3, corpus="own").test
+    for most in (None, 8):
+        larger = parts.with_corpus(part, dataset, {"other": other}, passages=most).corpus
+        ids, labels = (larger[name].to_pylist() for name in ("id", "cluster"))
+        result[f"corpus, {most}"] = dict(zip(ids, labels, strict=True))
     result["passages"] = sorted(mixtures.sample_passages(toy(), 11).corpus["id"].to_pylist())
     result["shares"] = mixtures.shares({"a": 900, "b": 100, "c": 7}, 100, 0.5)
     return result

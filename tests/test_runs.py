@@ -3,20 +3,22 @@
 import dataclasses
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.models import write_static
-from nvret import mining, negatives, sampling
+from nvret import data, mining, negatives, sampling
 from nvret.analysis import audit
 from nvret.methods import RandomNegatives
-from nvret.study import config, runs, splits, tables, workspace
+from nvret.study import config, figures, runs, splits, tables, workspace
 from nvret.study.arms import BASE
-from nvret.study.scores import Results
+from nvret.study.scores import COLLAPSED, METRIC, Results
 from nvret.utils import recipes
 from nvret.utils.errors import NvretError
 
@@ -29,6 +31,8 @@ def shared():
     """The smoke profile, its study of methods cut to what a minute can train."""
     settings = config.load(SMOKE)
     values = settings.model_dump()
+    values["data"]["corpora"]["small"] = {"base": "full", "others": ["quoref"], "passages": 600}
+    values["studies"][STUDY]["corpora"] = ["pool", "own", "small"]
     values["studies"][STUDY]["runs"] = [
         {"student": "static", "method": ["random", "naive", "perc-pos"]},
         {"student": "static", "method": "none", "mask_margin": 0.0},
@@ -56,6 +60,10 @@ def arm(study, label):
 
 
 def test_train_and_test_do_not_touch(shared):
+    assert shared.training_sets == ["nq", "squad-dev", "quoref"]
+    assert list(shared.tests) == [
+        "nq-test", "squad-dev-test", "quoref-test", "squadshifts-reddit",
+    ]  # fmt: skip
     for name in shared.training_sets:
         train = shared.train(name)
         for test in (*shared.tests.values(), shared.dev):
@@ -69,13 +77,90 @@ def test_what_leaks_is_taken_out_and_counted(shared):
     lost = shared.leaks("squad-dev")
     assert lost["passages"]
     kept = set(shared.train("squad-dev").corpus["id"].to_pylist())
+    assert kept < set(shared.parts("squad-dev").train.corpus["id"].to_pylist())
     assert not kept & set(lost["passages"])
+
+
+def test_questions_do_not_change_with_their_corpus(shared):
+    own, pool, small = (shared.held_out("nq", name) for name in ("own", "pool", "small"))
+    assert [test.name for test in (own, pool, small)] == [
+        "nq-test", "nq-test in pool", "nq-test in small",
+    ]  # fmt: skip
+    assert shared.held_out() is own
+    assert shared.dev.name == "nq-dev"
+    for test in (pool, small):
+        assert test.queries.equals(own.queries)
+        assert test.qrels.equals(own.qrels)
+    ids = [set(test.corpus["id"].to_pylist()) for test in (own, pool, small)]
+    assert ids[0] < ids[1]
+    assert ids[0] < ids[2]
+    assert [len(kept) for kept in ids[1:]] == [1000, 600]
+    trained = set(shared.whole("nq").corpus["id"].to_pylist())
+    assert ids[1] & trained
+    assert any(name.startswith("squadshifts-reddit/") for name in ids[1])
+    own_set = {name for name in ids[1] if "/" not in name}
+    assert own_set <= set(data.load("nq").corpus["id"].to_pylist())
+    # A set is not added to itself, where its passages would be copies without a label
+    quoref = shared.held_out("quoref", "small").corpus["id"].to_pylist()
+    assert not any(name.startswith("quoref/") for name in quoref)
+
+
+def test_smaller_corpora_are_parts_of_larger_ones_and_clusters_stay(shared):
+    part, whole = shared.parts().test, data.load("nq")
+    others = {name: data.load(name) for name in ("squadshifts-nyt", "squadshifts-reddit")}
+    sizes = [600, 2000, 5000, None]
+    found = [splits.with_corpus(part, whole, others, passages=n).corpus for n in sizes]
+    ids = [set(corpus["id"].to_pylist()) for corpus in found]
+    assert [len(one) for one in ids[:3]] == sizes[:3]
+    assert set(part.corpus["id"].to_pylist()) < ids[0] < ids[1] < ids[2] < ids[3]
+    total = sum(d.corpus.num_rows for d in (whole, *others.values()))
+    assert len(ids[3]) == total
+    everything = found[3].to_pandas()
+    cluster = everything["cluster"][: whole.corpus.num_rows]
+    assert cluster.tolist() == whole.corpus["cluster"].to_pylist()
+    added = everything["cluster"][whole.corpus.num_rows :]
+    assert added.is_unique
+    assert added.min() > cluster.max()
+    texts = [text for other in others.values() for text in other.corpus["text"].to_pylist()]
+    assert everything["text"][whole.corpus.num_rows :].tolist() == texts
+    assert splits.with_corpus(part, passages=3).corpus.equals(part.corpus)
+
+
+def test_an_arm_is_tested_on_the_held_out_part_of_its_own_sets(study):
+    nq = ["nq-test", "nq-test in pool", "nq-test in small"]
+    squad = [name.replace("nq", "squad-dev") for name in nq]
+    apart = ["squadshifts-reddit"]
+    base = next(a for a in study.arms if not a.trained)
+    mixed = arm(study, "Naive Top-K, trained on nq+squad-dev")
+    assert sorted(study.tests_of(arm(study, "Naive Top-K"))) == sorted(nq + apart)
+    for one in (base, mixed):  # a base model is compared with all of them
+        assert sorted(study.tests_of(one)) == sorted(nq + squad + apart)
+    assert study.primary == ["nq-test", "squad-dev-test"]
+
+
+def test_each_seed_draws_its_questions_the_same_for_all_arms(study):
+    plain = [a for a in study.arms if a.trained and len(a.train) == 1]
+    drawn = []
+    for seed in (0, 1):
+        sets = [set(study.dataset(a, seed).queries["id"].to_pylist()) for a in plain]
+        assert all(one == sets[0] for one in sets)
+        drawn.append(sets[0])
+        smaller = study.dataset(dataclasses.replace(plain[0], queries=50), seed)
+        assert set(smaller.queries["id"].to_pylist()) < sets[0]
+        for one in plain:
+            if one.method is not None:
+                asked = study.negatives(one, seed)["query_id"].to_pylist()
+                assert set(asked) <= sets[0]
+    assert [len(one) for one in drawn] == [200, 200]
+    assert len(drawn[0] & drawn[1]) < 50
+    mined = set(study.workspace.train().queries["id"].to_pylist())
+    assert mined == drawn[0] | drawn[1]
 
 
 def test_every_method_is_mined_for_the_same_pairs(study):
     tables = {a.label: study.negatives(a, 0) for a in study.arms if a.method and len(a.train) == 1}
     pairs = {negatives.provenance(table)["pairs"] for table in tables.values()}
-    assert pairs == {len(study.workspace.train().pairs[0])}
+    assert pairs == {len(study.workspace.train().pairs[0])}  # of all seeds
     mined = study.mined(0)
     assert set(mined.index) == set(tables)
     assert (mined["share found"] <= 1).all()
@@ -87,9 +172,10 @@ def test_only_a_draw_depends_on_the_seed(study):
         if one.method is None:
             assert study.negatives(one, 0).num_rows == 0
             continue
-        same = study.negatives(one, 0).equals(study.negatives(one, 1))
-        assert same == (not isinstance(one.method, RandomNegatives))
-        assert not study.negatives(drawn, 0).equals(study.negatives(drawn, 1))
+        for choice in (one, drawn):  # before the seed's own questions are taken out of it
+            by_seed = [study._of_set(choice, one.train[0], seed) for seed in (0, 1)]
+            fixed = choice is one and not isinstance(one.method, RandomNegatives)
+            assert by_seed[0].equals(by_seed[1]) == fixed
 
 
 def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
@@ -100,7 +186,8 @@ def test_one_search_for_all_methods_gives_what_one_for_each_gives(study):
         ceiling_positive=chosen.ceiling_positive,
         near_duplicates=chosen.near_duplicates, progress=False,
     )  # fmt: skip
-    assert study.negatives(one, 0).equals(alone)
+    asked = study.dataset(one, 1).queries["id"].combine_chunks()
+    assert study.negatives(one, 1).equals(alone.filter(pc.is_in(alone["query_id"], asked)))
 
 
 def test_what_is_mined_is_kept_until_a_recipe_changes(study, monkeypatch):
@@ -126,7 +213,9 @@ def test_hidden_positives_are_mined_and_treated(study):
     )
     plain = study.negatives(naive, 0)
     assert negatives.provenance(plain)["near_duplicates"] is None
-    assert set(plain["query_id"].to_pylist()) <= set(study.dataset(naive).queries["id"].to_pylist())
+    assert set(plain["query_id"].to_pylist()) <= set(
+        study.dataset(naive, 0).queries["id"].to_pylist()
+    )
     tables = {"naive": plain} | {
         name: study.negatives(dataclasses.replace(naive, treatment=name), 0)
         for name in ("oracle", "placebo", "dose-50")
@@ -149,7 +238,7 @@ def test_a_mixture_is_mined_set_by_set(study):
     home = table["query_id"].str.split("/").str[0]
     assert set(home) == {"nq", "squad-dev"}
     assert (table["negative_id"].str.split("/").str[0] == home).all()
-    dataset = study.dataset(mixed)
+    dataset = study.dataset(mixed, 0)
     assert dataset.queries.num_rows == mixed.queries
     assert set(table["query_id"]) <= set(dataset.queries["id"].to_pylist())
     composition = study.composition()
@@ -162,23 +251,62 @@ def test_a_mixture_is_mined_set_by_set(study):
 def test_tables_of_a_study(results, study):
     assert list(results.arms.index) == [a.label for a in study.arms]
     means = tables.means(results)
-    tests = [*study.tests, tables.AVERAGE]
-    assert set(means["dataset"]) == set(tests)
+    assert results.primary == ["nq-test", "squad-dev-test"]
+    assert results.datasets == study.tests == [*results.primary, "squadshifts-reddit"]
+    assert set(means["dataset"]) == {*study.tests, tables.AVERAGE, *results.corpora["dataset"]}
     for row in means[means["dataset"] != tables.AVERAGE].itertuples():
-        values = results.values(row.arm)[row.dataset]
+        values = results.values(row.arm, datasets=[row.dataset])[row.dataset]
         assert values.shape[0] == (1 if row.arm.endswith(BASE) else len(study.settings.seeds))
         assert row.mean == pytest.approx(values.mean())
         assert row.low <= row.mean <= row.high
+    # Of the sets that all arms share, though one arm is tested on more
     average = means[means["dataset"] == tables.AVERAGE].set_index("arm")["mean"]
+    each = means.pivot(index="arm", columns="dataset", values="mean")
+    assert each["squad-dev-test"].notna().sum() == 2
+    shared = each[["nq-test", "squadshifts-reddit"]].mean(axis=1)
+    pd.testing.assert_series_equal(average, shared[average.index], check_names=False)
     differences = tables.differences(results, "Naive Top-K")
     for row in differences[differences["dataset"] == tables.AVERAGE].itertuples():
-        reference = average["static: Naive Top-K"]
-        assert row.difference == pytest.approx(average[row.arm] - reference)
+        assert row.difference == pytest.approx(average[row.arm] - average["static: Naive Top-K"])
     orders = tables.orders(results, [("perc-pos", "naive"), ("naive", "random")])
     assert len(orders) == 2
-    assert tables.wins(means).sum() == len(study.tests)
-    twins = tables.by_twins(results, study.workspace.tests[study.tests[0]], [("naive", "random")])
+    assert tables.wins(means).sum() == means["dataset"].nunique() - 1
+    twins = tables.by_twins(results, study.workspace.held_out(), [("naive", "random")])
     assert twins["number"].sum() == len(results.scores.loc[study.tests[0]])
+
+
+def test_a_table_and_a_figure_of_the_corpora(results, study):
+    pairs = [("naive", "random"), ("perc-pos", "naive")]
+    table = tables.by_corpus(results, pairs)
+    assert len(table) == 3 * len(pairs) * 2  # corpora, plain and collapsed
+    sizes = table.set_index("corpus")["passages"]
+    own = study.workspace.held_out().corpus.num_rows
+    assert sizes.to_dict() == {"own": own, "pool": 1000, "small": 600}
+    for row in table.itertuples():
+        name = "nq-test" + (f" in {row.corpus}" if row.corpus != "own" else "")
+        first, second = row.difference.split(" − ")
+        labels = tables.plain(results, "static")
+        scores = [results.values(labels[f], row.metric, [name])[name] for f in (first, second)]
+        assert row.value == pytest.approx(100 * (scores[0] - scores[1]).mean())
+        assert row.low <= row.value <= row.high
+    figure = figures.by_corpus(table)
+    assert [axis.get_title() for axis in figure.axes] == ["naive − random", "perc-pos − naive"]
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == [f"own\n{own}", "small\n600", "pool\n1,000"]
+    plt.close(figure)
+
+
+def test_twins_as_one_score_no_less(results):
+    """An unlabelled copy of the answer above it no longer counts as an error."""
+    for name in ("nq-test", "nq-test in pool"):
+        plain, twins = (
+            results.values("static: Naive Top-K", metric, [name])[name]
+            for metric in (METRIC, COLLAPSED)
+        )
+        assert (twins >= plain - 1e-6).all()
+        assert twins.mean() > plain.mean()
+    collapsed = tables.means(results, COLLAPSED)
+    assert set(collapsed["dataset"]) == set(tables.means(results)["dataset"])
 
 
 def test_every_model_takes_the_same_number_of_steps(results):
@@ -213,6 +341,27 @@ def test_scores_survive_the_file(results, tmp_path):
         tables.differences(back, "Naive Top-K"), tables.differences(results, "Naive Top-K")
     )
     assert back.find(family="perc-pos", teacher="potion-base-8m") == ["static: TopK-PercPos 95%"]
+    assert back.primary == results.primary
+    pairs = [("naive", "random")]
+    pd.testing.assert_frame_equal(tables.by_corpus(back, pairs), tables.by_corpus(results, pairs))
+
+
+def test_a_file_of_an_earlier_version_is_refused(results, tmp_path):
+    results.save(tmp_path / "scores.parquet")
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    del table.attrs["primary"]
+    table.to_parquet(tmp_path / "scores.parquet")
+    with pytest.raises(NvretError, match="does not name its primary test sets; run the profile"):
+        Results.load(tmp_path / "scores.parquet")
+
+
+def test_a_set_without_clusters_has_no_collapsed_scores(results, study):
+    scores = results.scores.drop(columns=COLLAPSED, level=0).stack([1, 2], future_stack=True)
+    plain = Results.of(results.arms, scores.reset_index(), results.logs, "nq-dev", ["nq-test"])
+    assert plain.values("static: Random", COLLAPSED) == {}
+    assert tables.means(plain, COLLAPSED).empty
+    table = tables.means(plain)
+    assert "nq-test in pool" in set(table["dataset"])  # nothing says that it is another corpus
 
 
 def test_a_teacher_is_scored_as_a_retriever(shared):
@@ -221,8 +370,10 @@ def test_a_teacher_is_scored_as_a_retriever(shared):
         list(shared.tests),
         shared.dev.name,
     )
+    some = shared.teacher_scores("bm25", ["nq-test"])
+    assert list(some) == ["nq-test", "nq-dev"]
     assert set(table["teacher"]) == {"bm25", "potion-base-8m"}
-    assert table["mean"].between(0.2, 0.95).all()
+    assert table["mean"].between(0.2, 0.99).all()
     for name in shared.tests:
         assert np.shape(shared.teacher_scores("bm25")[name]) == (
             1,

@@ -70,7 +70,9 @@ def test_half_precision_is_measured_against_float32(dataset, ceiling_positive):
             query, passage, positive = (
                 int(row[key][1:]) for key in ("query_id", "negative_id", "positive_id")
             )
-            own = positives[query].min() if ceiling_positive == "lowest" else scores[query, positive]
+            own = (
+                positives[query].min() if ceiling_positive == "lowest" else scores[query, positive]
+            )
             gaps.append(abs(scores[query, passage] - row["score"]))
             above += scores[query, passage] >= 0.9 * own
         found = precision.agreement(one, half, table)

@@ -192,6 +192,10 @@ class GridSettings(Parametrised):
 class StudySettings(Section):
     """What one notebook trains and compares."""
 
+    corpora: list[str] | None = Field(default=None, min_length=1)
+    """What its held-out questions search in: names of ``data.corpora``, the first of those among
+    them; null: that one alone."""
+
     dev: bool
     """Also evaluate on the development split, where a value is chosen."""
 
@@ -229,9 +233,23 @@ class AuditSettings(Section):
         return [method for one in self.methods for method in one.build()]
 
 
+class CorpusSettings(Section):
+    """What held-out questions search in; see `nvret.study.splits.with_corpus`."""
+
+    base: Literal["own", "full"]
+    """The passages of the held-out part's own groups; or all of its set, those seen in training
+    among them, as in BEIR."""
+
+    others: list[str] = Field(default_factory=list)
+    """Sets whose passages are added."""
+
+    passages: int | None = Field(default=None, gt=0)
+    """At most so many, those of the part itself first; null: all."""
+
+
 class DataSettings(Section):
     train: str
-    """The set that is split, trained on and tested on."""
+    """The set that is trained on and tested on; a study may name others."""
 
     dev_fraction: float = Field(gt=0, lt=0.5)
     test_fraction: float = Field(gt=0, lt=0.5)
@@ -239,8 +257,8 @@ class DataSettings(Section):
     test_queries: int | None = Field(gt=0)
     """Questions of each test set; null: all."""
 
-    test_corpus: Literal["full", "own"]
-    """What the held-out parts search in; see `nvret.study.splits.split`."""
+    corpora: dict[Name, CorpusSettings] = Field(min_length=1)
+    """What held-out questions search in; the first is the primary one, which averages count."""
 
     leak_threshold: float | None = Field(gt=0, le=1)
     """Share of word trigrams from which a training passage leaks; null: leaks stay."""
@@ -285,6 +303,13 @@ class Settings(Section):
                 raise NvretError(f"{name} names {', '.join(sorted(twice))} more than once")
         for where, name in {"teacher": self.teacher, "audit.teacher": self.audit.teacher}.items():
             self.teacher_named(name, where)
+        known = list(self.data.corpora)
+        for study, chosen in self.studies.items():
+            names, where = chosen.corpora or known[:1], f"studies.{study}.corpora"
+            if unknown := [name for name in names if name not in known]:
+                raise NvretError(f"{where}: {unknown[0]!r} is not among {', '.join(known)}")
+            if known[0] not in names or len(set(names)) < len(names):
+                raise NvretError(f"{where}: expected each name once, {known[0]!r} among them")
         return self
 
     def teacher_named(self, name: str, where: str) -> TeacherSettings:

@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 
 from nvret.analysis import looks, statistics
 from nvret.analysis.looks import AXES, BLACK, BLUE, COLUMN_WIDTH, GREY, VERMILION
+from nvret.study.scores import COLLAPSED
+from nvret.study.tables import OWN_SETTING
 
 VERDICTS = {  # the marker says the same as the colour
     "reproduced": {"color": BLUE, "marker": "o"},
@@ -117,6 +119,45 @@ def orders(table: pd.DataFrame) -> Figure:
     parts = dict(list(table.groupby("difference", sort=False)))
     labels = list(dict.fromkeys(table["label"]))
     return _forest(parts, labels, "points of NDCG@10, 95 % interval; square: undecided")
+
+
+def by_corpus(table: pd.DataFrame) -> Figure:
+    """``tables.by_corpus`` in the students' own settings, if there are any: a panel a difference.
+
+    From the smallest corpus to the largest; open markers: near-duplicates as one passage.
+    """
+    own = table[table["setting"] == OWN_SETTING]
+    table = own if len(own) else table
+    sizes = table.groupby("corpus")["passages"]
+    corpora = sizes.mean().sort_values().index
+    names = [
+        f"{name}\n{' / '.join(f'{n:,}' for n in sorted(set(sizes.get_group(name))))}"
+        for name in corpora
+    ]
+    varied = [c for c in ("student", "setting", "test") if table[c].nunique() > 1] or ["student"]
+    lines = dict(list(table.groupby([*varied, "metric"], sort=False)))
+    colours = list(dict.fromkeys(key[:-1] for key in lines))
+    pairs = list(dict.fromkeys(table["difference"]))
+    width = max(2.4, 0.9 * len(corpora)) * len(pairs)
+    figure, axes = panels(len(pairs), 3.6, width, grid="y", sharey=True)
+    for axis, pair in zip(axes, pairs, strict=True):
+        axis.axhline(0, color=BLACK, linewidth=0.8)
+        for place, (key, rows) in enumerate(lines.items()):
+            rows = rows[rows["difference"] == pair]
+            collapsed = key[-1] == COLLAPSED
+            x = corpora.get_indexer(rows["corpus"]) + 0.6 * ((place + 0.5) / len(lines) - 0.5)
+            label = ", ".join([*key[:-1], "twins as one" if collapsed else "plain"])
+            axis.errorbar(
+                x, rows["value"], [rows["value"] - rows["low"], rows["high"] - rows["value"]],
+                linestyle="", markersize=5, capsize=2, linewidth=1.2, label=label,
+                markerfacecolor="white" if collapsed else None,
+                **looks.of_line(colours.index(key[:-1])),
+            )  # fmt: skip
+        axis.set_title(pair, fontsize=9)
+        axis.set_xticks(range(len(corpora)), names)
+    axes[0].set_ylabel("NDCG@10, points,\n95 % interval, paired", fontsize=9)
+    figure.supxlabel("corpus, and its number of passages", fontsize=9)
+    return legend(figure, axes[0], 2)
 
 
 def ledger(table: pd.DataFrame) -> Figure:

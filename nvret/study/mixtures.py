@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -53,22 +53,32 @@ def shares(sizes: Mapping[str, int], total: int, temperature: float) -> dict[str
     return given
 
 
-def sample(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
-    """The ``number`` queries whose ids hash lowest: smaller samples are parts of larger ones."""
+def sample(dataset: RetrievalDataset, number: int | None, *seeds: int) -> RetrievalDataset:
+    """The ``number`` queries whose ids hash lowest: smaller samples are parts of larger ones.
+
+    Another seed draws others, 0 is the default; of several seeds, what any of them draws.
+    """
     if number is None or number >= dataset.queries.num_rows:
         return dataset
-    ids = dataset.queries["id"].to_pylist()
-    return dataset.select(sorted(ids, key=hashed)[:number])
+    ids, drawn = dataset.queries["id"].to_pylist(), set()
+    for prefix in {f"{seed}:" if seed else "" for seed in seeds or (0,)}:
+        drawn.update(sorted(ids, key=lambda name: hashed(prefix + name))[:number])
+    return dataset.select(drawn)
 
 
-def sample_passages(dataset: RetrievalDataset, number: int | None) -> RetrievalDataset:
-    """All relevant passages, and as many others as make ``number``, those whose ids hash lowest."""
+def sample_passages(
+    dataset: RetrievalDataset, number: int | None, first: Collection[str] | None = None
+) -> RetrievalDataset:
+    """All relevant passages, and as many others as make ``number``, those whose ids hash lowest.
+
+    ``first``: ids of the passages that are kept in any case, instead of the relevant ones alone.
+    """
     if number is None or number >= dataset.corpus.num_rows:
         return dataset
     ids = dataset.corpus["id"].to_pylist()
-    relevant = {ids[row] for row in np.unique(dataset.pairs[1])}
-    others = sorted((name for name in ids if name not in relevant), key=hashed)
-    kept = [*relevant, *others[: max(0, number - len(relevant))]]
+    kept = set(first or ()) | {ids[row] for row in np.unique(dataset.pairs[1])}
+    others = sorted((name for name in ids if name not in kept), key=hashed)
+    kept.update(others[: max(0, number - len(kept))])
     return dataset.select(dataset.queries["id"].to_pylist(), corpus_ids=kept)
 
 

@@ -126,6 +126,8 @@ def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[st
     needed = [settings.data.train, settings.teacher]
     for student in settings.students.values():  # what is tested on is kept out of all training
         needed += student.out_of_domain
+    for corpus in settings.data.corpora.values():
+        needed += corpus.others
     for name in names:
         for arm in arms(settings, name) if name in settings.studies else []:
             needed += [settings.students[arm.student].model, *arm.teachers, *arm.sets]

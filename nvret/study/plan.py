@@ -111,11 +111,13 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
             {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
         )
         for student in dict.fromkeys(arm.student for arm in trained):
-            tests = [settings.data.train]
+            own = [arm for arm in trained if arm.student == student]
+            tests = [name for arm in own for name in arm.sets]
+            for corpus in study.corpora or list(settings.data.corpora)[:1]:
+                tests += settings.data.corpora[corpus].others
             if study.out_of_domain:
                 tests += settings.students[student].out_of_domain
-            own = [arm for arm in trained if arm.student == student]
-            for step in _train(settings, assumed, own, tests, sizes):
+            for step in _train(settings, assumed, own, [*dict.fromkeys(tests)], sizes):
                 steps.append(step | {"what": f"{name}, {student}"})
         done = paths.scores_path(settings, name).exists()
         rows += [step | {"done": done} for step in steps]

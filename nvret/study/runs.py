@@ -6,7 +6,8 @@ a method could not fill is counted, never made up by leaving a query out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,9 @@ from nvret.data import RetrievalDataset
 from nvret.models import batching
 from nvret.study import mixtures, paths, treatments
 from nvret.study.arms import Arm, arms
-from nvret.study.scores import Results
+from nvret.study.scores import COLLAPSED, CORPORA, METRIC, Results
 from nvret.study.tables import mined as mined_table
-from nvret.study.workspace import Workspace, inputs, model_fingerprint, stored
+from nvret.study.workspace import Workspace, inputs, model_fingerprint
 from nvret.training.config import TrainingConfig
 from nvret.utils import machine, store
 from nvret.utils.bars import progress_bar
@@ -46,23 +47,60 @@ class Study:
         self.arms = arms(self.settings, name)
         chosen = self.settings.studies[name]
         self.reference = chosen.reference
-        self._tested_on = {"dev": chosen.dev, "out_of_domain": chosen.out_of_domain}
+        # The primary corpus first
+        known, asked = list(self.settings.data.corpora), chosen.corpora
+        self.corpora = tuple(name for name in known if name in (asked or known[:1]))
+        self._options = {"dev": chosen.dev, "out_of_domain": chosen.out_of_domain}
+
+    # What an arm is tested on
+
+    def _trained_on(self, arm: Arm) -> tuple[str, ...]:
+        """An arm's training sets; of a base model those of all arms that it is compared with."""
+        own = [arm] if arm.trained else [a for a in self.arms if a.student == arm.student]
+        names = (name for a in own if a.trained for name in a.sets)
+        return tuple(dict.fromkeys(names)) or tuple(arm.sets)
+
+    def tests_of(self, arm: Arm) -> dict[str, RetrievalDataset]:
+        """The held-out part of each of an arm's training sets in each corpus, and what else the
+        study asks for."""
+        train = self._trained_on(arm)
+        return self.workspace.tests_of(arm.student, train, self.corpora, **self._options)
+
+    @property
+    def primary(self) -> list[str]:
+        """Names of the in-domain test sets in the primary corpus."""
+        names = dict.fromkeys(name for arm in self.arms for name in self._trained_on(arm))
+        return [self.workspace.held_out(name).name for name in names]
 
     @property
     def tests(self) -> list[str]:
-        """Names of the first student's test sets, the development split not among them."""
-        names = self.workspace.tests_of(self.arms[0].student, **self._tested_on)
-        return [name for name in names if name != self.workspace.dev.name]
+        """Names of the first student's test sets that averages count."""
+        known = self.workspace.tests
+        return [name for name in self.tests_of(self.arms[0]) if name in known]
+
+    def _corpora(self) -> pd.DataFrame:
+        """The ``corpora`` of `Results`."""
+        rows = []
+        for arm in self.arms:
+            tests = self.tests_of(arm)
+            for train, corpus in itertools.product(self._trained_on(arm), self.corpora):
+                test, plain = (self.workspace.held_out(train, name) for name in (corpus, None))
+                passages = tests[test.name].corpus.num_rows
+                rows.append((arm.student, test.name, plain.name, corpus, passages))
+        return pd.DataFrame(rows, columns=CORPORA).drop_duplicates(ignore_index=True)
 
     # What an arm trains on
 
-    def dataset(self, arm: Arm) -> RetrievalDataset:
-        """The questions that an arm trains on, with all passages of their sets."""
-        return self._merged(arm.train, arm.queries, arm.mixture_temperature)
+    def dataset(self, arm: Arm, seed: int) -> RetrievalDataset:
+        """The questions that an arm trains on, with all passages of their sets.
 
-    def _parts(self, arm: Arm) -> dict[str, RetrievalDataset]:
+        Each seed draws its own questions, the same for all arms of as many questions.
+        """
+        return self._merged(arm.train, arm.queries, arm.mixture_temperature, seed)
+
+    def _parts(self, arm: Arm, seed: int) -> dict[str, RetrievalDataset]:
         """The same, set by set."""
-        return self._sampled(arm.train, arm.queries, arm.mixture_temperature)
+        return self._sampled(arm.train, arm.queries, arm.mixture_temperature, seed)
 
     @cache  # noqa: B019 (a study lives as long as the process)
     def _merged(self, *choice: Any) -> RetrievalDataset:
@@ -71,14 +109,14 @@ class Study:
 
     @cache  # noqa: B019
     def _sampled(
-        self, names: tuple[str, ...], queries: int | None, temperature: float
+        self, names: tuple[str, ...], queries: int | None, temperature: float, seed: int
     ) -> dict[str, RetrievalDataset]:
         sets = {name: self.workspace.train(name) for name in names}
         if queries is None:
             return sets
         sizes = {name: self.workspace.whole(name).queries.num_rows for name in names}
         shares = mixtures.shares(sizes, queries, temperature)
-        return {name: mixtures.sample(part, shares[name]) for name, part in sets.items()}
+        return {name: mixtures.sample(part, shares[name], seed) for name, part in sets.items()}
 
     def encode(self, arm: Arm, seed: int) -> None:
         """Leave the vectors of an arm's teachers for its training sets in the store."""
@@ -89,13 +127,13 @@ class Study:
     def negatives(self, arm: Arm, seed: int) -> pa.Table:
         """An arm's negatives, each training set mined within its own passages.
 
-        All methods that the study compares under one teacher are mined by one search. Only what
-        is drawn depends on the seed.
+        All methods that the study compares under one teacher are mined by one search, for the
+        questions of all seeds. Only what is drawn depends on the seed.
         """
         if arm.method is None:
             return negatives.SCHEMA.empty_table()
         tables = []
-        for name, part in self._parts(arm).items():
+        for name, part in self._parts(arm, seed).items():
             mined, hidden = arm, self.workspace.hidden(name)
             if arm.treatment is not None:
                 depth = treatments.depth(hidden.pairs, arm.num_negatives)
@@ -183,7 +221,7 @@ class Study:
     def _trained(self, base: Path, arm: Arm, seed: int) -> Path:
         from nvret import training
 
-        dataset, table = self.dataset(arm), self.negatives(arm, seed)
+        dataset, table = self.dataset(arm, seed), self.negatives(arm, seed)
         own = self.settings.students[arm.student].training.model_dump()
         # What the grid may change is a field of the arm, under the same name
         config = TrainingConfig(**{key: getattr(arm, key, value) for key, value in own.items()})
@@ -230,6 +268,8 @@ class Study:
             pd.concat(scores, ignore_index=True),
             pd.concat(logs, ignore_index=True),
             self.workspace.dev.name,
+            self.primary,
+            self._corpora(),
         )
         results.save(paths.scores_path(self.settings, self.name))
         return results
@@ -251,7 +291,7 @@ class Study:
             yield arm, seed
 
     def _evaluated(self, arm: Arm, folder: Path) -> pd.DataFrame:
-        """Per-query scores of one model on the student's test sets.
+        """Per-query scores of one model on its test sets; what they share is encoded once.
 
         They are kept under the name of a trained model's folder, which is a hash of all that made
         it, so that a finished run is read back without loading it. A base model, which somebody
@@ -265,28 +305,48 @@ class Study:
             {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
         )
 
-        @cache
-        def encoder() -> encode.Encoder:
-            return encode.Encoder.load(folder, device=self.settings.device, **changes)
+        tests = self.tests_of(arm)
+        shared = {
+            "model": folder.name if arm.trained else model_fingerprint(folder),
+            "pooling": list(changes.values()) or None,
+            "lengths": list(lengths.values()),
+        }
+        keys = {
+            name: inputs("scores", **shared, test=test.fingerprint) for name, test in tests.items()
+        }
+        targets = {
+            name: store.cache_dir() / "scores" / store.fingerprint(key)
+            for name, key in keys.items()
+        }
+        missing = {name: tests[name] for name, path in targets.items() if not store.find(path)}
+        encoder = None
+        for names in self._sharing(missing):
+            encoder = encoder or encode.Encoder.load(folder, device=self.settings.device, **changes)
+            sets = [missing[name] for name in names]
+            found = evaluation.evaluate_all(encoder, sets, **lengths, progress=False)
+            for name, one in zip(names, found, strict=True):
 
-        tables = []
-        for name, test in self.workspace.tests_of(arm.student, **self._tested_on).items():
+                def save(target: Path, test=missing[name], one=one) -> None:
+                    scores = one.scores.select(["query_id", METRIC, "recall_at_100"]).to_pandas()
+                    if "cluster" in test.corpus.column_names:
+                        scores[COLLAPSED] = evaluation.collapsed(one, test).values(METRIC)
+                    scores.to_parquet(target / "scores.parquet")
 
-            def build(target: Path, test: RetrievalDataset = test) -> None:
-                scores = evaluation.evaluate(encoder(), test, **lengths, progress=False).scores
-                scores = scores.select(["query_id", "ndcg_at_10", "recall_at_100"])
-                scores.to_pandas().to_parquet(target / "scores.parquet")
+                store.stage("scores", keys[name], save)
+        frames = {name: pd.read_parquet(path / "scores.parquet") for name, path in targets.items()}
+        return pd.concat(
+            [frame.assign(dataset=name) for name, frame in frames.items()], ignore_index=True
+        )
 
-            path = stored(
-                "scores",
-                build,
-                model=folder.name if arm.trained else model_fingerprint(folder),
-                pooling=list(changes.values()) or None,
-                test=test.fingerprint,
-                lengths=list(lengths.values()),
-            )
-            tables.append(pd.read_parquet(path / "scores.parquet").assign(dataset=name))
-        return pd.concat(tables, ignore_index=True)
+    def _sharing(self, names: Iterable[str]) -> list[list[str]]:
+        """Test sets by what is encoded together: those in the domain, and those whose passages
+        are added to their corpora; each of the others alone."""
+        chosen = [self.settings.data.corpora[name] for name in self.corpora]
+        added = {name for corpus in chosen for name in corpus.others}
+        alone = [name for name in self.workspace.out_of_domain if name not in added]
+        groups = [[name for name in names if name not in alone]]
+        groups += [[name] for name in names if name in alone]
+        return [group for group in groups if group]
 
     # What was mined, for the notebooks' tables
 
@@ -303,7 +363,7 @@ class Study:
         for arm in self.arms:
             if arm.method is not None and len(arm.train) == 1:
                 own = {arm.label: self.negatives(arm, seed)}
-                rows.append(mined_table(self.dataset(arm), own, arm.num_negatives))
+                rows.append(mined_table(self.dataset(arm, seed), own, arm.num_negatives))
         return pd.concat(rows).rename_axis("arm")
 
     def treated(self, seed: int) -> pd.DataFrame:
@@ -337,7 +397,8 @@ class Study:
         """Questions and passages of each training set in each mixture."""
         rows = {}
         for arm in self.arms:
-            for name, part in self._parts(arm).items() if len(arm.train) > 1 else ():
+            parts = self._parts(arm, self.settings.seeds[0]) if len(arm.train) > 1 else {}
+            for name, part in parts.items():
                 rows[arm.mixture_temperature, name] = {
                     "mixture temperature": arm.mixture_temperature,
                     "set": name,

@@ -6,7 +6,7 @@ The file is what everything else is computed from: tables, figures, the ledger o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 METRIC = "ndcg_at_10"
-METRICS = (METRIC, "recall_at_100")
+COLLAPSED = "ndcg_at_10_collapsed"  # near-duplicates count as one passage
+METRICS = (METRIC, "recall_at_100", COLLAPSED)
+CORPORA = ["student", "dataset", "test", "corpus", "passages"]
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,48 @@ class Results:
     Attributes:
         arms: a row an arm, by its label; the columns of ``nvret.study.arms.Arm.row``.
         scores: rows (dataset, query_id), columns (metric, arm, seed), float32; NaN where an arm is
-            not tested on a set.
+            not tested on a set, and where a set has no near-duplicate clusters to collapse.
         logs: a row per training step, arm and seed, with the step's loss; empty when read back.
         dev: name of the development split, which counts in no average.
+        primary: names of the in-domain test sets in the primary corpus.
+        corpora: a row for each student and in-domain test set, in every corpus: student, dataset,
+            test (its name in the primary corpus), corpus, passages (their number). A set that is
+            not in ``primary`` counts in no average: it asks the same questions once more.
     """
 
     arms: pd.DataFrame
     scores: pd.DataFrame
     logs: pd.DataFrame
     dev: str
+    primary: list[str]
+    corpora: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CORPORA))
 
     @classmethod
-    def of(cls, arms: pd.DataFrame, scores: pd.DataFrame, logs: pd.DataFrame, dev: str) -> Results:
-        """From a table with a row per arm, seed, dataset and query_id, and a column per metric."""
-        wide = scores.pivot(
-            index=["dataset", "query_id"], columns=["arm", "seed"], values=list(METRICS)
-        )
-        wide = wide.astype(np.float32).reindex(scores["dataset"].unique(), level="dataset")
-        return cls(arms, wide, logs, dev)
+    def of(
+        cls, arms: pd.DataFrame, scores: pd.DataFrame, logs: pd.DataFrame, *rest: Any, **more: Any
+    ) -> Results:
+        """From a table with a row per arm, seed, dataset and query_id, and a column per metric.
+
+        The other arguments are those of the class.
+        """
+        index, columns = ["dataset", "query_id"], ["arm", "seed"]
+        wide = scores.reindex(columns=[*index, *columns, *METRICS])
+        wide = wide.pivot(index=index, columns=columns, values=list(METRICS)).astype(np.float32)
+        wide = wide.reindex(scores["dataset"].unique(), level="dataset")
+        return cls(arms, wide, logs, *rest, **more)
 
     @cached_property
     def datasets(self) -> list[str]:
-        """Names of the test sets, the development split not among them."""
+        """Names of the test sets that averages count: neither the development split nor an
+        in-domain set in another corpus than the primary one."""
         names = dict.fromkeys(self.scores.index.get_level_values("dataset"))
-        return [name for name in names if name != self.dev]
+        return [name for name in names if name not in self.apart]
+
+    @cached_property
+    def apart(self) -> list[str]:
+        """Names of the others."""
+        others = [name for name in self.corpora["dataset"] if name not in self.primary]
+        return [*dict.fromkeys(others), self.dev]
 
     def find(self, **wanted: Any) -> list[str]:
         """Labels of the arms whose columns have these values; None for an empty cell.
@@ -85,14 +105,17 @@ class Results:
         return sets
 
     def contrast(
-        self, weights: Mapping[str, float], datasets: Sequence[str] | None = None
+        self,
+        weights: Mapping[str, float],
+        datasets: Sequence[str] | None = None,
+        metric: str = METRIC,
     ) -> dict[str, np.ndarray]:
         """The weighted sum of arms, paired by seed and query: (S, Q) of each test set they share.
 
         Args:
             weights: by label; 1 and -1 for the difference of two.
         """
-        scores = {label: self.values(label, METRIC, datasets) for label in weights}
+        scores = {label: self.values(label, metric, datasets) for label in weights}
         shared = [name for name in datasets or self.datasets
                   if all(name in sets for sets in scores.values())]  # fmt: skip
         for name in shared:
@@ -117,7 +140,12 @@ class Results:
         flat = self.scores.copy()
         flat.columns = ["|".join(map(str, column)) for column in flat.columns]
         flat = flat.reset_index()
-        flat.attrs = {"dev": self.dev, "arms": self.arms.reset_index().to_dict("list")}
+        flat.attrs = {
+            "dev": self.dev,
+            "primary": self.primary,
+            "arms": self.arms.reset_index().to_dict("list"),
+            "corpora": self.corpora.to_dict("list"),
+        }
         with store.atomic_file(path) as partial:
             flat.to_parquet(partial, compression="zstd", index=False)
 
@@ -126,15 +154,18 @@ class Results:
         """Read what ``save`` wrote.
 
         Raises:
-            NvretError: no such file.
+            NvretError: no such file, or one of an earlier version.
         """
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
         flat = pd.read_parquet(path)
+        if "primary" not in flat.attrs:
+            raise NvretError(f"{path} does not name its primary test sets; run the profile again")
         scores = flat.set_index(["dataset", "query_id"])
         keys = [name.split("|") for name in scores.columns]
         scores.columns = pd.MultiIndex.from_tuples(
             [(metric, arm, int(seed)) for metric, arm, seed in keys], names=[None, "arm", "seed"]
         )
         arms = pd.DataFrame(flat.attrs["arms"]).set_index("arm")
-        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"])
+        corpora = pd.DataFrame(flat.attrs["corpora"], columns=CORPORA)
+        return cls(arms, scores, pd.DataFrame(), flat.attrs["dev"], flat.attrs["primary"], corpora)

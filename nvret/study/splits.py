@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from nvret.data import RetrievalDataset
+from nvret.study import mixtures
 from nvret.utils.errors import NvretError
 from nvret.utils.near_duplicates import components, near_duplicate_pairs, normalise
 from nvret.utils.store import hashed
@@ -71,6 +73,38 @@ def split(
             raise NvretError(f"{dataset.name}: no query falls into {name}; the set is too small")
         parts.append(dataset.select(chosen, corpus_ids=inside, name=f"{dataset.name}-{name}"))
     return Split(*parts)
+
+
+def with_corpus(
+    part: RetrievalDataset,
+    whole: RetrievalDataset | None = None,
+    others: Mapping[str, RetrievalDataset] | None = None,
+    *,
+    passages: int | None = None,
+    name: str | None = None,
+) -> RetrievalDataset:
+    """The questions of a held-out part, with more passages to search in.
+
+    Ids of the part's own set stay as they are, so that questions and judgements do not change.
+
+    Args:
+        part: of ``split`` with ``corpus="own"``.
+        whole: the set that was split; its passages are added, those seen in training among them.
+        others: sets by name whose passages are added under the ids ``name/id``. None of them is in
+            a near-duplicate cluster with another.
+        passages: at most so many: all of the part itself, then those whose ids hash lowest, so that
+            smaller corpora are parts of larger ones.
+        name: of the result.
+    """
+    tables = [(whole or part).corpus]
+    label = int(np.max(tables[0]["cluster"].to_numpy())) + 1
+    for prefix, other in (others or {}).items():
+        added = mixtures.prefixed(other.corpus.select(mixtures.COLUMNS["corpus"]), prefix)
+        labels = np.arange(label, label + added.num_rows, dtype=np.int32)
+        tables.append(added.append_column("cluster", pa.array(labels)))
+        label += added.num_rows
+    larger = replace(part, name=name or part.name, corpus=pa.concat_tables(tables))
+    return mixtures.sample_passages(larger, passages, part.corpus["id"].to_pylist())
 
 
 def _unit(key: str) -> float:

@@ -14,7 +14,7 @@ from nvret.analysis import overlap, statistics
 from nvret.analysis.statistics import Interval
 from nvret.data import RetrievalDataset
 from nvret.sampling import draw_rows, pair_keys
-from nvret.study.scores import METRIC, Results
+from nvret.study.scores import COLLAPSED, METRIC, Results
 from nvret.teachers import Scorer
 from nvret.utils.errors import NvretError
 
@@ -41,14 +41,18 @@ def points(interval: Interval) -> dict[str, float]:
 def means(results: Results, metric: str = METRIC) -> pd.DataFrame:
     """Mean and 95 % interval over seeds and queries, for each arm and test set.
 
-    The average over the test sets gives each the same weight; the development split is not in it.
+    The average gives each test set the same weight. It is over those that all arms of a student
+    are tested on; the development split and other corpora than the primary one are not in it.
     """
     rows = []
-    for label in results.arms.index:
-        sets = results.values(label, metric)
-        dev = results.values(label, metric, [results.dev])
-        seeds = len(next(iter(sets.values())))
-        rows += [(label, *row, seeds) for row in _mean_rows(sets, dev, metric)]
+    for student in dict.fromkeys(results.arms["student"]):
+        arms = {label: results.values(label, metric) for label in results.find(student=student)}
+        shared = [name for name in results.datasets if all(name in sets for sets in arms.values())]
+        for label, sets in arms.items():
+            others = results.values(label, metric, results.apart)
+            seeds = len(next(iter(sets.values()), []))
+            average = [sets[name] for name in shared]
+            rows += [(label, *row, seeds) for row in _mean_rows(sets, average, others, metric)]
     columns = ["arm", "dataset", "metric", "mean", "low", "high", "seeds"]
     return _with_arms(results, pd.DataFrame(rows, columns=columns))
 
@@ -63,15 +67,23 @@ def teacher_table(own: Mapping[str, Sets], tests: Sequence[str], dev: str) -> pd
     rows = [
         (teacher, *row)
         for teacher, scores in own.items()
-        for row in _mean_rows({name: scores[name] for name in tests}, {dev: scores[dev]}, METRIC)
+        for row in _mean_rows(
+            {name: scores[name] for name in tests},
+            [scores[name] for name in tests],
+            {dev: scores[dev]},
+            METRIC,
+        )
     ]
     return pd.DataFrame(rows, columns=["teacher", "dataset", "metric", "mean", "low", "high"])
 
 
-def _mean_rows(sets: Sets, dev: Sets, metric: str) -> Iterator[tuple]:
-    """(data set, metric, mean, low, high) of each test set, their average, and the dev split."""
-    for dataset, values in {**sets, AVERAGE: list(sets.values()), **dev}.items():
-        yield dataset, metric, *statistics.mean_interval(values)
+def _mean_rows(
+    sets: Sets, average: Sequence[np.ndarray], others: Sets, metric: str
+) -> Iterator[tuple]:
+    """(data set, metric, mean, low, high) of each test set, the average, and the other sets."""
+    for dataset, values in {**sets, AVERAGE: average, **others}.items():
+        if len(values):
+            yield dataset, metric, *statistics.mean_interval(values)
 
 
 def differences(results: Results, reference: str) -> pd.DataFrame:
@@ -246,6 +258,27 @@ def by_twins(
                         {"student": student, "difference": f"{a} − {b}", "questions": kind}
                         | {"number": int(mask.sum()), **points(interval)}
                     )
+    return pd.DataFrame(rows)
+
+
+def by_corpus(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """As ``orders``, in each corpus that the in-domain questions search.
+
+    Returns:
+        student, setting, test, corpus, passages (in it), difference, metric (NDCG@10, plain or
+        with near-duplicates as one passage), and value, low, high in points.
+    """
+    rows = []
+    for (student, setting), arms in families(results).items():
+        own = results.corpora[results.corpora["student"] == student]
+        chosen = [pair for pair in pairs if set(pair) <= set(arms)]
+        places = own.set_index("dataset").to_dict("index")
+        for dataset, (a, b), metric in itertools.product(places, chosen, (METRIC, COLLAPSED)):
+            sets = results.contrast({arms[a]: 1, arms[b]: -1}, [dataset], metric)
+            row = {**places[dataset], "setting": setting, "difference": f"{a} − {b}"}
+            for values in sets.values():
+                interval = points(statistics.mean_interval(values))
+                rows.append(row | {"metric": metric, **interval})
     return pd.DataFrame(rows)
 
 

@@ -53,39 +53,79 @@ class Workspace:
         self.settings = settings
         self.progress = progress
 
-    @cached_property
-    def parts(self) -> splits.Split:
-        """The first training set, split by near-duplicate cluster."""
+    @cache  # noqa: B019 (it lives as long as the process)
+    def parts(self, train: str | None = None) -> splits.Split:
+        """A training set, split by near-duplicate cluster; each part with its own passages."""
         chosen = self.settings.data
         return splits.split(
-            data.load(chosen.train),
+            data.load(train or chosen.train),
             dev=chosen.dev_fraction,
             test=chosen.test_fraction,
-            corpus=chosen.test_corpus,
+            corpus="own",
         )
 
-    @cached_property
+    def held_out(
+        self, train: str | None = None, corpus: str | None = None, *, dev: bool = False
+    ) -> RetrievalDataset:
+        """Held-out questions of a training set, and what they search in.
+
+        Args:
+            train: the profile's own set, if no name is given.
+            corpus: a name of ``data.corpora``; the primary one, if none is given.
+            dev: those on which a value is chosen.
+        """
+        chosen = self.settings.data
+        return self._held_out(train or chosen.train, corpus or next(iter(chosen.corpora)), dev)
+
+    @cache  # noqa: B019
+    def _held_out(self, train: str, corpus: str, dev: bool) -> RetrievalDataset:
+        chosen, part = self.settings.data, self.parts(train)[1 if dev else 2]
+        kind, primary = chosen.corpora[corpus], next(iter(chosen.corpora))
+        return splits.with_corpus(
+            mixtures.sample(part, chosen.test_queries),
+            data.load(train) if kind.base == "full" else None,
+            {name: data.load(name) for name in kind.others if name != train},
+            passages=kind.passages,
+            name=part.name if corpus == primary else f"{part.name} in {corpus}",
+        )
+
+    @property
     def dev(self) -> RetrievalDataset:
         """Held-out questions to choose a value on."""
-        return mixtures.sample(self.parts.dev, self.settings.data.test_queries)
+        return self.held_out(dev=True)
+
+    @cached_property
+    def out_of_domain(self) -> dict[str, RetrievalDataset]:
+        """The students' test sets of other domains."""
+        students, number = self.settings.students.values(), self.settings.data.test_queries
+        names = dict.fromkeys(name for student in students for name in student.out_of_domain)
+        return {name: mixtures.sample(data.load(name), number) for name in names}
 
     @cached_property
     def tests(self) -> dict[str, RetrievalDataset]:
-        """Held-out questions of the training set, and the students' sets of other domains."""
-        students = self.settings.students.values()
-        names = dict.fromkeys(name for student in students for name in student.out_of_domain)
-        tests = {self.parts.test.name: self.parts.test} | {name: data.load(name) for name in names}
-        number = self.settings.data.test_queries
-        return {name: mixtures.sample(test, number) for name, test in tests.items()}
+        """Held-out questions of each training set in the primary corpus, and other domains."""
+        held_out = map(self.held_out, self.training_sets)
+        return {test.name: test for test in held_out} | self.out_of_domain
 
-    @cache  # noqa: B019 (it lives as long as the process)
+    @cache  # noqa: B019
     def tests_of(
-        self, student: str, *, dev: bool = False, out_of_domain: bool = True
+        self,
+        student: str,
+        train: tuple[str, ...],
+        corpora: tuple[str, ...],
+        *,
+        dev: bool = False,
+        out_of_domain: bool = True,
     ) -> dict[str, RetrievalDataset]:
-        """The sets that a student is tested on, cut to what the profile asks of it."""
+        """The sets that a student is tested on, cut to what the profile asks of it.
+
+        Those of the training sets ``train``, in each of ``corpora``, and of other domains.
+        """
         chosen = self.settings.students[student]
-        names = [self.parts.test.name, *(chosen.out_of_domain if out_of_domain else [])]
-        tests = {name: self.tests[name] for name in names}
+        sets = [self.held_out(name, corpus) for corpus in corpora for name in train]
+        tests = {test.name: test for test in sets}
+        names = chosen.out_of_domain if out_of_domain else []
+        tests |= {name: self.out_of_domain[name] for name in names}
         tests |= {self.dev.name: self.dev} if dev else {}
         cut = {name: mixtures.sample(test, chosen.test_queries) for name, test in tests.items()}
         number = chosen.test_passages
@@ -112,19 +152,16 @@ class Workspace:
 
     @cache  # noqa: B019
     def train(self, name: str | None = None) -> RetrievalDataset:
-        """A set's questions to mine and train on: as many as any run takes, all passages."""
-        return mixtures.sample(self.whole(name or self.settings.data.train), self.most_queries)
-
-    def _published(self, name: str) -> RetrievalDataset:
-        """A training set with its leaks: the training part of the set that is split."""
-        return self.parts.train if name == self.settings.data.train else data.load(name)
+        """A set's questions to mine: all that any run takes with any seed, and all passages."""
+        whole = self.whole(name or self.settings.data.train)
+        return mixtures.sample(whole, self.most_queries, *self.settings.seeds)
 
     @cache  # noqa: B019
     def whole(self, name: str) -> RetrievalDataset:
-        """A training set, less whatever leaks into a test set, and its hidden labels."""
+        """The training part of a set, less what leaks into a test set, and its hidden labels."""
         if (hidden := self.hidden(name)) is not None:
             return hidden.dataset
-        whole, lost = self._published(name), self.leaks(name)
+        whole, lost = self.parts(name).train, self.leaks(name)
         if lost["queries"] or lost["passages"]:
             whole = splits.without(whole, set(lost["passages"]), set(lost["queries"]))
         return whole
@@ -145,13 +182,15 @@ class Workspace:
 
     @cache  # noqa: B019
     def leaks(self, name: str) -> dict[str, list[str]]:
-        """Ids of a training set's passages and questions that give away one of a test set."""
+        """Ids of a training part's passages and questions that give away one of a test set."""
         threshold = self.settings.data.leak_threshold
         if threshold is None:
             return {"passages": [], "queries": []}
-        train, tests = self._published(name), list(self.tests.values())[1:]
-        if name != self.settings.data.train:  # a split does not leak into itself
-            tests = [self.parts.test, self.parts.dev, *tests]
+        train, own = self.parts(name).train, self.settings.data.train
+        others = [other for other in self.training_sets if other != name]  # none into itself
+        tests = [self.parts(other).test for other in others]
+        tests += [self.parts(own).dev] if name != own else []
+        tests += self.out_of_domain.values()
         lost: dict[str, set[str]] = {"passages": set(), "queries": set()}
         for test in tests:
 
@@ -187,10 +226,15 @@ class Workspace:
         """For each question of a training set the passages that are never its negatives."""
         return mining.exclusions(self.train(train), self.near_duplicates(train))
 
-    def teacher_scores(self, name: str) -> dict[str, np.ndarray]:
-        """A teacher's own NDCG@10 of every query, (1, Q) for each test set and the dev split."""
-        tests = {**self.tests, self.dev.name: self.dev}
-        return {test: self._teacher_scores(name, dataset)[None] for test, dataset in tests.items()}
+    def teacher_scores(
+        self, name: str, tests: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """A teacher's own NDCG@10 of every query, (1, Q) for each test set and the dev split.
+
+        ``tests``: some of ``Workspace.tests``; None: all.
+        """
+        sets = [self.tests[test] for test in (self.tests if tests is None else tests)]
+        return {test.name: self._teacher_scores(name, test)[None] for test in (*sets, self.dev)}
 
     def _teacher_scores(self, name: str, test: RetrievalDataset) -> np.ndarray:
         from nvret import evaluation

@@ -20,8 +20,8 @@ VERSIONS = {
     "mining": 1,  # ceilings, sampling, the table of negatives
     "ensembles": 1,
     "training": 1,  # batches, order, loss, optimizer
-    "evaluation": 1,  # scores per query
-    "splits": 2,  # parts of a set, leaks, samples, mixtures
+    "evaluation": 2,  # scores per query
+    "splits": 3,  # parts of a set, leaks, samples, corpora, mixtures
     "hidden-labels": 1,  # which labels an audit hides
     "judges": 1,  # scores of pairs by a second model
 }

@@ -1,0 +1,92 @@
+"""A data set as mteb has it, and mteb kept from what it does to its host.
+
+mteb takes seconds to import, reseeds the global random state and writes to the home folder: it is
+imported under `isolated` only, by `nvret.evaluation`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nvret.data import RetrievalDataset
+from nvret.utils import store
+from nvret.utils.errors import NvretError
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTaskRetrieval
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """mteb imported, and kept from what it does to its host.
+
+    Its import makes ``$MTEB_CACHE`` or ``~/.cache/mteb``; ours lies in our cache. Its tasks seed
+    Python's, NumPy's and torch's generators, at import too: an evaluation between two training
+    epochs would replay the first one's shuffling.
+    """
+    import torch
+
+    os.environ.setdefault("MTEB_CACHE", str(store.cache_dir() / "mteb"))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices):
+            import mteb  # noqa: F401
+
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
+    """The data set as a task of mteb that is already loaded: nothing asks a hub. Under `isolated`.
+
+    Raises:
+        NvretError: no query has a relevant passage.
+    """
+    from datasets import Dataset
+    from mteb.abstasks import AbsTaskRetrieval
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    qrels: dict[str, dict[str, int]] = {}
+    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
+    for query, passage, score in zip(*columns, strict=True):
+        if score > 0:
+            qrels.setdefault(query, {})[passage] = score
+    if not qrels:
+        raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
+    answerable = pa.array([query in qrels for query in dataset.queries["id"].to_pylist()])
+    passages = pa.array(dataset.passages, pa.large_string())  # more than 2 GiB, perhaps
+    data = RetrievalSplitData(
+        corpus=Dataset(pa.table([dataset.corpus["id"], passages], ["id", "text"])),
+        queries=Dataset(dataset.queries.select(["id", "text"]).filter(answerable)),
+        relevant_docs=qrels,
+        top_ranked=None,
+    )
+
+    class LocalRetrieval(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="LocalRetrieval",
+            description="A data set on this machine.",
+            dataset={"path": "nvret/local", "revision": dataset.fingerprint},
+            type="Retrieval",
+            category="t2t",
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score=f"ndcg_at_{k[0]}",
+        )
+        k_values = sorted({1, *k})  # mteb reports the recall at 1 under a name of its own
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            self.dataset, self.data_loaded = {"default": {"test": data}}, True
+
+    return LocalRetrieval()
