@@ -423,13 +423,11 @@ def against_hardness(results: Results, mined: pd.DataFrame, reference: str) -> p
     Arms that differ from the student's own setting in more than the method are left out. The
     arguments are those of ``sweep``; the reference itself has a row, of 0 points.
     """
-    rows = differences(results, reference)
-    rows = rows[rows["dataset"] == AVERAGE].set_index("arm")[["difference", "low", "high"]]
-    arms = results.arms[["student", "method", "family", "parameter"]]
-    arms = arms[_plain(results.arms)]
-    own = arms["student"] + f": {reference}" == arms.index
-    table = arms.join(100 * rows.astype(float)).join([hardness(mined), mined["share found"]])
-    table.loc[own, ["difference", "low", "high"]] = 0.0
+    arms = results.arms.loc[_plain(results.arms), ["student", "method", "family", "parameter"]]
+    own = {label: f"{student}: {reference}" for label, student in arms["student"].items()}
+    rows = {a: points(results.difference(a, b)) for a, b in own.items() if b in arms.index}
+    table = arms.join(pd.DataFrame(rows).T).rename(columns={"value": "difference"})
+    table = table.join([hardness(mined), mined["share found"]])
     table["false"] = mined.get("in the positive's cluster")
     return table.dropna(subset=["difference", "hardness"]).rename_axis("arm").reset_index()
 
