@@ -63,6 +63,10 @@ def test_lists_are_run_through_and_the_base_model_comes_first():
         ({"method": "naive", "queries": 20}, "Naive Top-K, 20 queries"),
         ({"method": "naive", "epochs": 2.5}, "Naive Top-K, 2.5 epochs"),
         ({"method": "naive", "train": "nq+quoref"}, "Naive Top-K, trained on nq+quoref"),
+        (
+            {"method": "naive", "treatment": "dose-50", "train": "nq:clusters"},
+            "Naive Top-K, dose-50, trained on nq:clusters",
+        ),
         ({"method": "naive", "stage_two": 3}, "Naive Top-K, then 3 negatives"),
         (
             {"method": "naive", "sampling": "top-1+sampled", "k": 5},
@@ -91,6 +95,15 @@ def test_a_label_names_what_is_changed(grid, label):
             "1 teachers with ensemble 'cross-sample'",
         ),
         ({"method": "naive", "sampling": "sampled"}, "sampling 'sampled' with k None"),
+        (
+            {"method": "naive", "treatment": "oracle"},
+            "runs.0: treatment 'oracle' of naive on nq, expected naive .* hidden labels such as",
+        ),
+        (
+            {"method": "perc-pos", "treatment": "oracle", "train": "nq:clusters"},
+            "treatment 'oracle' of perc-pos on nq:clusters",
+        ),
+        ({"method": "naive", "treatment": "cure"}, "treatment"),
         ({"method": "naive", "k": 5}, "sampling 'top-k' with k 5"),
     ],
 )
@@ -102,6 +115,12 @@ def test_an_impossible_arm_is_named(grid, message):
 def test_an_unknown_study_is_named():
     with pytest.raises(NvretError, match="has no study '99', only 06_rq3_methods"):
         arms(profile({"student": "static", "method": "naive"}), "99")
+
+
+def test_a_set_with_hidden_labels_is_fetched_by_its_name():
+    hidden = arms(profile({"student": "static", "method": "naive", "train": "nq:clusters"}), STUDY)
+    assert hidden[1].train == ("nq:clusters",)
+    assert hidden[1].sets == ["nq"]
 
 
 def test_a_row_holds_names_and_numbers():

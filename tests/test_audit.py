@@ -1,12 +1,14 @@
 """Hidden labels: what is hidden, what is counted, and how sure the counts are."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import examples
+from helpers.mining import MatrixTeacher
 from nvret import mining
 from nvret.analysis import audit, statistics
 from nvret.data import RetrievalDataset, from_texts
@@ -138,6 +140,43 @@ def test_frontier():
     assert np.isnan(found.loc["none", ["rate", "hardness", "mean rank"]].astype(float)).all()
     by_rank = audit.by_rank(ranking, hidden)
     assert by_rank[["rank", "negatives", "rate"]].to_numpy().tolist() == [[1, 2, 1], [2, 2, 0]]
+
+
+def test_each_hidden_positive_beside_each_labelled_one():
+    hidden = audit.cluster_labels(toy([0, 0, 1, 2, 3, 4, 5, 6, 0, 2, 9, 9]))
+    matrix = np.arange(2 * 12, dtype=np.float32).reshape(2, 12)
+    rows = audit.against_labelled(hidden, MatrixTeacher(matrix), [np.array([8]), np.array([0])])
+    found = rows.sort_values(["query_id", "positive_id"])
+    assert found[["query_id", "positive_id", "corpus_id"]].to_numpy().tolist() == [
+        ["q0", "p0", "p8"], ["q0", "p1", "p8"], ["q0", "p2", "p8"], ["q1", "p3", "p9"],
+    ]  # fmt: skip
+    assert found["score"].tolist() == [8, 8, 8, 21]
+    assert found["positive_score"].tolist() == [0, 1, 2, 15]
+    assert found["excluded"].tolist() == [True] * 3 + [False]
+
+
+@examples(30)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 9), st.integers(0, 9)), min_size=2,
+             max_size=5, unique_by=lambda row: round(row[0], 6)), st.floats(0, 1),
+)  # fmt: skip
+def test_a_rate_between_two_members_is_interpolated(members, at):
+    levels = [level for level, *_ in members]
+    counts = [
+        pd.DataFrame({"query_id": ["a", "b"], "positive_id": ["p", "q"], "mined": [mined, 9],
+                      "false": [min(false, mined), 3]})
+        for _, mined, false in members
+    ]  # fmt: skip
+    found = audit.between(counts, levels, at)
+    assert (found is None) == (not min(levels) <= at <= max(levels))
+    if found is not None:
+        order = np.argsort(levels)
+        rates = np.array([statistics.rate(table).value for table in counts])
+        expected = np.interp(at, np.array(levels)[order], rates[order])
+        assert statistics.rate(found).value == pytest.approx(expected)
+        assert statistics.reduction(found, counts[0]).low <= 1
+    assert audit.between(counts[:1], levels[:1], levels[0]) is None
+    assert audit.between(counts, levels, float("nan")) is None
 
 
 def test_mined_for_real():

@@ -50,14 +50,19 @@ def test_tables(audited, monkeypatch):
 
     frontier = audit.frontier()
     naive = frontier[frontier["method"] == false_negatives.NAIVE]
-    assert naive["rate"].tolist() == [0.5, 0.5]  # the other answer, and a neighbour's
-    assert naive["mean rank"].tolist() == [1.5, 1.5]
+    assert audit.way == "excluded"
+    assert naive["near-duplicates"].tolist() == ["excluded", "kept"] * 2
+    assert naive["rate"].tolist() == [0.5] * 4  # the other answer, and a neighbour's
+    assert naive["mean rank"].tolist() == [1.5] * 4
     reductions = audit.reductions()
     assert set(reductions["method"]) == set(frontier["method"]) - {false_negatives.NAIVE}
     strict = reductions[reductions["method"] == "TopK-MarginPos 5"]
-    assert strict["reduction"].tolist() == [1, 1]
-    assert audit.by_rank().query("rank == 1")["rate"].tolist() == [1, 1]
+    assert strict["reduction"].tolist() == [1] * 4
+    assert audit.by_rank().query("rank == 1")["rate"].tolist() == [1] * 4
     beside = audit.beside_paper()
+    assert beside.loc[beside["source"] != "here", "near-duplicates"].unique().tolist() == ["kept"]
+    both = beside.loc[beside["source"] == "here", "near-duplicates"]
+    assert both.value_counts().tolist() == [len(both) / 2] * 2
     assert beside.loc[beside["source"] == "here", "dataset"].nunique() == 2
     assert {"NQ", "StackExchange"} <= set(beside["dataset"])
     assert "negative of rank 1" in audit.examples("one", 1)[0].data
@@ -78,6 +83,44 @@ def test_tables(audited, monkeypatch):
     pd.testing.assert_frame_equal(audited().frontier(), frontier)
 
 
+def test_what_symmetry_gives_is_told_from_what_a_rule_adds(audited):
+    """Both answers of a question score the same, so that a ceiling at the positive drops all."""
+    audit = audited()
+    symmetry = audit.symmetry()
+    assert symmetry["pairs"].tolist() == [10] * 4
+    assert symmetry["above"].between(0.4, 1).all()
+    excess = audit.excess().set_index("method")
+    assert set(excess.index) == {"Random", "TopK-MarginPos 0", "TopK-MarginPos 5",
+                                 str(false_negatives.HALF)}  # fmt: skip
+    ceiling = excess[excess["less than"] == "the ceiling at 100 %"]
+    assert ceiling.loc["TopK-MarginPos 0", "their rate"].tolist() == (
+        audit.frontier().query("method == 'TopK-PercPos 100%'")["rate"].tolist()
+    )
+    shift = excess[excess["less than"] == "a shift as hard"]
+    assert shift["reduction"].isna().all()  # the profile has none
+
+
+def test_copies_of_a_positive_are_mined_where_they_are_kept(audited, monkeypatch):
+    def copied(name):
+        """Each question's second answer is nearly a copy of the first."""
+        words = [" ".join(f"w{i}x{j}" for j in range(30)) for i in range(12)]
+        texts = [f"{text} {end}" for text in words for end in ("one", "two")]
+        texts += [f"nothing {name} {i}" for i in range(20)]
+        labels = [[2 * i, 2 * i + 1] for i in range(12)]
+        return from_texts(name, texts, [f"w{i}x0 w{i}x1 nothing" for i in range(12)], labels)
+
+    monkeypatch.setattr(data, "load", lambda name, progress: copied(name))
+    audit = audited()
+    assert audit.sizes()["excluded"].tolist() == [1, 1]
+    naive = audit.frontier().query("method == @false_negatives.NAIVE")
+    rates = naive.groupby("near-duplicates")["rate"].max()
+    assert rates["excluded"] == 0
+    assert rates["kept"] > 0
+    symmetry = audit.symmetry().set_index("near-duplicates")
+    assert (symmetry.loc["excluded", "pairs"] == 0).all()
+    assert (symmetry.loc["kept", "pairs"] == 10).all()
+
+
 def test_figures(audited, tmp_path):
     audit = audited()
     nothing = pd.DataFrame(columns=["threshold", "precision", "recall", "removed"], dtype=float)
@@ -86,6 +129,9 @@ def test_figures(audited, tmp_path):
     curves = audit.curves() | {"empty": {"nobody": nothing}}
     for name, figure in {
         "frontier": mining_figures.frontier(frontier),
+        "exclusion": mining_figures.exclusion(
+            audit.frontier(), [false_negatives.NAIVE, "TopK-MarginPos 0"], {"one": 0.388}
+        ),
         "ranks": mining_figures.by_rank(audit.by_rank()),
         "judges": mining_figures.judges(curves),
     }.items():

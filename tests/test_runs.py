@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import write_static
 from nvret import data, mining, negatives, sampling
+from nvret.analysis import audit
 from nvret.methods import RandomNegatives
 from nvret.study import config, figures, runs, splits, tables, workspace
 from nvret.study.arms import BASE
@@ -201,6 +202,34 @@ def test_what_is_mined_is_kept_until_a_recipe_changes(study, monkeypatch):
     monkeypatch.setitem(recipes.VERSIONS, "near-duplicates", 0)
     with pytest.raises(AssertionError, match="mined again"):
         study.negatives(one, 0)
+
+
+def test_hidden_positives_are_mined_and_treated(study):
+    shared = study.workspace
+    naive = dataclasses.replace(arm(study, "Naive Top-K"), train=("nq:clusters",), queries=50)
+    hidden = shared.hidden("nq:clusters")
+    assert set(hidden.dataset.queries["id"].to_pylist()) < set(
+        shared.whole("nq").queries["id"].to_pylist()
+    )
+    plain = study.negatives(naive, 0)
+    assert negatives.provenance(plain)["near_duplicates"] is None
+    assert set(plain["query_id"].to_pylist()) <= set(
+        study.dataset(naive, 0).queries["id"].to_pylist()
+    )
+    tables = {"naive": plain} | {
+        name: study.negatives(dataclasses.replace(naive, treatment=name), 0)
+        for name in ("oracle", "placebo", "dose-50")
+    }
+    assert {table.num_rows for table in tables.values()} == {plain.num_rows}
+    known = {name: int(audit.known(table, hidden).sum()) for name, table in tables.items()}
+    assert known["oracle"] == 0
+    assert known["placebo"] == known["naive"] > 10
+    assert known["dose-50"] == round(known["naive"] / 2)
+    facts = negatives.provenance(tables["placebo"])
+    assert facts["num_negatives"] == naive.num_negatives
+    assert facts["treatment"]["hidden"] == facts["treatment"]["replaced"] == known["naive"]
+    with pytest.raises(NvretError, match=r"train nq:other: labels to hide is 'other', expected"):
+        shared.train("nq:other")
 
 
 def test_a_mixture_is_mined_set_by_set(study):

@@ -7,7 +7,7 @@ compare.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from nvret.analysis.statistics import Interval, rate
 from nvret.data import RetrievalDataset
 from nvret.sampling import pair_keys
+from nvret.teachers import Scorer
 from nvret.utils.errors import NvretError
 from nvret.utils.store import hashed
 
@@ -153,9 +154,10 @@ def _index(table: pa.Table, columns: list[str]) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table.select(columns).to_pandas())
 
 
-def known(table: pa.Table, hidden: Hidden) -> np.ndarray:
-    """(rows,) bool: which negatives of a table are hidden positives."""
-    return _index(table, MINED).isin(_index(hidden.pairs, LABEL))
+def known(table: pa.Table, hidden: Hidden | pa.Table) -> np.ndarray:
+    """(rows,) bool: which negatives of a table are hidden positives, or their ``pairs``."""
+    pairs = hidden.pairs if isinstance(hidden, Hidden) else hidden
+    return _index(table, MINED).isin(_index(pairs, LABEL))
 
 
 def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
@@ -231,3 +233,67 @@ def frontier(
     columns = ["method", "negatives", "false", "rate", "low", "high"]
     columns += ["hardness", "mean rank", "true kept", "false kept"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def against_labelled(hidden: Hidden, scorer: Scorer, exclude: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Each hidden positive beside each labelled one of its query, as the teacher scores them.
+
+    If it is chance which one was labelled, half of the hidden ones outscore the labelled one, and
+    a ceiling at the positive's own score halves the false negatives without knowing anything.
+
+    Args:
+        scorer: the teacher, prepared for ``hidden.dataset``.
+        exclude: for each query the rows of the corpus that are never mined.
+    Returns:
+        columns query_id, positive_id, corpus_id, score, positive_score, and ``excluded``: whether
+        no method can mine it.
+    """
+    dataset = hidden.dataset
+    queries, positives = dataset.pairs
+    labelled = pd.DataFrame({"query": queries, "positive": positives})
+    unlabelled = RetrievalDataset(
+        dataset.name, dataset.corpus, dataset.queries,
+        hidden.pairs.append_column("score", pa.array(np.ones(len(hidden.pairs), np.int32))),
+    ).pairs  # fmt: skip
+    rows = pd.DataFrame({"query": unlabelled[0], "hidden": unlabelled[1]}).merge(labelled)
+    query, passage, positive = (rows[name].to_numpy() for name in ("query", "hidden", "positive"))
+    out = [np.isin(row, exclude[asked]).item() for asked, row in zip(query, passage, strict=True)]
+    ids, corpus = dataset.queries["id"].to_pandas(), dataset.corpus["id"].to_pandas()
+    return pd.DataFrame({
+        "query_id": ids[query].array, "positive_id": corpus[positive].array,
+        "corpus_id": corpus[passage].array, "score": scorer.pair_scores(query, passage),
+        "positive_score": scorer.pair_scores(query, positive), "excluded": out,
+    })  # fmt: skip
+
+
+def between(
+    counts: Sequence[pd.DataFrame], hardness: Sequence[float], at: float
+) -> pd.DataFrame | None:
+    """The counts that a family of methods would have at a hardness between those of its members.
+
+    Args:
+        counts: of `false_negatives`, a table a member, with the same pairs.
+        hardness: of each member, as `frontier` has it.
+        at: the hardness that is asked for.
+    Returns:
+        a table like ``counts`` whose rate is the linear interpolation of its two neighbours' rates;
+        None where no two members lie on both sides.
+
+    >>> rows = pd.DataFrame({"query_id": ["a", "b"], "positive_id": ["p", "p"], "mined": [4, 4]})
+    >>> found = between([rows.assign(false=[0, 2]), rows.assign(false=[4, 4])], [0.5, 0.9], 0.6)
+    >>> rate(found).value  # 0.25 at 0.5, and 1 at 0.9
+    0.4375
+    """
+    order = np.argsort(hardness, kind="stable")
+    levels = np.asarray(hardness, float)[order]
+    if np.isnan(at) or not (len(levels) > 1 and levels[0] <= at <= levels[-1]):
+        return None
+    right = int(np.searchsorted(levels, at, side="right").clip(1, len(levels) - 1))
+    width = levels[right] - levels[right - 1]
+    share = float((at - levels[right - 1]) / width) if width else 0.0
+    shares = {order[right - 1]: 1 - share, order[right]: share}
+    totals = {place: counts[place]["mined"].sum() for place in shares}
+    size = sum(shares[place] * totals[place] for place in shares)
+    parts = [counts[place].set_index(KEYS[:2])[["mined", "false"]] * (shares[place] * size
+             / max(totals[place], 1)) for place in shares]  # fmt: skip
+    return (parts[0] + parts[1]).reset_index()

@@ -49,6 +49,7 @@ class Arm:
     pooling: str | None
     bidirectional: bool | None
     train: tuple[str, ...]
+    treatment: str | None
     mixture_temperature: float
     stage_two: int | None
     changed: tuple[str, ...] = ()
@@ -56,6 +57,11 @@ class Arm:
     @property
     def method_name(self) -> str:
         return BASE if not self.trained else NONE if self.method is None else str(self.method)
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the training sets as they are published, whatever labels are hidden."""
+        return [name.partition(":")[0] for name in self.train]
 
     @property
     def label(self) -> str:
@@ -129,6 +135,14 @@ def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
     for key in ("stage_two", "pooling", "bidirectional") if settings.students[name].head else ():
         if chosen[key] is not None:
             raise NvretError(f"{where}: {key} is {chosen[key]!r}, but student {name!r} is a head")
+    if chosen["treatment"] is not None:
+        shown = all(":" in name for name in chosen["train"].split("+"))
+        if kind != "naive" or chosen["sampling"] != TopK() or chosen["ensemble"] or not shown:
+            raise NvretError(
+                f"{where}: treatment {chosen['treatment']!r} of {kind} on {chosen['train']}, "
+                "expected naive negatives of one teacher, not sampled, and a training set with "
+                "hidden labels such as 'nq:clusters'"
+            )
     same = [field.name for field in dataclasses.fields(Arm) if field.name in default]
     made = {
         "method": method,
@@ -174,6 +188,7 @@ def _sets(train: str) -> str:
 
 # How a label says that a value is not the default one, in the order of the label
 WORDS: dict[str, Callable[[Any], str]] = {
+    "treatment": str,
     "teacher": "teacher {}".format,
     "ensemble": str,
     "sampling": lambda sampling: f"{sampling.name} from {sampling.k}",

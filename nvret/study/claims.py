@@ -56,6 +56,7 @@ class ArmFilter(Section):
     pooling: str | None = None
     bidirectional: bool | Wild | None = None
     train: str | list[str] | None = None
+    treatment: str | list[str] | Wild | None = None
     mixture_temperature: Number = None
     stage_two: Number = None
     epochs: Number = None

@@ -34,6 +34,7 @@ Name = Annotated[str, AfterValidator(check_name)]  # which a path is made of
 Value = TypeVar("Value")
 Swept = Value | list[Value]  # one value, or several to run through
 Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
+Treatment = Literal["oracle", "placebo", "dose-25", "dose-50"]
 
 
 class TeacherSettings(Section):
@@ -185,7 +186,13 @@ class GridSettings(Parametrised):
     learning_rate: Swept[float] | None = None
     pooling: Swept[Literal["mean", "last"]] | None = None
     bidirectional: Swept[bool] | None = None
+
     train: Swept[str] | None = None
+    """A set; "nq:clusters" and "vitaminc:hidden" are its questions with hidden positives, whose
+    labels are hidden (`nvret.study.workspace.HIDING`)."""
+
+    treatment: Swept[Treatment] | None = None
+    """What becomes of naive mining's hidden positives, see `nvret.study.treatments`."""
 
     mixture_temperature: Swept[float] = 1.0
     """Shares of a mixture's sets: 1 keeps their proportions, 0 takes the same of each."""

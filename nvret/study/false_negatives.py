@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -28,7 +29,17 @@ if TYPE_CHECKING:
 DEPTH = 100  # ranks of the teacher's own ranking that are looked at
 RANKS = 30  # that are shown
 NAIVE = str(methods.NaiveTopK())  # what all methods are compared with
+HALF = methods.TopKPercPos(1.0)  # what symmetry alone gives: no candidate above the positive
+WAY = "near-duplicates"  # of a positive: "excluded" from mining, or "kept" as the paper does
 AWARE = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)  # that the paper audits
+
+
+class Mined(NamedTuple):
+    """What is mined of one set, with near-duplicates of the positives excluded or kept."""
+
+    tables: dict[str, pa.Table]  # negatives by method
+    ranking: pa.Table  # the teacher's own, `DEPTH` candidates a pair
+    hidden: pd.DataFrame  # of `audit.against_labelled`
 
 
 class AuditedSet:
@@ -37,8 +48,9 @@ class AuditedSet:
     def __init__(self, settings: Settings, name: str, *, progress: bool = True) -> None:
         self.settings, self.chosen = settings, settings.audit
         self.name, self.progress = name, progress
-        wanted, naive = self.chosen.build_methods(), methods.NaiveTopK()
-        self.methods = wanted if naive in wanted else [naive, *wanted]
+        wanted = self.chosen.build_methods()
+        needed = [method for method in (methods.NaiveTopK(), HALF) if method not in wanted]
+        self.methods = [*needed, *wanted]
 
     @cached_property
     def hidden(self) -> Hidden:
@@ -47,42 +59,47 @@ class AuditedSet:
         return audit.labels(whole, self.chosen.queries, self.chosen.passages)
 
     @cached_property
-    def _mined(self) -> tuple[dict[str, pa.Table], pa.Table]:
-        """``tables`` and ``ranking``."""
-        dataset, depth = self.hidden.dataset, self.chosen.num_negatives
+    def mined(self) -> dict[str, Mined]:
+        """By what becomes of near-duplicates, the profile's own way first."""
+        ways = {"excluded": self.settings.mining.near_duplicates, "kept": None}
+        if ways["excluded"] is None:
+            del ways["excluded"]
+        return {way: self._mined(threshold) for way, threshold in ways.items()}
+
+    def _mined(self, near_duplicates: float | None) -> Mined:
+        hidden, depth = self.hidden, self.chosen.num_negatives
+        dataset = hidden.dataset
         teacher = Workspace(self.settings).teacher(self.chosen.teacher)
         scorer = teachers.prepare(teacher, dataset, progress=self.progress)
-        options = self.settings.mining.model_dump()
+        options = self.settings.mining.model_dump() | {"near_duplicates": near_duplicates}
 
         def build(folder: Path) -> None:
-            known = mining.exclusions(dataset, self.settings.mining.near_duplicates)
+            known = mining.exclusions(dataset, near_duplicates)
             shared = options | {"exclude": known, "progress": False}
             mined = mining.sweep(dataset, scorer, self.methods, depth, **shared)
             mined.append(mining.mine(dataset, scorer, methods.NaiveTopK(), DEPTH, **shared))
             for place, table in enumerate(mined):
                 negatives.save(table, folder / f"{place}.parquet")
+            audit.against_labelled(hidden, scorer, known).to_parquet(folder / "hidden.parquet")
 
         folder = stored(
             "audit",
             build,
             dataset=dataset.fingerprint,
+            hidden=store.fingerprint(hidden.pairs),
             teacher=scorer.fingerprint,
             methods=[method.record for method in self.methods],
             mining=options | {"num_negatives": depth, "depth": DEPTH},
         )
         places = range(len(self.methods) + 1)
         *mined, ranking = [negatives.load(folder / f"{place}.parquet") for place in places]
-        return dict(zip(map(str, self.methods), mined, strict=True)), ranking
+        tables = dict(zip(map(str, self.methods), mined, strict=True))
+        return Mined(tables, ranking, pd.read_parquet(folder / "hidden.parquet"))
 
     @property
-    def tables(self) -> dict[str, pa.Table]:
-        """Negatives by method."""
-        return self._mined[0]
-
-    @property
-    def ranking(self) -> pa.Table:
-        """The teacher's own ranking, `DEPTH` candidates a pair."""
-        return self._mined[1]
+    def own(self) -> Mined:
+        """What the profile's own mining gives."""
+        return next(iter(self.mined.values()))
 
     @cached_property
     def judged(self) -> list[Judged]:
@@ -91,7 +108,9 @@ class AuditedSet:
         The pairs are naive negatives: half of them known positives, if there are as many.
         """
         hidden = self.hidden
-        pairs = judge_quality.sample(self.tables[NAIVE], self.chosen.judged_pairs, hidden=hidden)
+        pairs = judge_quality.sample(
+            self.own.tables[NAIVE], self.chosen.judged_pairs, hidden=hidden
+        )
         teacher = self.settings.teacher_named(self.chosen.teacher, "audit.teacher")
         limit = teacher.passage_max_length
         verdicts = [judge_quality.by_ceiling(pairs, hidden)]
@@ -132,60 +151,134 @@ class Audit:
         parts = {name: pd.DataFrame(rows(one)) for name, one in self.sets.items()}
         return pd.concat(parts, names=["dataset"]).reset_index("dataset").reset_index(drop=True)
 
+    def _both(self, rows: Callable[[Hidden, Mined], Any]) -> pd.DataFrame:
+        """The rows of every set and way in one table, with a column `WAY`."""
+
+        def of_set(one: AuditedSet) -> pd.DataFrame:
+            ways = {way: pd.DataFrame(rows(one.hidden, m)) for way, m in one.mined.items()}
+            return pd.concat(ways, names=[WAY]).reset_index(WAY).reset_index(drop=True)
+
+        return self._each(of_set)
+
+    @property
+    def way(self) -> str:
+        """The profile's own: "excluded" or "kept"."""
+        return next(iter(self.sets[self.datasets[0]].mined))
+
     def sizes(self) -> pd.DataFrame:
-        """How the labels of each set were hidden, and how many of them."""
+        """How the labels of each set were hidden, and how many of them; see `against_labelled`.
+
+        ``excluded``: the share of hidden positives that the profile's exclusion keeps from mining.
+        """
 
         def rows(one: AuditedSet) -> list[dict[str, Any]]:
             dataset, pairs, source = one.hidden
             sizes = tables.sizes(dataset)
             row = {"labels": source, "queries": sizes["questions"], "passages": sizes["passages"]}
             row |= {"words per passage": sizes["words a passage"]}
-            return [row | {"hidden per query": pairs.num_rows / sizes["questions"]}]
+            row |= {"hidden per query": pairs.num_rows / sizes["questions"]}
+            out = one.own.hidden.groupby(["query_id", "corpus_id"])["excluded"].any()
+            return [row | {"excluded": out.mean()}]
 
         return self._each(rows)
 
     def frontier(self) -> pd.DataFrame:
-        """`nvret.analysis.audit.frontier` of every set."""
-        return self._each(lambda one: audit.frontier(one.tables, one.hidden, one.ranking, NAIVE))
+        """`nvret.analysis.audit.frontier` of every set, near-duplicates excluded and kept."""
+        return self._both(lambda hidden, m: audit.frontier(m.tables, hidden, m.ranking, NAIVE))
 
     def reductions(self) -> pd.DataFrame:
         """How much fewer false negatives than naive top-k, as a share of naive's rate."""
 
-        def rows(one: AuditedSet) -> list[dict[str, Any]]:
-            counts = {m: audit.false_negatives(t, one.hidden) for m, t in one.tables.items()}
+        def rows(hidden: Hidden, mined: Mined) -> list[dict[str, Any]]:
+            counts = {m: audit.false_negatives(t, hidden) for m, t in mined.tables.items()}
             naive = counts.pop(NAIVE)
             lower = {m: statistics.reduction(count, naive) for m, count in counts.items()}
             return [{"method": m, **interval._asdict()} for m, interval in lower.items()]
 
-        return self._each(rows).rename(columns={"value": "reduction"})
+        return self._both(rows).rename(columns={"value": "reduction"})
+
+    def symmetry(self) -> pd.DataFrame:
+        """How often a hidden positive scores as high as the labelled one: half, if exchangeable.
+
+        Returns:
+            a row a set and way: ``pairs`` of a hidden and a labelled positive of one query that
+            can be mined, and the share ``above`` with its interval over queries.
+        """
+
+        def rows(_: Hidden, mined: Mined) -> list[dict[str, Any]]:
+            free = mined.hidden[~mined.hidden["excluded"]]
+            higher = (free["score"] >= free["positive_score"]).astype(int)
+            above = statistics.rate(free[["query_id"]].assign(mined=1, false=higher))
+            return [{"pairs": len(free), "above": above.value, "low": above.low,
+                     "high": above.high}]  # fmt: skip
+
+        return self._both(rows)
+
+    def excess(self) -> pd.DataFrame:
+        """What a method removes beyond what knows nothing of false negatives.
+
+        Returns:
+            for each method two rows: ``less than`` the ceiling at the positive's own score, which
+            symmetry alone would let halve the rate, and the shift (naive mining is the shift by 0)
+            at the method's own hardness, interpolated. ``reduction`` is 1 - rate ÷ ``their rate``;
+            NaN where no shift is as hard.
+        """
+
+        def rows(hidden: Hidden, mined: Mined) -> list[dict[str, Any]]:
+            table = audit.frontier(mined.tables, hidden, mined.ranking, NAIVE)
+            hardness = table.set_index("method")["hardness"]
+            counts = {m: audit.false_negatives(t, hidden) for m, t in mined.tables.items()}
+            line = [m for m in counts if m == NAIVE or "shifted" in m]
+            shifts = [counts[m] for m in line], list(hardness[line])
+            found = []
+            for method in (m for m in counts if m not in line):
+                references = {
+                    "the ceiling at 100 %": counts[str(HALF)],
+                    "a shift as hard": audit.between(*shifts, hardness[method]),
+                }
+                if method == str(HALF):
+                    del references["the ceiling at 100 %"]
+                for name, reference in references.items():
+                    row = {"method": method, "hardness": hardness[method], "less than": name}
+                    row |= dict.fromkeys(["their rate", *statistics.Interval._fields], np.nan)
+                    if reference is not None:
+                        row |= statistics.reduction(counts[method], reference)._asdict()
+                        row["their rate"] = statistics.rate(reference).value
+                    found.append(row)
+            return found
+
+        return self._both(rows).rename(columns={"value": "reduction"})
 
     def beside_paper(self) -> pd.DataFrame:
         """The paper's audit above this one: columns of ``results/paper/false_negatives.csv``.
 
         ``share`` of naive negatives that are positives; ``reduction`` by a positive-aware method.
         """
-        theirs = paper.table("false_negatives")
+        theirs = paper.table("false_negatives").assign(**{WAY: "kept"})  # it excludes none
         audited = self.sets[self.datasets[0]].methods
         wanted = [str(method) for method in audited if isinstance(method, AWARE)]
         ours = self.frontier().rename(columns={"rate": "share"})
         ours = ours[ours["method"].isin(wanted)]
-        ours = ours.merge(self.reductions(), on=["dataset", "method"], how="left")
+        ours = ours.merge(self.reductions(), on=["dataset", WAY, "method"], how="left")
         judge = {name: f"hidden labels, {one.hidden.source}" for name, one in self.sets.items()}
         ours = ours.assign(judge=ours["dataset"].map(judge), source="here")
         return pd.concat([theirs, ours[theirs.columns]], ignore_index=True)
 
     def by_rank(self) -> pd.DataFrame:
         """The share of known positives at each of the first ranks of the teacher's ranking."""
-        table = self._each(lambda one: audit.by_rank(one.ranking, one.hidden))
+        table = self._both(lambda hidden, mined: audit.by_rank(mined.ranking, hidden))
         return table[table["rank"] <= RANKS].reset_index(drop=True)
 
     def quality(self) -> pd.DataFrame:
         """What each judge catches on each set, and how many tokens it reads for it."""
 
         def rows(one: AuditedSet) -> list[dict[str, Any]]:
-            share = float(audit.known(one.tables[NAIVE], one.hidden).mean())
-            return [judge_quality.quality(judged, share) | {"tokens per pair": judged.tokens}
-                    for judged in one.judged]  # fmt: skip
+            share = float(audit.known(one.own.tables[NAIVE], one.hidden).mean())
+            return [
+                {WAY: next(iter(one.mined)), **judge_quality.quality(judged, share)}
+                | {"tokens per pair": judged.tokens}
+                for judged in one.judged
+            ]
 
         return self._each(rows)
 
@@ -203,7 +296,7 @@ class Audit:
 
     def examples(self, name: str, number: int) -> list[HTML]:
         """Naive negatives that are hidden positives, those of the best rank first."""
-        hidden, table = self.sets[name].hidden, self.sets[name].tables[NAIVE]
+        hidden, table = self.sets[name].hidden, self.sets[name].own.tables[NAIVE]
         rows = table.to_pandas()[audit.known(table, hidden)]
         rows = rows.sort_values(["rank", "score"], ascending=[True, False], kind="stable")
         dataset = hidden.dataset

@@ -130,12 +130,17 @@ def score_ratios(negatives: Mapping[str, pa.Table]) -> Figure:
 def frontier(table: pd.DataFrame) -> Figure:
     """Hard but true: the rate of known false negatives against the hardness of the others.
 
-    A panel for each data set; a line for each family of methods through its parameters, 95 %
-    intervals. To the right and below is better. The table is that of ``Audit.frontier``.
+    A panel for each data set, a row of them for near-duplicates excluded and one for them kept; a
+    line for each family of methods through its parameters, 95 % intervals. To the right and below
+    is better. The table is that of ``Audit.frontier``.
     """
-    sets = table.groupby("dataset", sort=False)
-    figure, axes = panels(sets.ngroups, 3.6, 3.0 * sets.ngroups, sharey=True)
-    for axis, (name, rows) in zip(axes, sets, strict=True):
+    names, ways = (list(dict.fromkeys(table[key])) for key in ("dataset", "near-duplicates"))
+    figure, axes = panels(
+        len(names), 0.8 + 2.8 * len(ways), 3.0 * len(names), rows=len(ways), sharey=True
+    )
+    for place, axis in np.ndenumerate(axes.reshape(len(ways), len(names))):
+        way, name = ways[place[0]], names[place[1]]
+        rows = table[(table["dataset"] == name) & (table["near-duplicates"] == way)]
         for family, group in rows.groupby(rows["method"].map(looks.method_key), sort=False):
             line = group.dropna(subset=["rate", "hardness"]).sort_values("hardness")
             rate, low, high = (100 * line[column] for column in ("rate", "low", "high"))
@@ -144,18 +149,120 @@ def frontier(table: pd.DataFrame) -> Figure:
                 capsize=2, linewidth=1.1, label=family, clip_on=False, **looks.of_method(family),
             )  # fmt: skip
         _root_scale(axis, 100 * table["high"].max())
-        axis.set_title(name, fontsize=9)
+        axis.set_title(f"{name}, near-duplicates {way}", fontsize=9)
     figure.supxlabel("mean score of true negatives ÷ mean score of positives (%)", fontsize=9)
     figure.supylabel("known false negatives (%)", fontsize=9)
+    return legend(figure, axes.flat[0], 6)
+
+
+def exclusion(table: pd.DataFrame, chosen: Sequence[str], paper: Mapping[str, float]) -> Figure:
+    """The rate of each method with near-duplicates of the positives excluded and kept.
+
+    A panel a data set. A thin line stands at half of naive mining's rate, which symmetry alone
+    would leave under a ceiling at the positive's own score.
+
+    Args:
+        table: of ``Audit.frontier``.
+        chosen: methods to draw, naive mining first.
+        paper: data set -> the paper's rate of naive mining.
+    """
+    sets = table[table["method"].isin(chosen)].groupby("dataset", sort=False)
+    figure, axes = panels(
+        sets.ngroups, 1.3 + 0.4 * len(chosen), 3.0 * sets.ngroups, grid="x", sharey=True
+    )
+    for axis, (name, rows) in zip(axes, sets, strict=True):
+        for place, (way, own) in enumerate(rows.groupby("near-duplicates", sort=False)):
+            own = own.set_index("method").reindex(chosen)
+            rate, low, high = (100 * own[column] for column in ("rate", "low", "high"))
+            axis.errorbar(
+                rate, np.arange(len(chosen)) + 0.3 * place - 0.15, xerr=[rate - low, high - rate],
+                markersize=5, capsize=2, linewidth=1.2, linestyle="", **looks.of_line(place),
+                label=f"near-duplicates {way}",
+            )  # fmt: skip
+            axis.axvline(
+                rate.iloc[0] / 2, color=COLOURS[place], linewidth=0.8, linestyle=DASHES[1 + place],
+                label=f"half of naive, {way}",
+            )  # fmt: skip
+        theirs = 100 * paper.get(name, np.nan)
+        axis.plot(theirs, 0, "*", color=BLACK, markersize=10, label="the paper, none excluded")
+        axis.set_title(name, fontsize=9)
+        axis.set_xlim(left=0)
+    axes[0].set_yticks(range(len(chosen)), chosen)
+    axes[0].invert_yaxis()
+    figure.supxlabel("known false negatives (%), 95 % interval", fontsize=9)
+    return legend(figure, axes[0], 3)
+
+
+def against_hardness(table: pd.DataFrame, reference: str, *, by: str = "hardness") -> Figure:
+    """``tables.against_hardness``: a panel a student, a line a family through its parameters.
+
+    Args:
+        by: the column on the x-axis: "hardness", or "false", the share of known positives.
+    """
+    students = table.groupby("student", sort=False)
+    figure, axes = panels(students.ngroups, 3.8, 3.4 * students.ngroups)
+    for axis, (student, rows) in zip(axes, students, strict=True):
+        axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
+        for family, line in rows.dropna(subset=[by]).groupby("family", sort=False):
+            line = line.sort_values(by)
+            value, low, high = (line[name] for name in ("difference", "low", "high"))
+            style = looks.of_method(line["method"].iloc[0])
+            axis.errorbar(
+                100 * line[by], value, yerr=[value - low, high - value], markersize=5, capsize=2,
+                linewidth=1.1, elinewidth=0.6, label=family, **style,
+            )  # fmt: skip
+        axis.set_title(student, fontsize=9)
+    xlabel = "mean score of negatives ÷ mean score of positives (%)"
+    figure.supxlabel(xlabel if by == "hardness" else "known positives among them (%)", fontsize=9)
+    figure.supylabel(f"NDCG@10, points over {reference}\n(95 % interval, paired)", fontsize=9)
     return legend(figure, axes[0], 6)
 
 
+def dose_response(table: pd.DataFrame, reference: str) -> Figure:
+    """What hidden positives among the negatives cost: a panel a training set, a line a student.
+
+    Args:
+        table: of ``tables.causal``. The line runs through the doses; the placebo, which leaves in
+            as many as naive mining, stands beside it as a diamond.
+    """
+    table = table[(table["less"] == reference) & table["left"].notna()]
+    zero = {"treatment": reference, "left": 1.0, "difference": 0.0, "low": 0.0, "high": 0.0}
+    table = pd.concat([table, table.drop_duplicates(["train", "student"]).assign(**zero)])
+    sets = table.groupby("train", sort=False)
+    figure, axes = panels(sets.ngroups, 3.6, 3.2 * sets.ngroups, sharey=True)
+    students = list(dict.fromkeys(table["student"]))
+    for axis, (name, rows) in zip(axes, sets, strict=True):
+        axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
+        for place, (student, own) in enumerate(rows.groupby("student", sort=False)):
+            style = looks.of_line(students.index(student))
+            line = own[own["treatment"] != "placebo"].sort_values("left")
+            parts = {student: (line, style), f"{student}, placebo": (
+                own[own["treatment"] == "placebo"],
+                style | {"marker": "D", "markerfacecolor": "white", "linestyle": ""},
+            )}  # fmt: skip
+            for label, (part, look) in parts.items():
+                value, low, high = (part[key] for key in ("difference", "low", "high"))
+                shift = 5 + 3 * place if look.get("linestyle") == "" else place  # side by side
+                axis.errorbar(
+                    100 * part["left"] + shift, value, yerr=[value - low, high - value],
+                    markersize=5, capsize=2, linewidth=1.2, label=label, **look,
+                )  # fmt: skip
+        axis.set_title(f"trained on {name}", fontsize=9)
+        axis.set_xticks([0, 25, 50, 75, 100])
+    figure.supxlabel("hidden positives left among the negatives (%)", fontsize=9)
+    figure.supylabel(f"NDCG@10, points over {reference}\n(95 % interval, paired)", fontsize=9)
+    return legend(figure, axes[0], 4)
+
+
 def by_rank(table: pd.DataFrame) -> Figure:
-    """``Audit.by_rank``: a line a data set, with its 95 % band."""
+    """``Audit.by_rank``: a line a data set and way, with its 95 % band."""
     figure, (axis,) = panels(1, 3.4)
-    for place, (name, rows) in enumerate(table.groupby("dataset", sort=False)):
+    sets = list(dict.fromkeys(table["dataset"]))
+    for (name, way), rows in table.groupby(["dataset", "near-duplicates"], sort=False):
         percent = 100 * rows[["rate", "low", "high"]].rename(columns={"rate": "value"})
-        band(axis, rows["rank"], percent, label=name, **looks.of_line(place))
+        style = looks.of_line(sets.index(name)) | {"linestyle": "-" if way == "excluded" else "--"}
+        label = f"{name}, near-duplicates {way}"
+        band(axis, rows["rank"], percent, label=label, **style)
     axis.set(xlabel="rank of the candidate", ylabel="known positives (%)")
     _root_scale(axis, 100 * table["high"].max())
     axis.legend(fontsize=8)

@@ -131,9 +131,9 @@ def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[st
         needed += corpus.others
     for name in names:
         for arm in arms(settings, name) if name in settings.studies else []:
-            needed += [settings.students[arm.student].model, *arm.teachers, *arm.train]
+            needed += [settings.students[arm.student].model, *arm.teachers, *arm.sets]
         if name == "01_data":
             needed += [teacher.name for teacher in settings.teachers]
-        if name == "09_false_negatives":
+        if name in ("09_false_negatives", "13_hardness"):
             needed += [*settings.audit.datasets, settings.audit.teacher, *settings.audit.judges]
     return [name for name in dict.fromkeys(needed) if name != "bm25"]

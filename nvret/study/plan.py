@@ -93,7 +93,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
             (teacher, train, arm.sampling)
             for arm in trained
             for teacher in arm.teachers
-            for train in arm.train
+            for train in arm.sets
         }
         sources = {(teacher, train) for teacher, train, _ in searches}
         steps = [
@@ -112,7 +112,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
         )
         for student in dict.fromkeys(arm.student for arm in trained):
             own = [arm for arm in trained if arm.student == student]
-            tests = [name for arm in own for name in arm.train]
+            tests = [name for arm in own for name in arm.sets]
             for corpus in study.corpora or list(settings.data.corpora)[:1]:
                 tests += settings.data.corpora[corpus].others
             if study.out_of_domain:
@@ -149,7 +149,7 @@ def _train(
     parameters, training = registry.models()[student.model].parameters, student.training
     tokens = 0.0
     for arm in trained:
-        whole = sum(sizes(name)[0] for name in arm.train)
+        whole = sum(sizes(name)[0] for name in arm.sets)
         pairs = min(arm.queries or student.queries or whole, whole)
         for negatives in filter(None, (arm.num_negatives, arm.stage_two)):
             tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * arm.epochs

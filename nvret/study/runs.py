@@ -22,7 +22,7 @@ from nvret import assets, ensembles, methods, mining, negatives, sampling, teach
 from nvret.analysis import overlap
 from nvret.data import RetrievalDataset
 from nvret.models import batching
-from nvret.study import mixtures, paths
+from nvret.study import mixtures, paths, treatments
 from nvret.study.arms import Arm, arms
 from nvret.study.scores import COLLAPSED, CORPORA, METRIC, Results
 from nvret.study.tables import differing
@@ -59,8 +59,8 @@ class Study:
     def _trained_on(self, arm: Arm) -> tuple[str, ...]:
         """An arm's training sets; of a base model those of all arms that it is compared with."""
         own = [arm] if arm.trained else [a for a in self.arms if a.student == arm.student]
-        names = (name for a in own if a.trained for name in a.train)
-        return tuple(dict.fromkeys(names)) or arm.train
+        names = (name for a in own if a.trained for name in a.sets)
+        return tuple(dict.fromkeys(names)) or tuple(arm.sets)
 
     def tests_of(self, arm: Arm) -> dict[str, RetrievalDataset]:
         """The held-out part of each of an arm's training sets in each corpus, and what else the
@@ -141,8 +141,15 @@ class Study:
             return negatives.SCHEMA.empty_table()
         tables = []
         for name, part in self._parts(arm, seed).items():
-            table = self._of_set(arm, name, seed)
+            mined, hidden = arm, self.workspace.hidden(name)
+            if arm.treatment is not None:
+                depth = treatments.depth(hidden.pairs, arm.num_negatives)
+                mined = replace(arm, num_negatives=depth)
+            table = self._of_set(mined, name, seed)
             table = table.filter(pc.is_in(table["query_id"], part.queries["id"].combine_chunks()))
+            if arm.treatment is not None:
+                own = hidden.pairs, arm.num_negatives, arm.treatment, seed
+                table = treatments.treat(table, *own)
             if len(arm.train) > 1:
                 table = mixtures.prefixed(table.replace_schema_metadata(), name)
             tables.append(table)
@@ -165,6 +172,7 @@ class Study:
         seed = seed if drawn else 0
         dataset, scorer = self.workspace.train(train), self.workspace.scorer(teacher, train)
         options = self.settings.mining.model_dump()
+        options["near_duplicates"] = self.workspace.near_duplicates(train)
         shared = inputs(
             "mining",
             dataset=dataset.fingerprint,
@@ -422,7 +430,7 @@ class Study:
         """What a method mines with the profile's teacher and the first student's settings."""
         first = next(arm for arm in self.arms if arm.method is not None)
         teacher, train = self.settings.teacher, self.settings.data.train
-        plain = replace(first, teachers=(teacher,), ensemble=None, train=(train,))
+        plain = replace(first, teachers=(teacher,), ensemble=None, train=(train,), treatment=None)
         return self.negatives(replace(plain, sampling=sampling.TopK(), method=method), seed)
 
     def mined(self, seed: int) -> pd.DataFrame:
@@ -433,6 +441,17 @@ class Study:
                 own = {arm.label: self.negatives(arm, seed)}
                 rows.append(mined_table(self.dataset(arm, seed), own, arm.num_negatives))
         return pd.concat(rows).rename_axis("arm")
+
+    def treated(self, seed: int) -> pd.DataFrame:
+        """`treatments.report` of the arms that mine a training set with hidden labels."""
+        parts = []
+        for arm in self.arms:
+            if arm.method is not None and len(arm.train) == 1 and ":" in arm.train[0]:
+                train, table = arm.train[0], {arm.label: self.negatives(arm, seed)}
+                way = "kept" if self.workspace.near_duplicates(train) is None else "excluded"
+                rows = treatments.report(table, self.workspace.hidden(train).pairs)
+                parts.append(rows.assign(train=train, **{"near-duplicates": way}))
+        return pd.concat(parts).set_index("arm")
 
     def by_teacher(self) -> dict[str, dict[str, pa.Table]]:
         """Training set -> teacher -> negatives, of the arms with a single teacher."""

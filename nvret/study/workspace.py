@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from nvret import assets, data, mining, teachers
+from nvret.analysis import audit
 from nvret.data import RetrievalDataset
 from nvret.scale import faiss_index
 from nvret.study import config, mixtures, splits
 from nvret.utils import recipes, store
+from nvret.utils.errors import check_choice
 
 # What each stage rests on beside its inputs: the recipes whose versions are a part of its key.
 # An ensemble is drawn from mined tables when it is asked for; training's key has the table itself.
@@ -29,6 +31,10 @@ RECIPES = {
     "audit": ("vectors", "search", "bm25", "near-duplicates", "mining", "hidden-labels"),
     "judged": ("judges", "hidden-labels"),
 }
+
+
+# What a training set named "set:kind" hides of the labels of its training part
+HIDING = {"clusters": audit.cluster_labels, "hidden": audit.hide}
 
 
 def inputs(stage: str, **parts: Any) -> dict[str, Any]:
@@ -136,7 +142,8 @@ class Workspace:
     def training_sets(self) -> list[str]:
         """Names of all sets that a study trains on, the profile's own first."""
         names = [name for mixture in self._asked("train") for name in mixture.split("+")]
-        return list(dict.fromkeys([self.settings.data.train, *names]))
+        published = [name.partition(":")[0] for name in names]
+        return list(dict.fromkeys([self.settings.data.train, *published]))
 
     @cached_property
     def most_queries(self) -> int | None:
@@ -152,11 +159,27 @@ class Workspace:
 
     @cache  # noqa: B019
     def whole(self, name: str) -> RetrievalDataset:
-        """The training part of a set, less whatever leaks into a test set."""
+        """The training part of a set, less what leaks into a test set, and its hidden labels."""
+        if (hidden := self.hidden(name)) is not None:
+            return hidden.dataset
         whole, lost = self.parts(name).train, self.leaks(name)
         if lost["queries"] or lost["passages"]:
             whole = splits.without(whole, set(lost["passages"]), set(lost["queries"]))
         return whole
+
+    @cache  # noqa: B019
+    def hidden(self, name: str) -> audit.Hidden | None:
+        """What a training set such as "nq:clusters" hides; None: it shows all of its labels."""
+        base, _, kind = name.partition(":")
+        if not kind:
+            return None
+        check_choice(f"train {name}: labels to hide", kind, tuple(HIDING))
+        return HIDING[kind](self.whole(base))
+
+    def near_duplicates(self, train: str | None = None) -> float | None:
+        """The mining option for a training set; hidden positives are often copies, and stay."""
+        hides = train is not None and self.hidden(train) is not None
+        return None if hides else self.settings.mining.near_duplicates
 
     @cache  # noqa: B019
     def leaks(self, name: str) -> dict[str, list[str]]:
@@ -202,7 +225,7 @@ class Workspace:
     @cache  # noqa: B019
     def exclusions(self, train: str | None = None) -> list[np.ndarray]:
         """For each question of a training set the passages that are never its negatives."""
-        return mining.exclusions(self.train(train), self.settings.mining.near_duplicates)
+        return mining.exclusions(self.train(train), self.near_duplicates(train))
 
     def teacher_scores(
         self, name: str, tests: Sequence[str] | None = None

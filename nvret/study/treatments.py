@@ -1,0 +1,198 @@
+"""Hardness or cleanliness: naive mining's negatives, less some of them.
+
+Whatever drops a false negative puts an easier passage in its place, so that a student that gains
+by it may have gained by either. Here the hidden positives are known (`nvret.analysis.audit`), and
+the two are told apart: the *oracle* replaces all of them, the *placebo* as many true negatives of
+equal score, a *dose* a share of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nvret import negatives
+from nvret.analysis import audit
+from nvret.sampling import pair_keys
+from nvret.study.config import Treatment
+from nvret.utils.errors import NvretError
+
+DOSES = {"oracle": 0.0, "dose-25": 0.25, "dose-50": 0.5}  # hidden positives that are left in
+PAIR = audit.KEYS[:2]
+
+
+def depth(hidden: pa.Table, num_negatives: int) -> int:
+    """Ranks of naive mining that are enough for every treatment of ``num_negatives`` a pair.
+
+    Each of them may be replaced, by a candidate that is none of the query's hidden positives.
+    """
+    counts = hidden["query_id"].value_counts().field("counts")
+    return 2 * num_negatives + (pc.max(counts).as_py() or 0)
+
+
+def treat(
+    table: pa.Table, hidden: pa.Table, num_negatives: int, treatment: str | None, seed: int = 0
+) -> pa.Table:
+    """The negatives that a student trains on.
+
+    What is replaced gives way to the pair's next candidates that are not hidden positives. The
+    placebo's true negatives are chosen over the whole table: each hidden positive, in the order of
+    a hash, takes the one of another pair that is nearest in its own score and in the score of what
+    would replace it, so that the mean score falls as it does for the oracle.
+
+    Args:
+        table: of `nvret.mining.mine` with ``NaiveTopK``, `depth` rows a pair.
+        hidden: query_id, corpus_id of the hidden positives, as `audit.Hidden.pairs`.
+        num_negatives: K, of each pair.
+        treatment: a name of ``Treatment``; None: the first K as they come.
+        seed: of the hash that chooses what a dose leaves in, and the order of the placebo.
+    Returns:
+        rows of the table, by pair and rank. Its provenance has the key ``treatment``: the name,
+        ``hidden`` (positives among the first K of all pairs), ``left`` (of them), ``replaced``,
+        ``score_difference`` (mean score of what is replaced less that of all hidden positives), and
+        ``fall_difference`` (how much further a replaced score falls on average than the oracle's).
+        A pair has fewer rows where the corpus holds no more candidates; the provenance counts them.
+    Raises:
+        NvretError: no such treatment, a table of another method, or one that is not deep enough.
+    """
+    if treatment is not None and treatment not in get_args(Treatment):
+        known = ", ".join(get_args(Treatment))
+        raise NvretError(f"no treatment {treatment!r}, expected one of {known}")
+    facts = negatives.provenance(table)
+    if facts["method"]["name"] != "naive":
+        raise NvretError(f"a treatment of {facts['method']['name']!r}, expected naive negatives")
+    rows = table.select([*audit.KEYS, "rank", "score"]).to_pandas()
+    pair = rows.groupby(PAIR, sort=False).ngroup().to_numpy()
+    order = np.lexsort((rows["rank"], pair))
+    table, rows, pair = table.take(pa.array(order)), rows.iloc[order], pair[order]
+    known = audit.known(table, hidden)
+    first = rows.groupby(pair).cumcount().to_numpy() < num_negatives
+    free = ~first & ~known
+    by_chance = np.argsort(_bits(table, seed), kind="stable")
+    false = by_chance[(first & known)[by_chance]]
+    true = by_chance[(first & ~known)[by_chance]]
+    scores = rows["score"].to_numpy(np.float64)
+    spare = _spare(pair, free, scores, num_negatives)
+    if treatment == "placebo":
+        lost = _nearest(false, true, scores, pair, spare)
+    else:
+        lost = false[round(DOSES.get(treatment or "", 1.0) * len(false)) :]
+    needed = np.bincount(pair, np.isin(np.arange(len(rows)), lost))
+    taken = free & (pd.Series(free).groupby(pair).cumsum().to_numpy() <= needed[pair])
+    cut = np.bincount(pair) >= facts["num_negatives"]  # not by the end of the corpus
+    if (short := cut & (np.bincount(pair, taken) < needed)).any():
+        row = rows.iloc[int(np.argmax(pair == np.argmax(short)))]
+        raise NvretError(
+            f"{treatment}: too few candidates to replace negatives of query {row['query_id']!r} "
+            f"with positive {row['positive_id']!r}, expected a table of `depth` rows a pair"
+        )
+    kept = first & ~np.isin(np.arange(len(rows)), lost) | taken
+    full = int((np.bincount(pair, kept) >= num_negatives).sum())
+    pairs = int(pair.max(initial=-1)) + 1
+    own = scores[lost] - spare[pair[lost], _turn(pair[lost])]
+    oracle = scores[false] - spare[pair[false], _turn(pair[false])]
+    report = {
+        "name": treatment or "naive",
+        "hidden": len(false),
+        "left": int((kept & known).sum()),
+        "replaced": len(lost),
+        "score_difference": _mean(scores[lost]) - _mean(scores[false]) if len(lost) else 0.0,
+        "fall_difference": _mean(own) - _mean(oracle) if len(lost) else 0.0,
+    }
+    facts |= {
+        "num_negatives": num_negatives,
+        "pairs": pairs,
+        "pairs_short": pairs - full,
+        "pairs_empty": 0,
+        "negatives_missing": pairs * num_negatives - int(kept.sum()),
+        "treatment": report,
+    }
+    metadata = {"nvret": json.dumps(facts, sort_keys=True)}
+    return table.filter(pa.array(kept)).replace_schema_metadata(metadata)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]  # what the corpus cannot replace has no fall
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _bits(table: pa.Table, seed: int) -> np.ndarray:
+    """(rows,) a number for each (query, positive, negative) that looks random."""
+    query, positive, negative = (table[name] for name in audit.KEYS)
+    return pair_keys(pc.binary_join_element_wise(query, positive, "\n"), negative, seed)
+
+
+def _spare(pair: np.ndarray, free: np.ndarray, scores: np.ndarray, number: int) -> np.ndarray:
+    """(pairs, number + 1) scores of each pair's candidates that may replace; NaN: no more."""
+    place = pd.Series(free).groupby(pair).cumsum().to_numpy() - 1
+    spare = np.full((int(pair.max(initial=-1)) + 1, number + 1), np.nan)
+    rows = free & (place < number)
+    spare[pair[rows], place[rows]] = scores[rows]
+    return spare
+
+
+def _turn(pair: np.ndarray) -> np.ndarray:
+    """How many of the same pair stand before each."""
+    return pd.Series(pair).groupby(pair).cumcount().to_numpy()
+
+
+def _nearest(
+    wanted: np.ndarray, offered: np.ndarray, scores: np.ndarray, pair: np.ndarray, spare: np.ndarray
+) -> np.ndarray:
+    """For each wanted row an offered one of another pair, none twice.
+
+    The nearest by its score and by that of its replacement, the next one that its pair has left.
+    """
+    following = spare[pair[wanted], _turn(pair[wanted])]
+    values, homes, used = scores[offered], pair[offered], np.zeros(len(spare), int)
+    rest = spare[homes, 0]
+    members = pd.Series(np.arange(len(homes))).groupby(homes).indices
+    chosen = []
+    for row, fallen in zip(wanted, following, strict=True):
+        distance = (values - scores[row]) ** 2
+        distance += 0 if np.isnan(fallen) else (rest - fallen) ** 2
+        distance[members.get(pair[row], [])] = np.inf
+        distance[np.isnan(rest) | np.isnan(distance)] = np.inf
+        if not len(distance) or np.isinf(distance.min()):
+            raise NvretError(
+                f"placebo: {len(wanted)} hidden positives and {len(offered)} true negatives, "
+                "expected as many of other pairs"
+            )
+        place = int(distance.argmin())
+        chosen.append(offered[place])
+        values[place] = np.nan
+        home = homes[place]
+        used[home] += 1
+        rest[members[home]] = spare[home, used[home]]
+    return np.array(chosen, dtype=np.int64)
+
+
+def report(tables: Mapping[str, pa.Table], hidden: pa.Table) -> pd.DataFrame:
+    """What each arm trains on: how many hidden positives, how hard.
+
+    Args:
+        tables: negatives by arm; those of `treat` say what was replaced, others have no number.
+        hidden: as in `treat`.
+    Returns:
+        a row an arm: negatives, hidden (among them), rate, ``share left`` (of naive mining's hidden
+        positives), replaced, score difference and fall difference (see `treat`), mean score, and
+        hardness: the mean score of all negatives over that of their positives.
+    """
+    rows = []
+    for arm, table in tables.items():
+        facts = (negatives.provenance(table) if table.schema.metadata else {}).get("treatment", {})
+        known = audit.known(table, hidden)
+        score, positive = (pc.mean(table[name]).as_py() for name in ("score", "positive_score"))
+        own = {"arm": arm, "negatives": len(table), "hidden": int(known.sum())}
+        own |= {"rate": float(known.mean()), "replaced": facts.get("replaced", np.nan)}
+        left = facts["left"] / facts["hidden"] if facts.get("hidden") else np.nan
+        own |= {"share left": left, "score difference": facts.get("score_difference", np.nan)}
+        own |= {"fall difference": facts.get("fall_difference", np.nan)}
+        rows.append(own | {"mean score": score, "hardness": score / positive})
+    return pd.DataFrame(rows)
