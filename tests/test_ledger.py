@@ -304,8 +304,9 @@ def test_shares_and_overlaps():
         {"dataset": list("abcdef"), "method": "M", "reduction": [0.6, 0.3, 0.5, np.nan, -0.4, 0.1],
          "low": [0.55, 0.2, -np.inf, np.nan, -0.5, -0.1],
          "high": [0.7, 0.4, 0.8, np.nan, -0.3, 0.3]}
-    )  # fmt: skip
-    found = verdicts.from_reductions(one, table)
+    ).assign(**{"near-duplicates": "kept"})  # fmt: skip
+    other = table.assign(**{"near-duplicates": "excluded", "low": 0.9, "high": 1.0})
+    found = verdicts.from_reductions(one, pd.concat([other, table]))
     assert [d.verdict for d in found.values()] == [
         "confirmed", "same sign, smaller", "undecided", "undecided", "reversed", "undecided",
     ]  # fmt: skip

@@ -98,6 +98,8 @@ def differences(results: Results, reference: str) -> pd.DataFrame:
         if label == other or other not in results.arms.index:
             continue
         sets = results.contrast({label: 1, other: -1})
+        if not sets:  # trained, and so tested, on another set
+            continue
         each = {name: [values] for name, values in sets.items()}
         for dataset, values in {**each, AVERAGE: list(sets.values())}.items():
             interval, p = statistics.mean_interval(values), p_value(values)

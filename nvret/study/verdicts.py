@@ -367,10 +367,13 @@ def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str,
     and that share. *Reversed*: it lies below 0. A share has no margin, so that nothing is *no
     effect*.
 
+    As in the paper, near-duplicates of a positive are not excluded before mining.
+
     Args:
-        table: columns dataset, method, reduction, low, high; shares.
+        table: columns dataset, near-duplicates, method, reduction, low, high; shares.
     """
-    rows = table[table["method"] == claim.method].set_index("dataset")
+    rows = table[(table["method"] == claim.method) & (table["near-duplicates"] == "kept")]
+    rows = rows.set_index("dataset")
     if rows.empty:
         raise NotRun(f"no audit of {claim.method}")
     published = paper.value(claim.paper)
