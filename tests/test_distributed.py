@@ -19,6 +19,7 @@ from nvret.encode import Encoder, embed
 from nvret.scale import distributed
 from nvret.search import PRODUCT
 from nvret.study import config, mixtures, runs, workspace
+from nvret.training import head
 from nvret.utils import processes, store
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -80,6 +81,22 @@ def trained(folder, model, **config):
     )
 
 
+def headed(folder):
+    """A head on static vectors: the first process trains it, all read its log."""
+    data, base = dataset(), Encoder.load(model_path("potion-base-8m"))
+    table = mining.mine(data, "bm25", mining.NaiveTopK(), 3, progress=False)
+    vectors = (
+        embed(base, texts, kind, progress=False)
+        for texts, kind in ((data.query_texts, "query"), (data.passages, "passage"))
+    )
+    config = training.TrainingConfig(
+        batch_size=10, learning_rate=1e-2, temperature=0.05, in_batch_negatives=True,
+        memory_bank=16,
+    )  # fmt: skip
+    log = head.train_head(data, table, *vectors, folder, config, seed=3, progress=False)
+    return log, head.HeadEncoder(base, folder)
+
+
 def evaluated(encoder):
     lengths = {"query_max_length": 32, "passage_max_length": 32}
     return evaluation.evaluate(encoder, dataset(), **lengths, progress=False).scores
@@ -116,6 +133,12 @@ def work(folder: Path) -> None:
         pq.write_table(scores, folder / "scores.parquet")
     for name, run in RUNS.items():
         trained(folder / name, **run)
+    log, encoder = headed(folder / "head")
+    assert len(processes.gather_objects(log)) == 2
+    assert all(one.equals(log) for one in processes.gather_objects(log))
+    scores = evaluated(encoder)
+    if processes.is_main_process():
+        pq.write_table(scores, folder / "head.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +191,17 @@ def test_the_negatives_are_those_of_one_process(together, teacher):
     ids = ["query_id", "positive_id", "negative_id", "rank"]
     assert found.select(ids).equals(alone.select(ids))
     assert negatives.provenance(found) == negatives.provenance(alone)
+
+
+def test_a_head_is_that_of_one_process(together, tmp_path):
+    log, encoder = headed(tmp_path / "head")
+    found = pq.read_table(together / "head" / "training_log.parquet")
+    np.testing.assert_allclose(found["loss"], log["loss"], rtol=1e-5)
+    weights = [head.load(folder / "head") for folder in (together, tmp_path)]
+    np.testing.assert_allclose(*weights, atol=1e-4)
+    scores, alone = pq.read_table(together / "head.parquet"), evaluated(encoder)
+    means = [np.mean(table["ndcg_at_10"]) for table in (scores, alone)]
+    assert means[0] == pytest.approx(means[1], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -138,6 +138,26 @@ def test_the_plans_arithmetic():
     assert decoder["memory_gb"] == pytest.approx(28.4, abs=0.1)
 
 
+def test_the_plan_of_a_head_reads_each_text_once_and_an_arm_has_its_epochs():
+    values = config.load(PAPER).model_dump()
+    student = next(iter(values["studies"]["06_rq3_methods"]["runs"]))["student"]
+    values["studies"] = {"06_rq3_methods": values["studies"]["06_rq3_methods"]}
+    assumed = plan.Assumed(passage_tokens=100, query_tokens=10, tflops=100)
+
+    def hours(head, **grid):
+        values["students"][student]["head"] = head
+        values["studies"]["06_rq3_methods"]["runs"] = [{"student": student, **grid}]
+        table = plan.stages(config.check(values, "test"), assumed, lambda name: (1000, 50_000))
+        return table[table["stage"] == "train"].iloc[0]["device_hours"]
+
+    one, more = ({"method": methods, "epochs": 1.0} for methods in ("naive", ["naive", "random"]))
+    assert hours(False, **more) == pytest.approx(2 * hours(False, **one))
+    assert hours(False, **one | {"epochs": 2.5}) == pytest.approx(2.5 * hours(False, **one))
+    assert hours(True, **more) == pytest.approx(hours(True, **one))
+    operations = 2 * 335141888 * len(values["data"]["train"].split("+")) * (10_000 + 5_000_000)
+    assert hours(True, **one) == pytest.approx(operations / 1e14 / 3600)
+
+
 def test_the_plan_of_a_profile_that_is_here(capsys):
     from nvret.cli import main
 

@@ -1,7 +1,7 @@
-"""Fine-tuning on mined negatives: settings, batches and loss, the loop, adapters.
+"""Fine-tuning on mined negatives: settings, batches and loss, the loop, adapters; a linear head.
 
-Read `config`, `batches`, `trainer`, `finetuning`, `lora`, in this order. ``finetune``, which is
-heavy, is imported when it is asked for.
+Read `config`, `batches`, `trainer`, `finetuning`, `lora`, `head`, in this order. ``finetune``,
+which is heavy, is imported when it is asked for.
 """
 
 from __future__ import annotations
