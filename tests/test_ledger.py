@@ -93,7 +93,7 @@ def test_the_papers_difference_is_what_counts():
     assert (found.verdict, found.paper) == ("same sign, smaller", pytest.approx(0.0449))
     wide = decide(one, hard({PERC: 0.03}, noise=0.8))
     assert wide.verdict == "not a test"
-    assert re.match(r"half-width of \d+\.\d\d above the paper's 4.49 points", wide.note)
+    assert re.match(r"half-width of \d+\.\d\d points, the paper's effect is 4.49", wide.note)
 
 
 def test_without_a_positive_control_it_is_no_test():

@@ -263,6 +263,9 @@ class DataSettings(Section):
     train: str
     """The set that is trained on and tested on; a study may name others."""
 
+    split_seed: int = Field(default=0, ge=0)
+    """Another one holds out other questions."""
+
     dev_fraction: float = Field(gt=0, lt=0.5)
     test_fraction: float = Field(gt=0, lt=0.5)
 

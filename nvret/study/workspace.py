@@ -62,6 +62,7 @@ class Workspace:
             data.load(train or chosen.train),
             dev=chosen.dev_fraction,
             test=chosen.test_fraction,
+            seed=chosen.split_seed,
             corpus="own",
         )
 
