@@ -208,6 +208,9 @@ class StudySettings(Section):
     """What its held-out questions search in: names of ``data.corpora``, the first of those among
     them; null: that one alone."""
 
+    seeds: int | None = Field(default=None, gt=0)
+    """As many of a student's seeds, the first ones; null: all."""
+
     dev: bool
     """Also evaluate on the development split, where a value is chosen."""
 
@@ -329,9 +332,9 @@ class Settings(Section):
                 raise NvretError(f"{where}: expected each name once, {known[0]!r} among them")
         return self
 
-    def seeds_of(self, student: str) -> list[int]:
-        """The seeds that a student is trained with."""
-        return self.seeds[: self.students[student].seeds]
+    def seeds_of(self, student: str, study: str) -> list[int]:
+        """The seeds that a student is trained with in a study."""
+        return self.seeds[: self.students[student].seeds][: self.studies[study].seeds]
 
     def teacher_named(self, name: str, where: str) -> TeacherSettings:
         """The teacher of that name; ``where`` is the key that names it."""

@@ -48,7 +48,7 @@ def compute(settings: Settings, stage: str, names: Sequence[str] | None = None) 
     chosen = studies(Workspace(settings, progress=first), names)
     todo = [(study, arm, seed) for seed in settings.seeds for study in chosen
             for arm in study.arms
-            if arm.trained and seed in settings.seeds_of(arm.student)]  # fmt: skip
+            if arm.trained and seed in settings.seeds_of(arm.student, study.name)]  # fmt: skip
     for study, arm, seed in progress_bar(todo, desc=stage, unit="arm", show=first):
         STAGES[stage](study, arm, seed)
     return len(todo)

@@ -112,12 +112,13 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
         )
         for student in dict.fromkeys(arm.student for arm in trained):
             own = [arm for arm in trained if arm.student == student]
-            tests = [name for arm in own for name in arm.sets]
+            tests = [train for arm in own for train in arm.sets]
             for corpus in study.corpora or list(settings.data.corpora)[:1]:
                 tests += settings.data.corpora[corpus].others
             if study.out_of_domain:
                 tests += settings.students[student].out_of_domain
-            for step in _train(settings, assumed, own, [*dict.fromkeys(tests)], sizes):
+            seeds = len(settings.seeds_of(student, name))
+            for step in _train(settings, assumed, own, seeds, [*dict.fromkeys(tests)], sizes):
                 steps.append(step | {"what": f"{name}, {student}"})
         done = paths.scores_path(settings, name).exists()
         rows += [step | {"done": done} for step in steps]
@@ -142,7 +143,12 @@ def _encode(
 
 
 def _train(
-    settings: Settings, assumed: Assumed, trained: list[Arm], tests: list[str], sizes: Sizes
+    settings: Settings,
+    assumed: Assumed,
+    trained: list[Arm],
+    seeds: int,
+    tests: list[str],
+    sizes: Sizes,
 ) -> list[dict]:
     """Training and evaluation of the arms of one student."""
     student = settings.students[trained[0].student]
@@ -154,7 +160,6 @@ def _train(
         for negatives in filter(None, (arm.num_negatives, arm.stage_two)):
             tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * arm.epochs
     tested = sum(assumed.tokens(training, *sizes(name)) for name in tests)
-    seeds = len(settings.seeds_of(trained[0].student))
     runs, weights = seeds * len(trained), parameters * work.FLOAT / GIGA
     if student.head:  # each text is read once, and a head takes next to nothing
         sets = {name for arm in trained for name in arm.train}

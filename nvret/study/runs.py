@@ -352,7 +352,7 @@ class Study:
 
     def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
         """A student's arms and seeds under a bar; what is not trained has one seed."""
-        seeds = self.settings.seeds_of(student)
+        seeds = self.settings.seeds_of(student, self.name)
         todo = [
             (arm, seed)
             for seed in seeds
