@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from nvret.analysis import statistics
-from nvret.study import mining_figures, tables
+from nvret.study import hardness, mining_figures
 from nvret.study.scores import METRICS, Results
 from nvret.utils.errors import NvretError
 
@@ -64,7 +64,7 @@ def study(curve, bonus=0.0, noise=0.0, queries=50, seeds=3):
 
 def test_a_score_that_is_linear_in_hardness_leaves_the_bonus_alone():
     results, mined = study(lambda hardness: 0.4 + 0.3 * hardness, bonus=0.02)
-    rows = tables.equal_hardness(results, mined, [("perc-pos", "abs"), ("abs", "perc-pos")])
+    rows = hardness.equal_hardness(results, mined, [("perc-pos", "abs"), ("abs", "perc-pos")])
     assert rows["difference"].tolist() == ["perc-pos − abs", "abs − perc-pos"]
     assert rows["value"].tolist() == pytest.approx([2, -2], abs=1e-4)
     row = rows.iloc[0]
@@ -76,7 +76,7 @@ def test_a_score_that_is_linear_in_hardness_leaves_the_bonus_alone():
 def test_without_a_bonus_hardness_alone_makes_no_difference():
     """Where plain means would: perc-pos has the harder arms."""
     results, mined = study(lambda hardness: hardness, noise=0.02)
-    row = tables.equal_hardness(results, mined, [("perc-pos", "abs")]).iloc[0]
+    row = hardness.equal_hardness(results, mined, [("perc-pos", "abs")]).iloc[0]
     assert row["low"] < 0 < row["high"]
     plain = {family: np.mean([results.values(label)["test"].mean() for label in labels(family)])
              for family in ("perc-pos", "margin-pos")}  # fmt: skip
@@ -85,7 +85,7 @@ def test_without_a_bonus_hardness_alone_makes_no_difference():
 
 def test_the_interval_is_that_of_the_weighted_contrast():
     results, mined = study(np.square, bonus=0.01, noise=0.05)
-    row = tables.equal_hardness(results, mined, [("perc-pos", "abs")], steps=3).iloc[0]
+    row = hardness.equal_hardness(results, mined, [("perc-pos", "abs")], steps=3).iloc[0]
 
     def at(family, hardness):
         """The family's scores (seeds, queries), interpolated by hand."""
@@ -105,20 +105,20 @@ def test_the_interval_is_that_of_the_weighted_contrast():
 def test_another_column_no_common_range_and_what_is_absent():
     results, mined = study(np.square, bonus=0.01)
     column = "in the positive's cluster"
-    (row,) = tables.equal_hardness(results, mined, [("perc-pos", "abs")], by=column).to_dict(
+    (row,) = hardness.equal_hardness(results, mined, [("perc-pos", "abs")], by=column).to_dict(
         "records"
     )
     assert row["by"] == column
     assert row["from"] == pytest.approx(0.55**2)
     assert row["value"] == pytest.approx(1, abs=1e-4)  # the score is linear in this column
     pairs = [("perc-pos", "margin-pos"), ("perc-pos", "shifted"), ("perc-pos", "random")]
-    rows = tables.equal_hardness(results, mined, pairs)
+    rows = hardness.equal_hardness(results, mined, pairs)
     assert len(rows) == 3
     assert rows["value"].isna().all()
     without = dataclasses.replace(results, arms=results.arms[results.arms["family"] != "abs"])
-    assert tables.equal_hardness(without, mined, [("perc-pos", "abs")]).empty
+    assert hardness.equal_hardness(without, mined, [("perc-pos", "abs")]).empty
     with pytest.raises(NvretError, match="by: mined has no column 'rate', only mean score"):
-        tables.equal_hardness(results, mined, pairs, by="rate")
+        hardness.equal_hardness(results, mined, pairs, by="rate")
 
 
 def treated_study(noise=0.0, queries=80, seeds=3):
@@ -149,7 +149,7 @@ def treated_study(noise=0.0, queries=80, seeds=3):
 
 
 def test_cleanliness_is_told_from_hardness():
-    table = tables.causal(*treated_study())
+    table = hardness.causal(*treated_study())
     assert len(table) == 2 * 2 * 7
     own = table[(table["train"] == "nq:clusters") & (table["student"] == "t")]
     own = own.set_index(["treatment", "less"])
@@ -164,20 +164,20 @@ def test_cleanliness_is_told_from_hardness():
     slope = np.polyfit(doses, scores, 1)[0]
     assert own.loc[("slope of the doses", ""), "difference"] == pytest.approx(slope, abs=1e-3)
     assert own["left"].dropna().tolist() == [0, 0.25, 0.5, 1, 0]  # the last: oracle less placebo
-    noisy = tables.causal(*treated_study(noise=0.2))
+    noisy = hardness.causal(*treated_study(noise=0.2))
     assert (noisy["low"] < noisy["difference"]).all()
     assert (noisy["difference"] < noisy["high"]).all()
     assert noisy["p"].between(0, 1).all()
     results, treated = treated_study()
     lone = treated.index[results.arms.loc[treated.index, "treatment"].notna()]
-    assert tables.causal(results, treated.loc[lone]).empty  # without naive mining
+    assert hardness.causal(results, treated.loc[lone]).empty  # without naive mining
 
 
 def test_the_answers_are_read_from_the_intervals():
     results, mined = study(np.square, bonus=0.02)
     pairs = [("perc-pos", "abs"), ("perc-pos", "margin-pos")]
-    found = tables.readings(
-        tables.equal_hardness(results, mined, pairs), tables.causal(*treated_study())
+    found = hardness.readings(
+        hardness.equal_hardness(results, mined, pairs), hardness.causal(*treated_study())
     )
     assert len(found) == 1 + 4 * 4  # without a common range there is no answer
     assert found["question"].iloc[0] == "at equal hardness: perc-pos − abs"
@@ -189,14 +189,14 @@ def test_the_answers_are_read_from_the_intervals():
     }  # fmt: skip
     unsure = pd.DataFrame({"student": ["s"], "difference": ["a − b"], "by": ["hardness"],
                            "value": [1.0], "low": [-1.0], "high": [3.0]})  # fmt: skip
-    empty = tables.causal(*treated_study()).head(0)
-    assert tables.readings(unsure, empty)["reading"].tolist() == ["not told apart"]
+    empty = hardness.causal(*treated_study()).head(0)
+    assert hardness.readings(unsure, empty)["reading"].tolist() == ["not told apart"]
 
 
 def test_arms_against_hardness_and_their_figures(tmp_path):
     results, mined = study(np.square, noise=0.01)
     mined.loc["s: abs 0.4", ["mean score", "mean positive score"]] = np.nan  # found nothing
-    table = tables.against_hardness(results, mined, "Naive Top-K").set_index("arm")
+    table = hardness.against_hardness(results, mined, "Naive Top-K").set_index("arm")
     assert set(table.index) == set(mined.index) - {"s: abs 0.4", "s: abs 0.6, in-batch"}
     assert table.loc[NAIVE, ["difference", "low", "high", "hardness"]].tolist() == [0, 0, 0, 0.9]
     expected = 100 * (0.7**2 - 0.9**2)
@@ -206,7 +206,7 @@ def test_arms_against_hardness_and_their_figures(tmp_path):
         {"abs": "Abs", "perc-pos": "PercPos", "margin-pos": "MarginPos", "shifted": "shifted",
          "naive": "Naive", "random": "Random"}
     )  # fmt: skip
-    doses = tables.causal(*treated_study(noise=0.02))
+    doses = hardness.causal(*treated_study(noise=0.02))
     for name, figure in {
         "hardness": mining_figures.against_hardness(table, "Naive Top-K"),
         "false": mining_figures.against_hardness(table, "Naive Top-K", by="false"),

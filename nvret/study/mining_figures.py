@@ -194,7 +194,7 @@ def exclusion(table: pd.DataFrame, chosen: Sequence[str], paper: Mapping[str, fl
 
 
 def against_hardness(table: pd.DataFrame, reference: str, *, by: str = "hardness") -> Figure:
-    """``tables.against_hardness``: a panel a student, a line a family through its parameters.
+    """``hardness.against_hardness``: a panel a student, a line a family through its parameters.
 
     Args:
         by: the column on the x-axis: "hardness", or "false", the share of known positives.
@@ -222,7 +222,7 @@ def dose_response(table: pd.DataFrame, reference: str) -> Figure:
     """What hidden positives among the negatives cost: a panel a training set, a line a student.
 
     Args:
-        table: of ``tables.causal``. The line runs through the doses; the placebo, which leaves in
+        table: of ``hardness.causal``. The line runs through the doses; the placebo, which leaves in
             as many as naive mining, stands beside it as a diamond.
     """
     table = table[(table["less"] == reference) & table["left"].notna()]
