@@ -5,10 +5,12 @@ import dataclasses
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from nvret import data
 from nvret.analysis import statistics
-from nvret.study import hardness, mining_figures
+from nvret.study import hardness, mining_figures, tables
 from nvret.study.scores import METRICS, Results
 from nvret.utils.errors import NvretError
 
@@ -215,3 +217,42 @@ def test_arms_against_hardness_and_their_figures(tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
         plt.close(figure)
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+def test_teachers_at_equal_hardness():
+    """The percentages of two teachers are their lines; other arms of theirs stay out."""
+    results, mined = study(lambda hardness: 0.4 + 0.3 * hardness)
+    perc = list(labels("perc-pos"))
+    teacher = pd.Series(None, results.arms.index, dtype=object)
+    teacher[perc[:2]], teacher[perc[2:]] = "a", "b"
+    teacher["s: abs 0.6"] = "a"
+    arms = results.arms.assign(teacher=teacher, ensemble=None, treatment=None)
+    results = dataclasses.replace(results, arms=arms)
+    mined = mined.assign(common=[0.2, 0.6, 0.4, 0.8, *range(5, 5 + len(mined) - 4)])
+    (row,) = hardness.equal_hardness(
+        results, mined, [("a", "b")], of="teacher", by="common"
+    ).to_dict("records")
+    assert (row["from"], row["to"], row["arms"]) == (0.4, 0.6, 4)
+    # At 0.4 to 0.6 of ``common``, a's own hardness goes from 0.55 to 0.6, and b's from 0.7 to 0.75
+    assert row["value"] == pytest.approx(100 * 0.3 * (0.575 - 0.725), abs=1e-4)
+
+
+def test_more_teachers_more_known_positives():
+    passages = ["one", "one again", "two", "three", "four"]
+    dataset = data.from_texts("toy", passages, ["what", "which"], [[0], [2]])
+    clusters = pa.array([7, 7, 8, 9, 10])
+    dataset = dataclasses.replace(dataset, corpus=dataset.corpus.append_column("cluster", clusters))
+
+    def table(*rows):
+        columns = zip(*rows, strict=True)
+        names = ["query_id", "positive_id", "negative_id", "rank"]
+        return pa.table(dict(zip(names, map(list, columns), strict=True)))
+
+    found = tables.by_agreement(
+        dataset,
+        {
+            "a": table(("q0", "p0", "p1", 1), ("q0", "p0", "p3", 2), ("q1", "p2", "p4", 1)),
+            "b": table(("q0", "p0", "p1", 2), ("q1", "p2", "p3", 1), ("q1", "p2", "p4", 5)),
+        },
+    )
+    assert found[["teachers", "negatives", "rate"]].to_numpy().tolist() == [[1, 3, 0], [2, 1, 1]]

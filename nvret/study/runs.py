@@ -32,6 +32,8 @@ from nvret.training.config import TrainingConfig
 from nvret.utils import machine, store
 from nvret.utils.bars import progress_bar
 
+COMMON = "hardness by one teacher"  # the profile's, whoever mined
+
 
 class Study:
     """What a notebook compares. Each part is computed when it is asked for, or found in the store.
@@ -434,13 +436,28 @@ class Study:
         return self.negatives(replace(plain, sampling=sampling.TopK(), method=method), seed)
 
     def mined(self, seed: int) -> pd.DataFrame:
-        """`tables.mined` of every arm that mines and trains on one set."""
+        """`tables.mined` of every arm that mines and trains on one set.
+
+        Teachers differ in their scale. Where arms have several, there is a column COMMON as well.
+        """
+        chosen = [arm for arm in self.arms if arm.method is not None and len(arm.train) == 1]
         rows = []
-        for arm in self.arms:
-            if arm.method is not None and len(arm.train) == 1:
-                own = {arm.label: self.negatives(arm, seed)}
-                rows.append(mined_table(self.dataset(arm, seed), own, arm.num_negatives))
+        for arm in chosen:
+            table = self.negatives(arm, seed)
+            row = mined_table(self.dataset(arm, seed), {arm.label: table}, arm.num_negatives)
+            if len({other.teachers for other in chosen}) > 1 and ":" not in arm.train[0]:
+                row[COMMON] = self._common_hardness(table, arm.train[0])
+            rows.append(row)
         return pd.concat(rows).rename_axis("arm")
+
+    def _common_hardness(self, table: pa.Table, train: str) -> float:
+        """Mean score of negatives ÷ that of their positives, by the profile's teacher."""
+        rows = negatives.rows_of(table, self.workspace.train(train))
+        scorer = self.workspace.scorer(None, train)
+        queries = rows["query"].to_numpy()
+        means = [scorer.pair_scores(queries, rows[kind].to_numpy()).mean()
+                 for kind in ("negative", "positive")]  # fmt: skip
+        return float(means[0] / means[1])
 
     def treated(self, seed: int) -> pd.DataFrame:
         """`treatments.report` of the arms that mine a training set with hidden labels."""

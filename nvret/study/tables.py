@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nvret import methods
 from nvret.analysis import overlap, statistics
@@ -445,3 +446,31 @@ def rules_on_scale(
             "as a percentage": at_middle / middle,
         }
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="rule"))
+
+
+def by_agreement(
+    dataset: RetrievalDataset, negatives: Mapping[str, pa.Table], depth: int = 4
+) -> pd.DataFrame:
+    """The share of known positives among negatives that one, two, … teachers agree on.
+
+    Args:
+        dataset: what was mined from; its corpus has the column ``cluster``. A negative in the
+            near-duplicate cluster of its positive counts as a positive.
+        negatives: by teacher; the first ``depth`` of each pair are taken.
+    Returns:
+        teachers (how many list the negative), negatives, rate, low, high; shares, with intervals
+        over the queries.
+    """
+    heads = [
+        table.filter(pc.less_equal(table["rank"], depth)).select(IDS).to_pandas()
+        for table in negatives.values()
+    ]
+    votes = pd.concat(heads).groupby(IDS, sort=False).size().rename("teachers").reset_index()
+    clusters = dataset.corpus["cluster"].to_pandas().set_axis(dataset.corpus["id"].to_pylist())
+    own, other = (votes[key].map(clusters) for key in ("positive_id", "negative_id"))
+    votes = votes.assign(mined=1, false=(own == other).astype(int))
+    rows = []
+    for number, group in votes.groupby("teachers"):
+        interval = statistics.rate(group[["query_id", "mined", "false"]])
+        rows.append((number, len(group), *interval))
+    return pd.DataFrame(rows, columns=["teachers", "negatives", "rate", "low", "high"])
