@@ -30,6 +30,15 @@ def toy():
 
 
 @pytest.fixture(scope="module")
+def questions():
+    """Real ones, out of the shared cache."""
+    from nvret import data
+    from nvret.study import mixtures
+
+    return mixtures.sample(data.load("squadshifts-nyt"), 60)
+
+
+@pytest.fixture(scope="module")
 def model_folder():
     from nvret.assets import model_path
 
@@ -203,12 +212,10 @@ def test_encoder_equals_its_own_ranking_and_finds_the_answers(encoder, toy):
     assert evaluate_ranking(ranking.ids, ranking.scores, toy).scores.equals(found.scores)
 
 
-def test_all_at_once_gives_what_one_by_one_gives(encoder, toy, monkeypatch):
+def test_all_at_once_gives_what_one_by_one_gives(encoder, toy, questions, monkeypatch):
     """Bit for bit, in the order that was asked for; a text that several sets have once."""
-    from nvret import data
     from nvret.study import mixtures
 
-    questions = mixtures.sample(data.load("squadshifts-nyt"), 60)
     sets = [mixtures.sample_passages(questions, number) for number in (100, None, 400)]
     sets.append(toy)
     expected = [evaluate(encoder, one, **LENGTHS) for one in sets]

@@ -52,6 +52,7 @@ def size(name: str) -> tuple[int, int]:
 
     A set that says nothing of its passages counts as one passage for each question.
     """
+    name = name.partition(":")[0]  # of one with hidden labels, the whole
     entry = registry.datasets()[name]
     if entry.converter is not None:
         dataset = data.load(name, progress=False)

@@ -339,8 +339,8 @@ class Study:
             pd.concat(scores, ignore_index=True),
             pd.concat(logs, ignore_index=True),
             self.workspace.dev.name,
-            self.primary,
-            self._corpora(),
+            primary=self.primary,
+            corpora=self._corpora(),
             differing=pd.concat(map(differing, self._mined_by_student())),
         )
         results.save(paths.scores_path(self.settings, self.name))
