@@ -197,14 +197,14 @@ def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation
         return {}
 
     with mteb_task.isolated():
-        from mteb.models import ModelMeta
+        if isinstance(searcher, _Search):  # mteb asks for a name, to write beside predictions
+            from mteb.models import ModelMeta
 
-        # mteb asks for a name, to write beside predictions
-        searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
+            searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
         task = mteb_task.local_task(dataset, k)
         task.task_specific_scores = keep
         task.evaluate(searcher, "test", ["default"], encode_kwargs={})
-    return Evaluation(dataset.name, pa.table(columns), searcher.ranking)
+    return Evaluation(dataset.name, pa.table(columns), getattr(searcher, "ranking", None))
 
 
 def _first_relevant(scores: dict[str, float], judged: dict[str, int]) -> float:

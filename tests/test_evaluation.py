@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from helpers.evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
-from nvret.evaluation import Evaluation, evaluate, evaluate_ranking
+from nvret.evaluation import Evaluation, collapsed, evaluate, evaluate_all, evaluate_ranking
 from nvret.search import top_k
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -131,6 +132,63 @@ def test_summary_is_the_mean_over_queries():
         found.values("ndcg")
 
 
+# --- near-duplicates as one passage ----------------------------------------------------------
+
+
+def with_clusters(dataset, labels):
+    column = pa.array(labels, pa.int32())
+    return replace(dataset, corpus=dataset.corpus.append_column("cluster", column))
+
+
+def test_only_the_best_of_a_cluster_stands_in_the_ranking():
+    """By hand: the copies of "a" and "b" move the answer from rank 5 to rank 3."""
+    names = {name: ("", f"text {name}") for name in ("a", "a2", "b", "b2", "c", "c2", "d")}
+    dataset = make_dataset(names, {"q": "text"}, [("q", "c", 1), ("q", "d", 1)])
+    dataset = with_clusters(dataset, [4, 4, 9, 9, 7, 7, 0])
+    ids = np.array([[0, 2, 1, 3, 5, 4, 6]])  # a b a2 b2 c2 c d
+    plain = evaluate_ranking(ids, -np.arange(7.0)[None], dataset, k=(3, 10))
+    found = collapsed(plain, dataset, k=(3, 10)).scores.to_pylist()[0]
+    ideal = 1 + 1 / math.log2(3)
+    assert found["ndcg_at_10"] == pytest.approx((1 / math.log2(4) + 1 / math.log2(5)) / ideal)
+    assert found["ndcg_at_3"] == pytest.approx((1 / math.log2(4)) / ideal)
+    assert found["mrr_at_10"] == pytest.approx(1 / 3)
+    assert plain.scores["mrr_at_10"][0].as_py() == pytest.approx(1 / 6)  # c2 has no label
+
+
+@given(rankings(), st.integers(1, 6))
+@examples(60)
+def test_collapsed_scores_match_a_ranking_of_clusters(case, count):
+    names, ids, scores, grades = case
+    labels = np.random.default_rng(count).integers(0, count, len(names)).tolist()
+    queries = [f"q{row}" for row in range(len(ids))]
+    qrels = [
+        (query, name, int(grade))
+        for query, row in zip(queries, grades, strict=True)
+        for name, grade in zip(names, row, strict=True)
+        if grade
+    ]
+    dataset = with_clusters(
+        make_dataset(
+            {name: ("", f"text {name}") for name in names}, {q: f"text {q}" for q in queries}, qrels
+        ),
+        labels,
+    )
+    plain = evaluate_ranking(ids, scores, dataset, k=(3, 10))
+    found = collapsed(plain, dataset, k=(3, 10)).scores.to_pylist()
+    asked = [row for row in range(len(ids)) if grades[row].any()]
+    assert [row["query_id"] for row in found] == [queries[row] for row in asked]
+    for row, given_ in zip(asked, found, strict=True):
+        pairs = zip(ids[row], scores[row].astype(np.float32), strict=True)
+        ranked = sorted(((s, names[i], labels[i]) for i, s in pairs if i >= 0), reverse=True)
+        clusters = list(dict.fromkeys(label for _, _, label in ranked))
+        relevant = {}
+        for label, grade in zip(labels, grades[row].tolist(), strict=True):
+            relevant[label] = max(grade, relevant.get(label, 0))
+        relevant = {label: grade for label, grade in relevant.items() if grade}
+        expected = oracle(clusters, relevant, 3) | oracle(clusters, relevant, 10)
+        assert given_ == pytest.approx({"query_id": given_["query_id"], **expected}, abs=1e-6)
+
+
 # --- an encoder end to end ---------------------------------------------------------------------
 
 
@@ -145,6 +203,37 @@ def test_encoder_equals_its_own_ranking_and_finds_the_answers(encoder, toy):
     assert evaluate_ranking(ranking.ids, ranking.scores, toy).scores.equals(found.scores)
 
 
+def test_all_at_once_gives_what_one_by_one_gives(encoder, toy, monkeypatch):
+    """Bit for bit, in the order that was asked for; a text that several sets have once."""
+    from nvret import data
+    from nvret.study import mixtures
+
+    questions = mixtures.sample(data.load("squadshifts-nyt"), 60)
+    sets = [mixtures.sample_passages(questions, number) for number in (100, None, 400)]
+    sets.append(toy)
+    expected = [evaluate(encoder, one, **LENGTHS) for one in sets]
+    encoded = []
+    own = type(encoder).encode
+
+    def encode(self, texts, kind, **options):
+        encoded.append((kind, list(texts)))
+        return own(self, texts, kind, **options)
+
+    monkeypatch.setattr(type(encoder), "encode", encode)
+    lengths = LENGTHS["query_max_length"], LENGTHS["passage_max_length"]
+    found = evaluate_all(encoder, sets, *lengths, progress=False)
+    for one, alone in zip(found, expected, strict=True):
+        assert one.dataset == alone.dataset
+        assert one.scores.equals(alone.scores)
+        for ours, theirs in zip(one.ranking, alone.ranking, strict=True):
+            assert np.array_equal(ours, theirs)
+    assert found[0].summary != found[1].summary
+    (_, asked), (_, passages) = encoded
+    assert [kind for kind, _ in encoded] == ["query", "passage"]
+    assert len(passages) == len(set(sets[1].passages) | set(toy.passages)) == len(set(passages))
+    assert len(asked) == 60 + 4  # one question has no answer
+
+
 def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
     """The same task, the same weights, mteb's own encoder wrapper, search and means."""
     from mteb.models import ModelMeta
@@ -152,7 +241,7 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import PromptType
 
-    from nvret import evaluation
+    from nvret.io import mteb_task
 
     class Wrapped(AbsEncoder):
         mteb_model_meta = ModelMeta.create_empty(
@@ -167,9 +256,9 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
             texts = [text for batch in inputs for text in batch["text"]]
             return encoder.encode(texts, kind, max_length=64, progress=False)
 
-    with evaluation.isolated():
+    with mteb_task.isolated():
         kwargs = {"batch_size": 4, "show_progress_bar": False}
-        task = evaluation.local_task(toy, [3, 10])
+        task = mteb_task.local_task(toy, [3, 10])
         theirs = task.evaluate(Wrapped(), "test", encode_kwargs=kwargs)["default"]
     lengths = LENGTHS | {"query_max_length": 64}
     ours = evaluate(encoder, toy, k=(3, 10), **lengths).summary

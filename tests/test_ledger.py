@@ -45,7 +45,9 @@ def synthetic(
                 frames.append(pd.DataFrame(cells | dict.fromkeys(
                     ("ndcg_at_10", "recall_at_100"), value)))  # fmt: skip
     table = pd.DataFrame([{"arm": arm.label, **arm.row} for arm in rows]).set_index("arm")
-    return Results.of(table, pd.concat(frames, ignore_index=True), pd.DataFrame(), "nq-dev")
+    return Results.of(
+        table, pd.concat(frames, ignore_index=True), pd.DataFrame(), "nq-dev", ["nq-test"]
+    )
 
 
 def claim(**values):
@@ -163,7 +165,7 @@ def test_slope_is_the_gain_for_ten_points_of_the_teacher():
             for metric in ("ndcg_at_10", "recall_at_100"):
                 scores[metric, label, seed] = base + better + noise
     one = claim(kind="slope", study=study, arms={"family": "perc-pos", "teacher": "any"})
-    results = Results(table, scores, pd.DataFrame(), "nq-dev")
+    results = Results(table, scores, pd.DataFrame(), "nq-dev", ["nq-test"])
     found = decide(one, results, teachers=own)
     assert found.verdict == "reproduced"
     assert found.difference == pytest.approx(0.03, abs=0.005)

@@ -52,6 +52,22 @@ def test_smaller_samples_are_parts_of_larger_ones():
     assert mixtures.sample(dataset, None) is dataset
 
 
+def test_a_seed_draws_its_own_sample():
+    dataset = toy(200)
+
+    def drawn(number, *seeds):
+        return set(mixtures.sample(dataset, number, *seeds).queries["id"].to_pylist())
+
+    assert drawn(20) == drawn(20, 0)
+    for seed in (1, 2):
+        assert drawn(20, seed) < drawn(60, seed)
+        assert len(drawn(20, 0) & drawn(20, seed)) < 10
+    assert drawn(20, 0, 1, 2) == drawn(20, 0) | drawn(20, 1) | drawn(20, 2)
+    # Drawn out of what several seeds draw, a seed's sample is that of the whole set
+    part = mixtures.sample(dataset, 40, 0, 1, 2)
+    assert set(mixtures.sample(part, 25, 1).queries["id"].to_pylist()) == drawn(25, 1)
+
+
 def test_sampled_passages_hold_every_relevant_one():
     dataset = mixtures.sample(toy(30), 5)
     small = mixtures.sample_passages(dataset, 12)
@@ -59,6 +75,10 @@ def test_sampled_passages_hold_every_relevant_one():
     assert small.queries.equals(dataset.queries)
     assert len(small.pairs[0]) == 5
     assert mixtures.sample_passages(dataset, 2).corpus.num_rows == 5
+    first = [f"p{row}" for row in range(7)]
+    ids = mixtures.sample_passages(dataset, 14, first).corpus["id"].to_pylist()
+    assert len(ids) == 14
+    assert set(ids) >= {*first, *(f"p{row}" for row in dataset.pairs[1])}
 
 
 def test_a_merged_set_keeps_texts_and_judgements_apart():

@@ -19,6 +19,7 @@ from nvret import assets, data, evaluation, search
 from nvret.assets import registry, resolve
 from nvret.cost import calibration
 from nvret.encode import Encoder
+from nvret.io import mteb_task
 from nvret.study import config, notebooks, plan
 from nvret.utils.errors import NvretError
 
@@ -108,7 +109,7 @@ def test_a_beir_folder_gives_mtebs_own_figures(tmp_path):
     )  # fmt: skip
     from sentence_transformers import SentenceTransformer
 
-    with evaluation.isolated():
+    with mteb_task.isolated():
         model = SearchEncoderWrapper(
             mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder)))
         )

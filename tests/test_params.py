@@ -63,6 +63,17 @@ def edited(values, path, value):
         (("methods", 1, "margin"), 0.1, "method 'naive' does not take margin"),
         (("seeds",), [1, 1], "seeds names 1 more than once"),
         (("seeds",), [], "seeds: .*at least 1"),
+        (("data", "corpora"), {}, "data.corpora: .*at least 1"),
+        (("data", "corpora", "own", "base"), "all", "data.corpora.own.base: .*'own' or 'full'"),
+        (("data", "corpora", "own", "other"), ["nq"], "other: unknown key, did you mean 'others'"),
+        (("data", "corpora", "own", "passages"), 0, "corpora.own.passages: .*greater than 0"),
+        (
+            ("studies", "06_rq3_methods", "corpora"),
+            ["own", "full"],
+            "studies.06_rq3_methods.corpora: 'full' is not among own, pool",
+        ),
+        (("studies", "06_rq3_methods", "corpora"), ["pool"], "once, 'own' among them"),
+        (("studies", "06_rq3_methods", "corpora"), ["own", "own"], "expected each name once"),
     ],
 )
 def test_an_error_names_the_key(values, path, value, message):
@@ -137,8 +148,10 @@ def test_every_error_is_listed(values):
 def test_a_name_that_leads_elsewhere_is_refused(values, name, monkeypatch, tmp_path):
     study = values["studies"]["06_rq3_methods"]
     student = next(iter(values["students"].values()))
+    data = values["data"] | {"corpora": {name: {"base": "own"}}}
     for key, value in {
         "profile": name, "notebooks": [name], "studies": {name: study}, "students": {name: student},
+        "data": data,
     }.items():  # fmt: skip
         with pytest.raises(NvretError, match=f"file.yaml: {key}.*: .* is no plain name") as error:
             config.check(values | {key: value}, "file.yaml")

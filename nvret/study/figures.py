@@ -155,6 +155,7 @@ def by_corpus(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set_title(pair, fontsize=9)
         axis.set_xticks(range(len(corpora)), names)
+        axis.set_xlim(-0.5, len(corpora) - 0.5)
     axes[0].set_ylabel("NDCG@10, points,\n95 % interval, paired", fontsize=9)
     figure.supxlabel("corpus, and its number of passages", fontsize=9)
     return legend(figure, axes[0], 2)

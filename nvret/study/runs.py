@@ -323,8 +323,8 @@ class Study:
             pd.concat(scores, ignore_index=True),
             pd.concat(logs, ignore_index=True),
             self.workspace.dev.name,
-            self.primary,
-            self._corpora(),
+            primary=self.primary,
+            corpora=self._corpora(),
         )
         results.save(paths.scores_path(self.settings, self.name))
         return results
