@@ -366,7 +366,7 @@ def test_a_file_of_an_earlier_version_is_refused(results, tmp_path):
     table = pd.read_parquet(tmp_path / "scores.parquet")
     del table.attrs["primary"]
     table.to_parquet(tmp_path / "scores.parquet")
-    with pytest.raises(NvretError, match="does not name its primary test sets; run the profile"):
+    with pytest.raises(NvretError, match="has no primary; run the profile again"):
         Results.load(tmp_path / "scores.parquet")
 
 
