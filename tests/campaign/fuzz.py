@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -362,16 +363,17 @@ def _column(rng: np.random.Generator, path: Path) -> str:
 
 def _array(rng: np.random.Generator, path: Path) -> str:
     array = np.load(path)
-    made = {
-        "NaN": np.full_like(array, np.nan), "inf": np.full_like(array, np.inf),
-        "zeros": np.zeros_like(array), "huge": np.full_like(array, 3e38),
-        "one row": array[:1], "no rows": array[:0], "no columns": array[:, :0],
-        "one axis": array[0], "three axes": array[None], "number": np.float32(1),
-        "integers": array.astype(np.int64), "complex": array.astype(np.complex64),
-        "texts": array.astype(str), "bools": array > 0, "doubles": array.astype(np.float64),
-        "other width": array[:, :3], "objects": array.astype(object),
-        "records": np.zeros(3, [("a", "f4")]),
-    }  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):  # of an array that has changed already
+        made = {
+            "NaN": np.full_like(array, np.nan), "inf": np.full_like(array, np.inf),
+            "zeros": np.zeros_like(array), "huge": np.full_like(array, 3e38),
+            "one row": array[:1], "no rows": array[:0], "no columns": array[:, :0],
+            "one axis": array[0], "three axes": array[None], "number": np.float32(1),
+            "integers": array.astype(np.int64), "complex": array.astype(np.complex64),
+            "texts": array.astype(str), "bools": array > 0, "doubles": array.astype(np.float64),
+            "other width": array[:, :3], "objects": array.astype(object),
+            "records": np.zeros(3, [("a", "f4")]),
+        }  # fmt: skip
     kind = list(made)[rng.integers(len(made))]
     np.save(path, made[kind])
     return kind
