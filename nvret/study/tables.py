@@ -90,12 +90,15 @@ def differences(results: Results, reference: str) -> pd.DataFrame:
     """Each arm less its student's ``reference``, paired by seed and query.
 
     ``p`` is Holm-adjusted over the arms of a student that are compared on one test set. The
-    reference is a label without the student, such as "Naive Top-K".
+    reference is a label without the student, such as "Naive Top-K"; for a student that does not
+    have it, the first arm whose label goes on from there ("Naive Top-K, not in-batch").
     """
-    rows = []
+    rows, labels = [], list(results.arms.index)
     for label, student in results.arms["student"].items():
-        other = f"{student}: {reference}"
-        if label == other or other not in results.arms.index:
+        wanted = f"{student}: {reference}"
+        others = [one for one in labels if one.startswith(f"{wanted}, ")]
+        other = next((one for one in [wanted, *others] if one in labels), label)
+        if label == other:
             continue
         sets = results.contrast({label: 1, other: -1})
         if not sets:  # trained, and so tested, on another set
