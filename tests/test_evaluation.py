@@ -103,23 +103,27 @@ def rankings(draw):
     return names, ids, scores, grades
 
 
-@given(rankings(), st.sampled_from([(1,), (3, 10), (10, 2)]))
-@examples(60)
-def test_ranking_scores_match_the_definitions(case, cuts):
-    names, ids, scores, grades = case
-    queries = [f"q{row}" for row in range(len(ids))]
+def judged(names, grades):
+    """The data set of a case: its grades as judgements of queries q0, q1, ..."""
+    queries = [f"q{row}" for row in range(len(grades))]
     qrels = [
         (query, name, int(grade))
         for query, row in zip(queries, grades, strict=True)
         for name, grade in zip(names, row, strict=True)
         if grade
     ]
-    dataset = make_dataset(
-        {name: ("", f"text {name}") for name in names}, {q: f"text {q}" for q in queries}, qrels
-    )
+    texts = {name: ("", f"text {name}") for name in names}
+    return make_dataset(texts, {query: f"text {query}" for query in queries}, qrels)
+
+
+@given(rankings(), st.sampled_from([(1,), (3, 10), (10, 2)]))
+@examples(60)
+def test_ranking_scores_match_the_definitions(case, cuts):
+    names, ids, scores, grades = case
+    dataset = judged(names, grades)
     found = evaluate_ranking(ids, scores, dataset, k=cuts).scores.to_pylist()
     expected = []
-    for row, query in enumerate(queries):
+    for row, query in enumerate(dataset.queries["id"].to_pylist()):
         relevant = {n: int(g) for n, g in zip(names, grades[row], strict=True) if g}
         pairs = zip(ids[row], scores[row].astype(np.float32), strict=True)
         ranked = sorted(((s, names[i]) for i, s in pairs if i >= 0), reverse=True)
@@ -169,23 +173,14 @@ def test_only_the_best_of_a_cluster_stands_in_the_ranking():
 def test_collapsed_scores_match_a_ranking_of_clusters(case, count):
     names, ids, scores, grades = case
     labels = np.random.default_rng(count).integers(0, count, len(names)).tolist()
-    queries = [f"q{row}" for row in range(len(ids))]
-    qrels = [
-        (query, name, int(grade))
-        for query, row in zip(queries, grades, strict=True)
-        for name, grade in zip(names, row, strict=True)
-        if grade
-    ]
     dataset = with_clusters(
-        make_dataset(
-            {name: ("", f"text {name}") for name in names}, {q: f"text {q}" for q in queries}, qrels
-        ),
+        judged(names, grades),
         labels,
     )
     plain = evaluate_ranking(ids, scores, dataset, k=(3, 10))
     found = collapsed(plain, dataset, k=(3, 10)).scores.to_pylist()
     asked = [row for row in range(len(ids)) if grades[row].any()]
-    assert [row["query_id"] for row in found] == [queries[row] for row in asked]
+    assert [row["query_id"] for row in found] == [f"q{row}" for row in asked]
     for row, given_ in zip(asked, found, strict=True):
         pairs = zip(ids[row], scores[row].astype(np.float32), strict=True)
         ranked = sorted(((s, names[i], labels[i]) for i, s in pairs if i >= 0), reverse=True)
