@@ -1,9 +1,11 @@
-"""Retrieval scores per query, by mteb's own task and metric classes.
+"""Retrieval scores per query, by mteb's own task and by trec_eval, which mteb asks.
 
-A data set becomes an ``AbsTaskRetrieval`` of mteb (`nvret.io.mteb_task`), and an encoder becomes a
-searcher behind mteb's search protocol: the texts are encoded by ``nvret.encode``, the passages are
-found by the exact search of ``nvret.search``, and the numbers come out of the metric code that the
-MTEB leaderboard runs. A ranking that no encoder made (BM25, a reranker) takes the same road.
+The texts are encoded by ``nvret.encode``, the passages are found by the exact search of
+``nvret.search``. A data set becomes an ``AbsTaskRetrieval`` of mteb (`nvret.io.mteb_task`), and the
+ranking a searcher behind mteb's search protocol, so that the numbers come out of the code that the
+MTEB leaderboard runs. A ranking that no encoder made (BM25, a reranker) takes the same road. Of
+many models (`evaluate_all`) trec_eval scores the rankings without mteb around it: the same numbers
+in a sixth of the time.
 
 mteb itself keeps means, rounded to five digits, under a model's *name*. Here the scores of every
 query are returned, since intervals and paired comparisons need them.
@@ -95,7 +97,10 @@ def evaluate(
         NvretError: bad ``k``, no query with a relevant passage, an encoder that returns NaN.
     """
     lengths = query_max_length, passage_max_length
-    return evaluate_all(encoder, [dataset], *lengths, k=k, progress=progress)[0]
+    (found,) = evaluate_all(encoder, [dataset], *lengths, k=k, progress=progress)
+    names = found.scores["query_id"].to_pylist()
+    rows = dict(zip(names, range(len(names)), strict=True))
+    return _score(dataset, _RankingSearch(*found.ranking, rows), _check_k(k))
 
 
 def evaluate_all(
@@ -109,17 +114,30 @@ def evaluate_all(
 ) -> list[Evaluation]:
     """`evaluate` of data sets that share texts, in their order: each text is encoded once.
 
-    The vectors of all of them are in memory together, as one (N, D) matrix.
+    The vectors of all of them are in memory together, as one (N, D) matrix. trec_eval is asked for
+    these metrics alone, where mteb would compute forty more.
     """
+    from nvret.teachers import DenseScorer  # and with it torch
+
     cuts, by_size = _check_k(k), sorted(datasets, key=lambda d: -d.corpus.num_rows)
-    asked = (d.query_texts[row] for d in datasets for row in np.unique(d.pairs[0]))
-    passages = itertools.chain.from_iterable(d.passages for d in by_size)
-    vectors = (
-        _Vectors(encoder, asked, "query", query_max_length, progress),
-        _Vectors(encoder, passages, "passage", passage_max_length, progress),
+    asked = [[d.query_texts[row] for row in np.unique(d.pairs[0])] for d in datasets]
+    texts = map(itertools.chain.from_iterable, (asked, (d.passages for d in by_size)))
+    queries, passages = (
+        _Vectors(encoder, some, kind, length, progress)
+        for some, kind, length in zip(
+            texts, ("query", "passage"), (query_max_length, passage_max_length), strict=True
+        )
     )
-    search = partial(_VectorSearch, *vectors, str(encoder.device), progress)
-    return [_score(dataset, search(), cuts) for dataset in datasets]
+    evaluations = []
+    for dataset, own in zip(datasets, asked, strict=True):
+        if not own:
+            raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
+        vectors = queries.of(own), passages.of(dataset.passages)
+        scorer = DenseScorer("student", "", *vectors, str(encoder.device))
+        found = scorer.top_k(np.arange(len(own)), cuts[-1], progress=progress)
+        ranking = found.ids.numpy(), found.scores.numpy()
+        evaluations.append(_by_trec_eval(dataset, *ranking, cuts))
+    return evaluations
 
 
 def evaluate_ranking(
@@ -171,11 +189,55 @@ def collapsed(
     best = judged.groupby(["query_id", "corpus_id"], as_index=False)["score"].max()
     corpus = pa.table({"id": names, "title": [""] * len(names), "text": names})
     clusters = RetrievalDataset(dataset.name, corpus, part.queries, pa.Table.from_pandas(best))
-    places = np.broadcast_to(-np.arange(ids.shape[1]), ids.shape)
-    return evaluate_ranking(kept, places, clusters, k=k)
+    places = np.broadcast_to(-np.arange(ids.shape[1], dtype=np.float32), ids.shape)
+    return _by_trec_eval(clusters, kept, places, _check_k(k))
 
 
-def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation:
+def _by_trec_eval(
+    dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray, k: list[int]
+) -> Evaluation:
+    """Score the ranking of the queries that have a relevant passage, in the data set's order."""
+    import pytrec_eval
+
+    from nvret.io import mteb_task
+
+    qrels = mteb_task.judgements(dataset)
+    passages = np.array(dataset.corpus["id"].to_pylist(), dtype=object)
+    queries = [query for query in dataset.queries["id"].to_pylist() if query in qrels]
+    results = _nested(queries, passages, ids, scores)
+    cuts = ",".join(map(str, k))
+    asked = {f"{trec_name.removesuffix('_{}')}.{cuts}" for trec_name in METRICS.values()}
+    found = pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(results)
+    columns = _columns(found, qrels, results, k)
+    return Evaluation(dataset.name, pa.table(columns), (ids, scores))
+
+
+def _nested(queries: Sequence[str], passages: np.ndarray, ids: Any, scores: Any) -> Results:
+    """(Q, k) rows and scores as nested dictionaries; a row of -1 is left out."""
+    return {
+        query: dict(zip(passages[r[r >= 0]], s[r >= 0].tolist(), strict=True))
+        for query, r, s in zip(queries, ids, scores, strict=True)
+    }
+
+
+def _columns(
+    scores: dict[str, dict[str, float]],
+    qrels: dict[str, dict[str, int]],
+    results: Results,
+    k: list[int],
+) -> dict[str, list]:
+    """What trec_eval found, as columns of `Evaluation.scores`; it has no MRR at a rank."""
+    columns: dict[str, list] = {"query_id": list(results)}
+    for name, trec_name in METRICS.items():
+        for cut in k:
+            columns[f"{name}_at_{cut}"] = [scores[q][trec_name.format(cut)] for q in results]
+    ranks = [_first_relevant(results[query], qrels[query]) for query in results]
+    for cut in k:
+        columns[f"mrr_at_{cut}"] = [1 / rank if rank <= cut else 0.0 for rank in ranks]
+    return columns
+
+
+def _score(dataset: RetrievalDataset, searcher: _RankingSearch, k: list[int]) -> Evaluation:
     """Run the task; its hook for task-specific scores sees every query before the means are taken.
 
     The task's own ``evaluate`` is called, not ``mteb.evaluate``, which would look for a cached
@@ -183,28 +245,21 @@ def _score(dataset: RetrievalDataset, searcher: Any, k: list[int]) -> Evaluation
     """
     from nvret.io import mteb_task  # mteb takes seconds to import
 
-    columns: dict[str, Any] = {}
+    columns: dict[str, list] = {}
 
     def keep(scores: dict, qrels: dict, results: Results, **_: Any) -> dict[str, float]:
-        columns["query_id"] = list(results)
-        for name, trec_name in METRICS.items():
-            for cut in k:
-                column = [scores[query][trec_name.format(cut)] for query in results]
-                columns[f"{name}_at_{cut}"] = column
-        ranks = [_first_relevant(results[query], qrels[query]) for query in results]
-        for cut in k:
-            columns[f"mrr_at_{cut}"] = [1 / rank if rank <= cut else 0.0 for rank in ranks]
+        columns.update(_columns(scores, qrels, results, k))
         return {}
 
     with mteb_task.isolated():
-        if isinstance(searcher, _Search):  # mteb asks for a name, to write beside predictions
-            from mteb.models import ModelMeta
+        from mteb.models import ModelMeta
 
-            searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
+        # mteb asks for a name, to write beside predictions
+        searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
         task = mteb_task.local_task(dataset, k)
         task.task_specific_scores = keep
         task.evaluate(searcher, "test", ["default"], encode_kwargs={})
-    return Evaluation(dataset.name, pa.table(columns), getattr(searcher, "ranking", None))
+    return Evaluation(dataset.name, pa.table(columns), searcher.ranking)
 
 
 def _first_relevant(scores: dict[str, float], judged: dict[str, int]) -> float:
@@ -212,23 +267,6 @@ def _first_relevant(scores: dict[str, float], judged: dict[str, int]) -> float:
     ranked = sorted(scores, key=lambda passage: (scores[passage], passage), reverse=True)
     ranks = (rank for rank, passage in enumerate(ranked, 1) if judged.get(passage, 0) > 0)
     return next(ranks, float("inf"))
-
-
-class _Search:
-    """mteb's ``SearchProtocol``."""
-
-    mteb_model_meta: Any
-
-    def index(self, corpus: Any, **_: Any) -> None:
-        self.passage_ids = np.array(corpus["id"][:], dtype=object)
-
-    def _results(self, query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray) -> Results:
-        """(Q, k) rows and scores as mteb's nested dictionaries; a row of -1 is left out."""
-        self.ranking = ids, scores
-        return {
-            query: dict(zip(self.passage_ids[r[r >= 0]], s[r >= 0].tolist(), strict=True))
-            for query, r, s in zip(query_ids, ids, scores, strict=True)
-        }
 
 
 class _Vectors:
@@ -254,35 +292,21 @@ class _Vectors:
         return self.vectors[rows[0] : rows[-1] + 1] if near else self.vectors[rows]
 
 
-class _VectorSearch(_Search):
-    """Our encoder's vectors and our exact search."""
+class _RankingSearch:
+    """A ranking that is there, behind mteb's ``SearchProtocol``."""
 
-    def __init__(self, queries: _Vectors, passages: _Vectors, device: str, progress: bool) -> None:
-        self.queries, self.passages = queries, passages
-        self.device, self.progress = device, progress
-
-    def index(self, corpus: Any, **_: Any) -> None:
-        super().index(corpus)
-        self.corpus = self.passages.of(corpus["text"][:])
-
-    def search(self, queries: Any, *, top_k: int, **_: Any) -> Results:
-        from nvret.teachers import DenseScorer  # and with it torch
-
-        vectors = self.queries.of(queries["text"][:])
-        scorer = DenseScorer("student", "", vectors, self.corpus, self.device)
-        found = scorer.top_k(np.arange(len(vectors)), top_k, progress=self.progress)
-        return self._results(queries["id"][:], found.ids.numpy(), found.scores.numpy())
-
-
-class _RankingSearch(_Search):
-    """A ranking from elsewhere."""
+    mteb_model_meta: Any
 
     def __init__(self, ids: np.ndarray, scores: np.ndarray, rows: dict[str, int]) -> None:
         self.ids, self.scores, self.rows = ids, scores, rows
 
+    def index(self, corpus: Any, **_: Any) -> None:
+        self.passage_ids = np.array(corpus["id"][:], dtype=object)
+
     def search(self, queries: Any, **_: Any) -> Results:
         rows = [self.rows[query] for query in queries["id"][:]]
-        return self._results(queries["id"][:], self.ids[rows], self.scores[rows])
+        self.ranking = self.ids[rows], self.scores[rows]
+        return _nested(queries["id"][:], self.passage_ids, *self.ranking)
 
 
 def _check_k(k: Sequence[int]) -> list[int]:

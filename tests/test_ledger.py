@@ -91,7 +91,7 @@ def test_the_papers_difference_is_what_counts():
     assert decide(one, hard({PERC: 0.03})).verdict == "confirmed"
     found = decide(one, hard({PERC: 0.015}))
     assert (found.verdict, found.paper) == ("same sign, smaller", pytest.approx(0.0449))
-    wide = decide(one, hard({PERC: 0.03}, noise=0.8))
+    wide = decide(one, hard({PERC: 0.03}, noise=0.8, lift=0.5))
     assert wide.verdict == "not a test"
     assert re.match(r"half-width of \d+\.\d\d points, the paper's effect is 4.49", wide.note)
 
@@ -100,11 +100,32 @@ def test_without_a_positive_control_it_is_no_test():
     results = hard({PERC: 0.03}, lift=-0.04, noise=0.02)
     found = decide(claim(kind="difference", **PERC_NAIVE), results)
     assert found.verdict == "not a test"
-    near = "no positive control: no trained arm lies above the base model; "
+    near = "no positive control: no trained arm lies surely above the base model; "
     assert found.note.startswith(near + "TopK-PercPos 95%")
     assert found.low > 0
     some = hard({PERC: 0.03, "static: No mined negatives": 0.2}, lift=-0.04, noise=0.02)
     assert decide(claim(kind="difference", **PERC_NAIVE), some).verdict == "confirmed"
+
+
+def test_an_arm_above_the_base_model_by_chance_is_no_positive_control():
+    by_chance, taken, base = 0, 0, "static: Base model"
+    for draw in range(40):
+        results = synthetic(METHODS, lift=0.0, queries=60, draw=draw)
+        case = verdicts.Case(selection.Selection(results, "static", SETTINGS), MARGIN)
+        arms = [row for row in results.arms.index if row.startswith("static") and row != base]
+        each = [statistics.mean_interval(case.contrast({row: 1, base: -1})) for row in arms]
+        by_chance += any(interval.low > 0 for interval in each)
+        taken += case.control == ""
+    assert by_chance >= 3
+    assert taken < by_chance / 2
+
+
+def test_each_arm_is_compared_in_its_own_setting():
+    table = tables.differences(synthetic(METHODS), "Random").drop_duplicates("arm")
+    against = table.set_index("arm")["reference"]
+    assert against["static: TopK-PercPos 95%, in-batch"] == "Random, in-batch"
+    assert against["static: Random, in-batch"] == against[NAIVE] == "Random"
+    assert RANDOM not in against
 
 
 def test_without_bite_it_is_no_test():

@@ -32,9 +32,6 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends in one message and exit status 2, not in a traceback."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # Every notebook gets the whole profile, and papermill warns of each key that a notebook's
-    # parameters cell does not repeat; nvret.study.config checks the keys instead
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         with processes.group():
             return app().meta(sys.argv[1:] if arguments is None else arguments) or 0

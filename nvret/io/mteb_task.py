@@ -46,6 +46,22 @@ def isolated() -> Iterator[None]:
         np.random.set_state(legacy)  # noqa: NPY002
 
 
+def judgements(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:
+    """Query id -> passage id -> relevance, where it is above 0: a query without one has no recall.
+
+    Raises:
+        NvretError: no query has a relevant passage.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
+    for query, passage, score in zip(*columns, strict=True):
+        if score > 0:
+            qrels.setdefault(query, {})[passage] = score
+    if not qrels:
+        raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
+    return qrels
+
+
 def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
     """The data set as a task of mteb that is already loaded: nothing asks a hub. Under `isolated`.
 
@@ -57,13 +73,7 @@ def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    qrels: dict[str, dict[str, int]] = {}
-    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
-    for query, passage, score in zip(*columns, strict=True):
-        if score > 0:
-            qrels.setdefault(query, {})[passage] = score
-    if not qrels:
-        raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
+    qrels = judgements(dataset)
     answerable = pa.array([query in qrels for query in dataset.queries["id"].to_pylist()])
     passages = pa.array(dataset.passages, pa.large_string())  # more than 2 GiB, perhaps
     data = RetrievalSplitData(

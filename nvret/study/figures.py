@@ -106,8 +106,9 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
     sets = list(dict.fromkeys(rows["dataset"]))
     shown = sets[:1] if len(sets) == 2 else [sets[0], sets[-1]]  # the mean of one set is that set
     parts = {name: rows[rows["dataset"] == name] for name in shown}
-    reference = rows["reference"].iloc[0]
-    xlabel = f"NDCG@10, points above {reference} (95 % interval)"
+    names = list(dict.fromkeys(rows["reference"]))
+    where = ", in the same setting where there is one" if len(names) > 1 else ""
+    xlabel = f"NDCG@10, points above {min(names, key=len)}{where} (95 % interval)"
     figure = _forest(parts, list(dict.fromkeys(rows["label"])), xlabel, sharex=True)
     figure.suptitle(f"Student: {student}", fontsize=10)
     return figure

@@ -7,11 +7,17 @@ whoever computed them. (A notebook that is executed alone computes what it needs
 from __future__ import annotations
 
 import contextlib
+import logging
+import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from nvret import assets
 from nvret.study import paths
@@ -20,7 +26,7 @@ from nvret.study.config import Settings, project_root
 from nvret.study.runs import Study, studies
 from nvret.study.workspace import Workspace
 from nvret.utils import processes, store
-from nvret.utils.bars import are_shown, progress_bar
+from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 # What several processes of ``torchrun`` share; evaluation is the notebooks' own
@@ -57,7 +63,8 @@ def compute(settings: Settings, stage: str, names: Sequence[str] | None = None) 
 def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> None:
     """Execute notebooks into ``results/<profile>/notebooks``.
 
-    The studies run here first, under one progress bar with the time left.
+    Each study runs here, under progress bars with the time left. Its notebook is then executed by
+    another process, while the next study runs.
 
     Args:
         values: the file that ``settings`` was read from; injected into every notebook.
@@ -73,19 +80,39 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     started = time.monotonic()
     workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
-    for study in studies(workspace, names):
-        study.run()
-    for name in names:
-        execute(name, root, folder, values)
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    silent = signal.SIGINT, signal.SIG_IGN  # an interrupt is this process's, which ends the other
+    with ProcessPoolExecutor(1, spawn, signal.signal, silent) as pool:
+        try:
+            todo: list[Future[Path]] = []
+            for name in names:
+                for study in studies(workspace, [name]):
+                    study.run()
+                todo.append(pool.submit(execute, name, root, folder, values))
+                while todo and todo[0].done():
+                    _finished(todo.pop(0), started)
+            for one in todo:
+                _finished(one, started)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
         hashes = workspace.fingerprints(needed)
         paths.save_provenance(settings, hashes, time.monotonic() - started)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
-    for kind in ("notebooks", "figures", "tables"):
+    for kind in ("figures", "tables"):
         print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")
         for path in sorted((folder / kind).iterdir()):
             print(f"    {path.name}")
+
+
+def _finished(notebook: Future[Path], started: float) -> None:
+    """Say where a notebook lies; its error, if it failed."""
+    path, minutes = notebook.result(), (time.monotonic() - started) / 60
+    tqdm.write(f"{os.path.relpath(path)}, after {minutes:.1f} minutes")
 
 
 def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Path:
@@ -94,6 +121,9 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    # Every notebook gets the whole profile, and papermill warns of each key that a notebook's
+    # parameters cell does not repeat; `nvret.study.config` checks the keys instead
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     output = target.with_name(f".{name}.partial.ipynb")  # papermill insists on the suffix
@@ -106,7 +136,7 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
                 parameters=values,
                 kernel_name="python3",
                 request_save_on_cell_execute=False,
-                progress_bar=are_shown(),
+                progress_bar=False,  # it would write over the study's
                 extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )
         executed = nbformat.read(output, as_version=4)

@@ -89,24 +89,27 @@ def _mean_rows(
 def differences(results: Results, reference: str) -> pd.DataFrame:
     """Each arm less its student's ``reference``, paired by seed and query.
 
-    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set. The
-    reference is a label without the student, such as "Naive Top-K"; for a student that does not
-    have it, the first arm whose label goes on from there ("Naive Top-K, not in-batch").
+    ``p`` is Holm-adjusted over the arms of a student that are compared on one test set.
+
+    Args:
+        reference: a label without the student, such as "Naive Top-K". An arm in another setting is
+            compared with the reference's method in that setting, if the study has it ("Naive
+            Top-K, in-batch"); the column ``reference`` says with which.
     """
-    rows, labels = [], list(results.arms.index)
-    for label, student in results.arms["student"].items():
-        wanted = f"{student}: {reference}"
-        others = [one for one in labels if one.startswith(f"{wanted}, ")]
-        other = next((one for one in [wanted, *others] if one in labels), label)
-        if label == other:
+    rows, labels = [], set(results.arms.index)
+    for label, (student, method) in results.arms[["student", "method"]].T.items():
+        setting = label.removeprefix(f"{student}: {method}")
+        own, plain = f"{reference.split(', ')[0]}{setting}", reference
+        names = [name for name in (own, plain) if f"{student}: {name}" in labels - {label}]
+        if not names:
             continue
-        sets = results.contrast({label: 1, other: -1})
+        sets = results.contrast({label: 1, f"{student}: {names[0]}": -1})
         if not sets:  # trained, and so tested, on another set
             continue
         each = {name: [values] for name, values in sets.items()}
         for dataset, values in {**each, AVERAGE: list(sets.values())}.items():
             interval, p = statistics.mean_interval(values), p_value(values)
-            rows.append((label, dataset, METRIC, reference, *interval, p))
+            rows.append((label, dataset, METRIC, names[0], *interval, p))
     columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
     table = _with_arms(results, pd.DataFrame(rows, columns=columns))
     table["p"] = table.groupby(["student", "dataset"])["p"].transform(statistics.holm)

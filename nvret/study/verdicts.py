@@ -17,7 +17,7 @@ interval lies on the claim's side of the margin, *reversed* where it lies beyond
 link whose unit is the teacher.
 
 A link is *not a test*, whatever its interval says, without a positive control (no trained arm of
-the student lies above its base model: what is then ranked is damage), or without bite: where
+the student lies surely above its base model: what is then ranked is damage), or without bite: where
 nothing but negatives differs, the share of them that do, times the difference between naive and
 random ones, says how much the scores could differ; below the margin, that does not matter.
 
@@ -316,20 +316,23 @@ class Case:
 
     @cached_property
     def control(self) -> str:
-        """Empty where a trained arm lies above the student's base model; else the nearest miss."""
+        """Empty where a trained arm lies above the student's base model, at a level adjusted for
+        their number; else the nearest miss."""
         rows = self.results.arms[self.results.arms["student"] == self.selection.student]
         base = list(rows.index[rows["family"] == "base"])
+        trained = rows.index[rows["family"] != "base"] if base else ()
         found = {}
-        for label in rows.index[rows["family"] != "base"] if base else ():
+        for label in trained:
             sets = self.contrast({label: 1, base[0]: -1})
             found[label] = statistics.mean_interval(sets)
-            if found[label].low > 0:
+            # One of many arms is above by chance (Bonferroni)
+            if found[label].low > 0 and tables.p_value(sets) <= ALPHA / len(trained):
                 return ""
         if not found:
             return "no positive control: no base model and trained arm to compare"
         label = max(found, key=lambda name: found[name].low)
         return (
-            f"no positive control: no trained arm lies above the base model; "
+            f"no positive control: no trained arm lies surely above the base model; "
             f"{short(label)} comes nearest, {_points(found[label])}"
         )
 

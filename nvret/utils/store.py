@@ -28,6 +28,7 @@ from filelock import FileLock
 from nvret.utils import processes, remote
 from nvret.utils.errors import NvretError
 
+SMALL = 2**26  # bytes of a column that is written as JSON once, and not for its length first
 FULL = 2**16  # free bytes of a disk on which nothing more can be written
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
@@ -65,8 +66,12 @@ def _feed(digest: Any, part: Any) -> None:
             _feed(digest, column)
     elif isinstance(part, (list, pa.ChunkedArray)):
         # Some values at a time, to the same bytes as below: a corpus is not copied whole
-        digest.update(f"json:{sum(map(len, _joined(part))) + 2}:[".encode())
-        for text in _joined(part):
+        texts: Any = _joined(part)
+        if isinstance(part, pa.ChunkedArray) and part.nbytes < SMALL:
+            texts = list(texts)
+        size = sum(map(len, texts if isinstance(texts, list) else _joined(part)))
+        digest.update(f"json:{size + 2}:[".encode())
+        for text in texts:
             digest.update(text.encode("utf-8", "surrogatepass"))
         digest.update(b"]")
     else:
@@ -74,7 +79,7 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
 
 
-def _joined(values: Any, number: int = 64) -> Iterator[str]:
+def _joined(values: Any, number: int = 512) -> Iterator[str]:
     """The JSON of a list or Arrow column, less its brackets, in pieces of so many values."""
     for start in range(0, len(values), number):
         part = values[start : start + number]
@@ -82,8 +87,7 @@ def _joined(values: Any, number: int = 64) -> Iterator[str]:
         yield ("," if start else "") + _json(part)[1:-1]
 
 
-def _json(part: Any) -> str:
-    return json.dumps(part, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def fingerprint(*parts: Any) -> str:
