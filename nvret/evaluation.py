@@ -16,10 +16,10 @@ Source: Thakur et al. 2021 (BEIR), arXiv 2104.08663; Muennighoff et al. 2023 (MT
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nvret.encode import Encoder
 
 METRICS = {"ndcg": "ndcg_cut_{}", "recall": "recall_{}", "map": "map_cut_{}"}  # trec_eval's names
-Results = dict[str, dict[str, float]]  # query id -> passage id -> score, as mteb has it
+Results = dict[str, dict[str, float]]  # query id -> passage id -> score, as trec_eval has it
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def evaluate(
         NvretError: bad ``k``, no query with a relevant passage, an encoder that returns NaN.
     """
     lengths = query_max_length, passage_max_length
+    from nvret.io import mteb_task
+
     (found,) = evaluate_all(encoder, [dataset], *lengths, k=k, progress=progress)
-    names = found.scores["query_id"].to_pylist()
-    rows = dict(zip(names, range(len(names)), strict=True))
-    return _score(dataset, _RankingSearch(*found.ranking, rows), _check_k(k))
+    return _scored(dataset, *found.ranking, _check_k(k), mteb_task.score)
 
 
 def evaluate_all(
@@ -136,7 +136,7 @@ def evaluate_all(
         scorer = DenseScorer("student", "", *vectors, str(encoder.device))
         found = scorer.top_k(np.arange(len(own)), cuts[-1], progress=progress)
         ranking = found.ids.numpy(), found.scores.numpy()
-        evaluations.append(_by_trec_eval(dataset, *ranking, cuts))
+        evaluations.append(_scored(dataset, *ranking, cuts))
     return evaluations
 
 
@@ -156,8 +156,10 @@ def evaluate_ranking(
     """
     ids, scores = np.asarray(ids), np.asarray(scores, dtype=np.float32)
     _check_ranking(ids, scores, dataset)
-    rows = dict(zip(dataset.queries["id"].to_pylist(), range(len(ids)), strict=True))
-    return _score(dataset, _RankingSearch(ids, scores, rows), _check_k(k))
+    from nvret.io import mteb_task
+
+    asked = np.unique(dataset.pairs[0])
+    return _scored(dataset, ids[asked], scores[asked], _check_k(k), mteb_task.score)
 
 
 def collapsed(
@@ -190,76 +192,58 @@ def collapsed(
     corpus = pa.table({"id": names, "title": [""] * len(names), "text": names})
     clusters = RetrievalDataset(dataset.name, corpus, part.queries, pa.Table.from_pandas(best))
     places = np.broadcast_to(-np.arange(ids.shape[1], dtype=np.float32), ids.shape)
-    return _by_trec_eval(clusters, kept, places, _check_k(k))
+    return _scored(clusters, kept, places, _check_k(k))
 
 
-def _by_trec_eval(
-    dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray, k: list[int]
-) -> Evaluation:
-    """Score the ranking of the queries that have a relevant passage, in the data set's order."""
+def judgements(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:
+    """Query id -> passage id -> relevance, where it is above 0: a query without one has no recall.
+
+    Raises:
+        NvretError: no query has a relevant passage.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
+    for query, passage, score in zip(*columns, strict=True):
+        if score > 0:
+            qrels.setdefault(query, {})[passage] = score
+    if not qrels:
+        raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
+    return qrels
+
+
+def _trec_eval(_: object, qrels: Results, results: Results, k: Sequence[int]) -> Results:
+    """Query -> trec_eval's name of a metric -> value, of these metrics alone."""
     import pytrec_eval
 
-    from nvret.io import mteb_task
+    cuts = ",".join(map(str, k))
+    asked = {f"{name.removesuffix('_{}')}.{cuts}" for name in METRICS.values()}
+    return pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(results)
 
-    qrels = mteb_task.judgements(dataset)
+
+def _scored(
+    dataset: RetrievalDataset,
+    ids: np.ndarray,
+    scores: np.ndarray,
+    k: list[int],
+    score: Callable[..., Results] = _trec_eval,
+) -> Evaluation:
+    """Score the ranking of the queries that have a relevant passage, in the data set's order."""
+    qrels = judgements(dataset)
     passages = np.array(dataset.corpus["id"].to_pylist(), dtype=object)
     queries = [query for query in dataset.queries["id"].to_pylist() if query in qrels]
-    results = _nested(queries, passages, ids, scores)
-    cuts = ",".join(map(str, k))
-    asked = {f"{trec_name.removesuffix('_{}')}.{cuts}" for trec_name in METRICS.values()}
-    found = pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(results)
-    columns = _columns(found, qrels, results, k)
-    return Evaluation(dataset.name, pa.table(columns), (ids, scores))
-
-
-def _nested(queries: Sequence[str], passages: np.ndarray, ids: Any, scores: Any) -> Results:
-    """(Q, k) rows and scores as nested dictionaries; a row of -1 is left out."""
-    return {
-        query: dict(zip(passages[r[r >= 0]], s[r >= 0].tolist(), strict=True))
-        for query, r, s in zip(queries, ids, scores, strict=True)
+    results = {
+        query: dict(zip(passages[own[own >= 0]], values[own >= 0].tolist(), strict=True))
+        for query, own, values in zip(queries, ids, scores, strict=True)
     }
-
-
-def _columns(
-    scores: dict[str, dict[str, float]],
-    qrels: dict[str, dict[str, int]],
-    results: Results,
-    k: list[int],
-) -> dict[str, list]:
-    """What trec_eval found, as columns of `Evaluation.scores`; it has no MRR at a rank."""
-    columns: dict[str, list] = {"query_id": list(results)}
+    found = score(dataset, qrels, results, k)
+    columns: dict[str, list] = {"query_id": queries}
     for name, trec_name in METRICS.items():
         for cut in k:
-            columns[f"{name}_at_{cut}"] = [scores[q][trec_name.format(cut)] for q in results]
-    ranks = [_first_relevant(results[query], qrels[query]) for query in results]
+            columns[f"{name}_at_{cut}"] = [found[query][trec_name.format(cut)] for query in queries]
+    ranks = [_first_relevant(results[query], qrels[query]) for query in queries]
     for cut in k:
         columns[f"mrr_at_{cut}"] = [1 / rank if rank <= cut else 0.0 for rank in ranks]
-    return columns
-
-
-def _score(dataset: RetrievalDataset, searcher: _RankingSearch, k: list[int]) -> Evaluation:
-    """Run the task; its hook for task-specific scores sees every query before the means are taken.
-
-    The task's own ``evaluate`` is called, not ``mteb.evaluate``, which would look for a cached
-    result by the model's name, a carbon tracker and the data set's successors first.
-    """
-    from nvret.io import mteb_task  # mteb takes seconds to import
-
-    columns: dict[str, list] = {}
-
-    def keep(scores: dict, qrels: dict, results: Results, **_: Any) -> dict[str, float]:
-        columns.update(_columns(scores, qrels, results, k))
-        return {}
-
-    with mteb_task.isolated():
-        from mteb.models import ModelMeta
-
-        # mteb asks for a name, to write beside predictions
-        searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
-        task = mteb_task.local_task(dataset, k)
-        task.task_specific_scores = keep
-        task.evaluate(searcher, "test", ["default"], encode_kwargs={})
-    return Evaluation(dataset.name, pa.table(columns), searcher.ranking)
+    return Evaluation(dataset.name, pa.table(columns), (ids, scores))
 
 
 def _first_relevant(scores: dict[str, float], judged: dict[str, int]) -> float:
@@ -290,23 +274,6 @@ class _Vectors:
         rows = np.fromiter((self.rows[text] for text in texts), np.int64, len(texts))
         near = len(rows) and (np.diff(rows) == 1).all()
         return self.vectors[rows[0] : rows[-1] + 1] if near else self.vectors[rows]
-
-
-class _RankingSearch:
-    """A ranking that is there, behind mteb's ``SearchProtocol``."""
-
-    mteb_model_meta: Any
-
-    def __init__(self, ids: np.ndarray, scores: np.ndarray, rows: dict[str, int]) -> None:
-        self.ids, self.scores, self.rows = ids, scores, rows
-
-    def index(self, corpus: Any, **_: Any) -> None:
-        self.passage_ids = np.array(corpus["id"][:], dtype=object)
-
-    def search(self, queries: Any, **_: Any) -> Results:
-        rows = [self.rows[query] for query in queries["id"][:]]
-        self.ranking = self.ids[rows], self.scores[rows]
-        return _nested(queries["id"][:], self.passage_ids, *self.ranking)
 
 
 def _check_k(k: Sequence[int]) -> list[int]:

@@ -243,6 +243,7 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import PromptType
 
+    from nvret.evaluation import judgements
     from nvret.io import mteb_task
 
     class Wrapped(AbsEncoder):
@@ -260,7 +261,7 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
 
     with mteb_task.isolated():
         kwargs = {"batch_size": 4, "show_progress_bar": False}
-        task = mteb_task.local_task(toy, [3, 10])
+        task = mteb_task.local_task(toy, judgements(toy), [3, 10])
         theirs = task.evaluate(Wrapped(), "test", encode_kwargs=kwargs)["default"]
     lengths = LENGTHS | {"query_max_length": 64}
     ours = evaluate(encoder, toy, k=(3, 10), **lengths).summary

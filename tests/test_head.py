@@ -14,11 +14,10 @@ from nvret import assets, data, mining, teachers
 from nvret.encode import Encoder, embed
 from nvret.evaluation import evaluate, evaluate_all
 from nvret.methods import RandomNegatives
-from nvret.models import layout
 from nvret.study import config, mixtures, runs, workspace
 from nvret.training import head, trainer
 from nvret.training.config import TrainingConfig
-from nvret.training.head import HeadEncoder, apply, save_model, train_head
+from nvret.training.head import HeadEncoder, apply, train_head
 from nvret.utils.errors import NvretError
 
 L3 = assets.model_path("paraphrase-minilm-l3")
@@ -240,8 +239,6 @@ def test_what_is_no_head_is_named(tmp_path):
         apply(tmp_path / "head", unit(3, 5))
     with pytest.raises(NvretError, match="expected the folder of a trained head"):
         apply(tmp_path, unit(3))
-    with pytest.raises(NvretError, match=r"maps 6 dimensions, .* has 16"):
-        save_model(STATIC, tmp_path / "head", tmp_path / "model")
     (tmp_path / "head" / head.FILE).write_bytes(b"half")
     with pytest.raises(NvretError, match="cannot be read as a model"):
         apply(tmp_path / "head", unit(3))
@@ -286,30 +283,6 @@ def test_a_real_run_lowers_the_loss_and_finds_more(trained):
     )
     assert before == pytest.approx(plain, abs=1e-9)
     assert after > before + 0.02  # on the questions that it has seen
-
-
-@pytest.mark.parametrize("kind", ["transformer", "static"])
-def test_the_saved_model_loads_elsewhere_with_the_same_vectors(trained, tmp_path, kind):
-    from sentence_transformers import SentenceTransformer
-
-    dataset, base, output, _ = trained
-    texts, path = dataset.passages[:40], L3
-    if kind == "static":
-        path, base, output = STATIC, Encoder.load(STATIC), tmp_path / "head"
-        vectors = [
-            base.encode(part, progress=False) for part in (toy().query_texts, toy().passages)
-        ]
-        train(output, vectors=vectors)
-    save_model(path, output, tmp_path / "model")
-    ours = HeadEncoder(base, output).encode(texts, "passage", progress=False)
-    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    found = theirs.encode(texts, show_progress_bar=False)
-    np.testing.assert_allclose(ours, found, atol=2e-6)
-    assert np.abs(ours - base.encode(texts, progress=False)).max() > 0.01
-    with pytest.raises(NvretError, match="exists; choose another folder"):
-        save_model(path, output, tmp_path / "model")
-    with pytest.raises(NvretError, match=r"\['Dense'\] not supported"):
-        layout.read(tmp_path / "model")
 
 
 def test_the_log_is_the_mean_since_the_row_before(tmp_path):

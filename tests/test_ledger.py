@@ -607,10 +607,6 @@ def test_what_is_saved_is_read_back(tmp_path):
 @pytest.mark.parametrize("profile", SMOKE_RUN)
 def test_committed_tables_are_what_the_committed_scores_give(profile, tmp_path, monkeypatch):
     committed = ROOT / "results" / profile
-    try:
-        ledger.read(committed)
-    except NvretError as error:
-        pytest.skip(str(error))
     copy = tmp_path / profile
     for name in ("scores", "tables"):
         shutil.copytree(committed / name, copy / name)

@@ -43,12 +43,12 @@ def content(results: Path, profiles: Sequence[str]) -> dict[str, Any]:
     """What the template shows.
 
     Args:
-        profiles: the first one's order is kept; one whose ledger is older is left out.
+        profiles: the first one's order is kept; one that was not run is left out.
     """
     from nvret.study import claims, ledger
     from nvret.study.verdicts import VERDICTS
 
-    ledgers, margin, left_out = ledger.read_all(results, profiles)
+    ledgers, margin = ledger.read_all(results, profiles)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     counts = {}
     for profile, table in ledgers.items():
@@ -69,7 +69,6 @@ def content(results: Path, profiles: Sequence[str]) -> dict[str, Any]:
         sections[entry["table"]].setdefault(entry["section"], []).append(entry)
     return {
         "profiles": list(ledgers),
-        "left_out": left_out,
         "students": list(dict.fromkeys(row["student"] for row in rows.values() if row["student"])),
         "verdicts": [name for name in VERDICTS if any(name in one for one in counts.values())],
         "counts": counts,

@@ -1,7 +1,7 @@
 """A data set as mteb has it, and mteb kept from what it does to its host.
 
-mteb takes seconds to import, reseeds the global random state and writes to the home folder: it is
-imported under `isolated` only, by `nvret.evaluation`.
+mteb takes seconds to import, reseeds the global random state and writes to the home folder: so it
+is imported under `isolated` only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from nvret.data import RetrievalDataset
 from nvret.utils import store
-from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
+
+Results = dict[str, dict[str, float]]  # query id -> passage id -> score, as trec_eval has it
 
 
 @contextlib.contextmanager
@@ -46,34 +47,16 @@ def isolated() -> Iterator[None]:
         np.random.set_state(legacy)  # noqa: NPY002
 
 
-def judgements(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:
-    """Query id -> passage id -> relevance, where it is above 0: a query without one has no recall.
-
-    Raises:
-        NvretError: no query has a relevant passage.
-    """
-    qrels: dict[str, dict[str, int]] = {}
-    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
-    for query, passage, score in zip(*columns, strict=True):
-        if score > 0:
-            qrels.setdefault(query, {})[passage] = score
-    if not qrels:
-        raise NvretError(f"data set {dataset.name}: no query has a relevant passage")
-    return qrels
-
-
-def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
+def local_task(dataset: RetrievalDataset, qrels: Results, k: Sequence[int]) -> AbsTaskRetrieval:
     """The data set as a task of mteb that is already loaded: nothing asks a hub. Under `isolated`.
 
-    Raises:
-        NvretError: no query has a relevant passage.
+    ``qrels`` are `nvret.evaluation.judgements`.
     """
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    qrels = judgements(dataset)
     answerable = pa.array([query in qrels for query in dataset.queries["id"].to_pylist()])
     passages = pa.array(dataset.passages, pa.large_string())  # more than 2 GiB, perhaps
     data = RetrievalSplitData(
@@ -100,3 +83,41 @@ def local_task(dataset: RetrievalDataset, k: Sequence[int]) -> AbsTaskRetrieval:
             self.dataset, self.data_loaded = {"default": {"test": data}}, True
 
     return LocalRetrieval()
+
+
+def score(dataset: RetrievalDataset, qrels: Results, results: Results, k: Sequence[int]) -> Results:
+    """What mteb's own task says of a ranking: query -> trec_eval's name of a metric -> value.
+
+    The task's own ``evaluate`` is called, since ``mteb.evaluate`` would look for a cached result by
+    the model's name first; its hook for task-specific scores sees every query.
+    """
+    found: Results = {}
+
+    def keep(scores: dict, *_: Any, **__: Any) -> dict[str, float]:
+        found.update(scores)
+        return {}
+
+    with isolated():
+        from mteb.models import ModelMeta
+
+        searcher = _Ranked()
+        searcher.results = results
+        # mteb asks for a name, to write beside predictions
+        searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
+        task = local_task(dataset, qrels, k)
+        task.task_specific_scores = keep
+        task.evaluate(searcher, "test", ["default"], encode_kwargs={})
+    return found
+
+
+class _Ranked:
+    """A ranking that is there, behind mteb's ``SearchProtocol``."""
+
+    mteb_model_meta: Any
+    results: Results
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        pass
+
+    def search(self, queries: Any, **_: Any) -> Results:
+        return {query: self.results[query] for query in queries["id"][:]}

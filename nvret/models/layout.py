@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from nvret.utils.errors import NvretError
 
 # sentence-transformers' ``pooling_mode_<key>``, and ``pooling_mode`` of newer folders
@@ -144,39 +141,12 @@ def write(folder: Path, layout: Layout, dimension: int) -> None:
         write_json(folder / "1_Pooling" / "config.json", pooling)
         limits = {"max_seq_length": layout.max_length, "do_lower_case": False}
         write_json(folder / "sentence_bert_config.json", limits)
-    _list_modules(folder, modules)
-    write_json(folder / list(modules)[-1] / "config.json", {})
-
-
-def _list_modules(folder: Path, modules: dict[str, str]) -> None:
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(modules.items())
     ]
     write_json(folder / "modules.json", listed)
-
-
-def add_linear(folder: Path, weight: np.ndarray) -> None:
-    """Put a linear map behind the modules that `write` wrote, and normalise again.
-
-    Only sentence-transformers loads such a folder; `read` refuses it.
-
-    Args:
-        weight: (D, D) float32, which a vector of the folder's model is multiplied by from the left.
-    """
-    modules = _STATIC_MODULES if read(folder).static else _MODULES
-    place = f"{len(modules)}_Dense"
-    config = {
-        "in_features": weight.shape[1],
-        "out_features": weight.shape[0],
-        "bias": False,
-        "activation_function": "torch.nn.modules.linear.Identity",
-    }
-    write_json(folder / place / "config.json", config)
-    save_file({"linear.weight": weight}, folder / place / "model.safetensors")
-    last = f"{len(modules) + 1}_Normalize"
-    write_json(folder / last / "config.json", {})
-    _list_modules(folder, modules | {place: "Dense", last: "Normalize"})
+    write_json(folder / list(modules)[-1] / "config.json", {})
 
 
 def resolve(path: str | Path, *, revision: str | None = None) -> Path:

@@ -105,10 +105,6 @@ def arms(settings: config.Settings, name: str) -> list[Arm]:
             by_label.setdefault(base.label, base)
             if by_label.setdefault(arm.label, arm) != arm:
                 raise NvretError(f"{where}: two different arms are labelled {arm.label!r}")
-    reference = settings.studies[name].reference
-    for student in dict.fromkeys(arm.student for arm in by_label.values()):
-        if f"{student}: {reference}" not in by_label:
-            raise NvretError(f"studies.{name}.reference: student {student} has no {reference!r}")
     return list(by_label.values())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -78,8 +80,12 @@ def _forest(
         parts: by title; columns label, style (keywords of matplotlib), value, low, high.
         labels: from top to bottom; one without a row has an empty line.
     """
-    names = [fill(label, 44, break_on_hyphens=False) for label in labels]
-    lines = sum(1 + name.count("\n") for name in names)
+    names = [
+        fill(re.sub(r"(?<=\w)\+(?=\w)", " + ", label), 44, break_on_hyphens=False)
+        for label in labels
+    ]
+    breaks = [name.count("\n") for name in names]
+    lines = max(len(names) + sum(breaks), 0.75 * len(names) * (1 + max(breaks, default=0)))
     figure, axes = panels(
         len(parts), 1.1 + 0.2 * lines, 3.2 + 1.6 * len(parts), grid="x", sharey=True, sharex=sharex
     )
@@ -98,7 +104,10 @@ def _forest(
 
 
 def differences(table: pd.DataFrame, student: str) -> Figure:
-    """Forest plot of ``tables.differences``, on the first test set and on average."""
+    """Forest plot of ``tables.differences``, on the first test set and on average.
+
+    A setting with a reference of its own is a group, under the reference's name.
+    """
     rows = _points(table[table["student"] == student])
     rows = rows.assign(
         label=rows["arm"].str.removeprefix(f"{student}: "), style=rows["arm"].map(looks.of_method)
@@ -106,12 +115,26 @@ def differences(table: pd.DataFrame, student: str) -> Figure:
     sets = list(dict.fromkeys(rows["dataset"]))
     shown = sets[:1] if len(sets) == 2 else [sets[0], sets[-1]]  # the mean of one set is that set
     parts = {name: rows[rows["dataset"] == name] for name in shown}
-    names = list(dict.fromkeys(rows["reference"]))
-    where = ", in the same setting where there is one" if len(names) > 1 else ""
-    xlabel = f"NDCG@10, points above {min(names, key=len)}{where} (95 % interval)"
-    figure = _forest(parts, list(dict.fromkeys(rows["label"])), xlabel, sharex=True)
+    groups = rows.groupby("reference", sort=False)["label"].unique()
+    groups = groups.loc[sorted(groups.index, key=lambda name: name.count(","))]
+    heads = [f"Above {name}" for name in groups.index] if len(groups) > 1 else []
+    each = itertools.zip_longest(heads, groups)
+    labels = [label for head, own in each for label in [*filter(None, [head]), *own]]
+    above = "the reference that heads each group" if heads else groups.index[0]
+    xlabel = f"NDCG@10, points above {above} (95 % interval)"
+    figure = _forest(parts, labels, xlabel, sharex=True)
+    _mark_heads(figure, [labels.index(head) for head in heads])
     figure.suptitle(f"Student: {student}", fontsize=10)
     return figure
+
+
+def _mark_heads(figure: Figure, places: Sequence[int]) -> None:
+    """Rows of a forest plot that only name what follows."""
+    for axis in figure.axes:
+        for place in places:
+            axis.axhspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
+    for place in places:
+        figure.axes[0].get_yticklabels()[place].set_fontweight("bold")
 
 
 def orders(table: pd.DataFrame) -> Figure:
@@ -185,9 +208,7 @@ def ledger(table: pd.DataFrame) -> Figure:
     axis = figure.axes[0]
     places = [labels.index(label) for label in rows["label"]]
     axis.plot(100 * rows["paper"].astype(float), places, "|", color=BLACK, markersize=7, zorder=1)
-    for place in map(labels.index, heads):
-        axis.axhspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
-        axis.get_yticklabels()[place].set_fontweight("bold")
+    _mark_heads(figure, [labels.index(head) for head in heads])
     axis.set_xscale("symlog", linthresh=LINEAR, linscale=1)
     left, right = axis.get_xlim()
     axis.set_xticks([x for x in TICKS if left <= x <= right])

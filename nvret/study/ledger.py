@@ -177,29 +177,19 @@ def read(folder: Path) -> tuple[pd.DataFrame, float]:
     return table.astype(dict.fromkeys(NUMBERS, float)), content["margin"]
 
 
-def read_all(
-    results: Path, profiles: Sequence[str]
-) -> tuple[dict[str, pd.DataFrame], float, dict[str, str]]:
-    """The ledgers of these profiles, their margin, and why a profile that was run is left out.
+def read_all(results: Path, profiles: Sequence[str]) -> tuple[dict[str, pd.DataFrame], float]:
+    """The ledgers of those of these profiles that were run, and their margin.
 
     Raises:
-        NvretError: no ledger can be read.
+        NvretError: no profile was run, or not since a ledger has these columns; two margins.
     """
-    ledgers, margins, left_out = {}, {}, {}
-    for name in profiles:
-        if not (results / name / "claims.json").is_file():
-            continue
-        try:
-            ledgers[name], margins[name] = read(results / name)
-        except NvretError:
-            left_out[name] = "its ledger is of an earlier release"
-    if different := {m for m in margins.values() if m != next(iter(margins.values()))}:
-        older = [name for name, m in margins.items() if m in different]
+    run = [name for name in profiles if (results / name / "claims.json").is_file()]
+    if not run:
+        raise NvretError(f"{results} has no ledger of {' or '.join(profiles)}; run a profile first")
+    ledgers, margins = zip(*(read(results / name) for name in run), strict=True)
+    if older := [name for name, one in zip(run, margins, strict=True) if one != margins[0]]:
         raise NvretError(f"{results}: {', '.join(older)} had another margin; run it again")
-    if not ledgers:
-        names = " or ".join(profiles)
-        raise NvretError(f"{results} has no present ledger of {names}; run a profile first")
-    return ledgers, next(iter(margins.values())), left_out
+    return dict(zip(run, ledgers, strict=True)), margins[0]
 
 
 def write(settings: Settings) -> pd.DataFrame:

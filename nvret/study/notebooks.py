@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,21 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     started = time.monotonic()
     workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
+    by_name = {study.name: study for study in studies(workspace, names)}
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     silent = signal.SIGINT, signal.SIG_IGN  # an interrupt is this process's, which ends the other
     with ProcessPoolExecutor(1, spawn, signal.signal, silent) as pool:
         try:
             todo: list[Future[Path]] = []
             for name in names:
-                for study in studies(workspace, [name]):
-                    study.run()
+                if name in by_name:
+                    by_name[name].run()
                 todo.append(pool.submit(execute, name, root, folder, values))
-                while todo and todo[0].done():
-                    _finished(todo.pop(0), started)
+                todo[-1].add_done_callback(partial(_say, started))
+                for one in filter(Future.done, todo):  # an error ends the others
+                    one.result()
             for one in todo:
-                _finished(one, started)
+                one.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
@@ -109,10 +112,11 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
             print(f"    {path.name}")
 
 
-def _finished(notebook: Future[Path], started: float) -> None:
-    """Say where a notebook lies; its error, if it failed."""
-    path, minutes = notebook.result(), (time.monotonic() - started) / 60
-    tqdm.write(f"{os.path.relpath(path)}, after {minutes:.1f} minutes")
+def _say(started: float, notebook: Future[Path]) -> None:
+    """Where an executed notebook lies."""
+    if not notebook.cancelled() and not notebook.exception():
+        minutes = (time.monotonic() - started) / 60
+        tqdm.write(f"{os.path.relpath(notebook.result())}, after {minutes:.1f} minutes")
 
 
 def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Path:

@@ -24,7 +24,7 @@ def section(results: Path) -> str:
     Raises:
         NvretError: none of the profiles has a ledger that can be read.
     """
-    ledgers, margin, left_out = ledger.read_all(results, PROFILES)
+    ledgers, margin = ledger.read_all(results, PROFILES)
     names = list(ledgers)
     lines = [
         "Points of NDCG@10 on the in-domain test sets, 95 % interval over seeds and questions; p "
@@ -33,7 +33,6 @@ def section(results: Path) -> str:
         f"± {100 * margin:g} points. *Not a test*: the experiment could not tell.",
         "",
         *(f"- `{name}`: {_counts(table)}." for name, table in ledgers.items()),
-        *(f"- `{name}` is left out: {why}." for name, why in left_out.items()),
         "",
         "| primary claim | student | paper | "
         + " | ".join(f"`{name}` | p | verdict" for name in names)

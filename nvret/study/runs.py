@@ -31,6 +31,7 @@ from nvret.study.workspace import Workspace, inputs, model_fingerprint
 from nvret.training.config import TrainingConfig
 from nvret.utils import machine, store
 from nvret.utils.bars import progress_bar
+from nvret.utils.errors import NvretError
 
 COMMON = "hardness by one teacher"  # the profile's, whoever mined
 
@@ -51,6 +52,10 @@ class Study:
         self.arms = arms(self.settings, name)
         chosen = self.settings.studies[name]
         self.reference = chosen.reference
+        labels = {arm.label for arm in self.arms}
+        for student in dict.fromkeys(arm.student for arm in self.arms):
+            if f"{student}: {self.reference}" not in labels:
+                raise NvretError(f"studies.{name}.reference: {student} has no {self.reference!r}")
         # The primary corpus first
         known, asked = list(self.settings.data.corpora), chosen.corpora
         self.corpora = tuple(name for name in known if name in (asked or known[:1]))

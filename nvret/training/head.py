@@ -269,24 +269,3 @@ class HeadEncoder:
         else:
             vectors = embed(self.base, texts, kind, **options)
         return vectors if self.folder is None else apply(self.folder, vectors)
-
-
-def save_model(base: str | Path, head: str | Path, output: str | Path) -> None:
-    """Write base model and head as one folder that ``SentenceTransformer`` loads.
-
-    Its vectors are those of `apply`. `nvret.encode.Encoder` does not load it.
-
-    Raises:
-        NvretError: ``output`` exists; the head is for vectors of another dimension; a model with
-            NV-Embed's latent attention, which is no module of sentence-transformers.
-    """
-    encoder, weight = Encoder.load(base), load(head)
-    if encoder.layout.latent:
-        raise NvretError(f"{base}: latent attention is no module of sentence-transformers")
-    if encoder.dimension != len(weight):
-        raise NvretError(f"{head} maps {len(weight)} dimensions, {base} has {encoder.dimension}")
-    with store.atomic_folder(Path(output)) as partial:
-        if partial is None:
-            raise NvretError(f"{output} exists; choose another folder")
-        encoder.save(partial)
-        layout.add_linear(partial, weight)

@@ -66,12 +66,11 @@ def _feed(digest: Any, part: Any) -> None:
             _feed(digest, column)
     elif isinstance(part, (list, pa.ChunkedArray)):
         # Some values at a time, to the same bytes as below: a corpus is not copied whole
-        texts: Any = _joined(part)
-        if isinstance(part, pa.ChunkedArray) and part.nbytes < SMALL:
-            texts = list(texts)
-        size = sum(map(len, texts if isinstance(texts, list) else _joined(part)))
+        once = isinstance(part, pa.ChunkedArray) and part.nbytes < SMALL
+        texts = list(_joined(part)) if once else []
+        size = sum(map(len, texts or _joined(part)))
         digest.update(f"json:{size + 2}:[".encode())
-        for text in texts:
+        for text in texts or _joined(part):
             digest.update(text.encode("utf-8", "surrogatepass"))
         digest.update(b"]")
     else:
