@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -343,7 +344,7 @@ def test_a_study_of_heads_reads_each_text_once(study, monkeypatch):
     folders = {study.model(one, seed) for one in trained for seed in (0, 1)}
     assert len(folders) == 6
     assert all((folder / head.FILE).exists() for folder in folders)
-    scores = [study._evaluated(one, study.model(one, 1)) for one in trained]
+    scores = [study._evaluated(one, 1)[0] for one in trained]
 
     def fail(*_, **__):
         raise AssertionError("encoded again")
@@ -358,6 +359,22 @@ def test_a_study_of_heads_reads_each_text_once(study, monkeypatch):
         for found, old in zip(after, before, strict=True):
             assert found.values("ndcg_at_10").mean() == pytest.approx(means[found.dataset])
             assert found.values("ndcg_at_10").mean() != old.values("ndcg_at_10").mean()
+
+
+def test_a_model_goes_when_it_has_been_tested(study, monkeypatch):
+    one, settings = study.arms[1], study.settings.model_copy(update={"keep_models": True})
+    scores, log = study._evaluated(one, 2)
+    assert not study._place(one, 2).exists()
+    keeping = runs.Study(workspace.Workspace(settings), study.name)
+    keeping._evaluated(one, 3)
+    assert keeping._place(one, 3).exists()
+
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runs.Study, "_train", fail)
+    for found, again in zip((scores, log), study._evaluated(one, 2), strict=True):
+        pd.testing.assert_frame_equal(found, again)
 
 
 def test_an_arm_of_two_epochs_takes_twice_the_steps(study):

@@ -158,9 +158,9 @@ def test_killed_twice_the_command_ends_with_the_same_tables(alone, fetched, tmp_
     profile = tmp_path / "small.yaml"
     profile.write_text(yaml.safe_dump(values))
     env = environment(tmp_path)
-    trained = tmp_path / "cache" / "training"
+    tested = tmp_path / "cache" / "scores"
     notebook = tmp_path / "results" / "smoke" / "notebooks" / f"{ALONE}.ipynb"
-    moments = [lambda: len(list(trained.glob("[!.]*"))) >= 2, lambda: tables(tmp_path)]
+    moments = [lambda: len(list(tested.glob("[!.]*"))) >= 2, lambda: tables(tmp_path)]
     for reached in moments:
         process = nvret("run", profile, env=env, stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip

@@ -332,20 +332,21 @@ def test_every_model_takes_the_same_number_of_steps(results):
 
 def test_arms_that_differ_are_different_models(study):
     trained = [a for a in study.arms if a.trained]
-    folders = {study.model(a, seed).name for a in trained for seed in (0, 1)}
+    folders = {study._place(a, seed).name for a in trained for seed in (0, 1)}
     assert len(folders) == 2 * len(trained)
 
 
-def test_a_base_model_that_is_replaced_is_evaluated_again(study, tmp_path):
+def test_a_base_model_that_is_replaced_is_evaluated_again(study, tmp_path, monkeypatch):
     """A folder that somebody names may hold other weights the next time."""
     base = next(arm for arm in study.arms if not arm.trained)
     write_static(tmp_path)
-    first = study._evaluated(base, tmp_path)
+    monkeypatch.setattr(runs.assets, "model_path", lambda _: tmp_path)
+    first, _ = study._evaluated(base, 0)
     weights = load_file(tmp_path / "model.safetensors")
     noise = torch.randn(weights["embedding.weight"].shape, generator=torch.manual_seed(0))
     save_file({"embedding.weight": noise}, tmp_path / "model.safetensors")
     workspace.model_fingerprint.cache_clear()  # as in another process
-    assert study._evaluated(base, tmp_path)["ndcg_at_10"].mean() < first["ndcg_at_10"].mean() / 2
+    assert study._evaluated(base, 0)[0]["ndcg_at_10"].mean() < first["ndcg_at_10"].mean() / 2
 
 
 def test_scores_survive_the_file(results, tmp_path):

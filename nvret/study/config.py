@@ -309,6 +309,9 @@ class Settings(Section):
     audit: AuditSettings
     notebooks: list[Name] = Field(min_length=1)
 
+    keep_models: bool = False
+    """Trained models stay in the cache after they have been tested."""
+
     @model_validator(mode="after")
     def _check(self) -> Settings:
         for name, values in {

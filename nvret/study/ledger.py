@@ -133,12 +133,15 @@ def load(settings: Settings, study: str | None = None) -> pd.DataFrame:
         return build(settings, registered, *_read(settings))
     own = [claim for claim in registered.claims if getattr(claim, "study", None) == study]
     registered = registered.model_copy(update={"claims": own})
-    return build(settings, registered, *_read(settings)).assign(p_adjusted=np.nan)
+    return build(settings, registered, *_read(settings, study)).assign(p_adjusted=np.nan)
 
 
-def _read(settings: Settings) -> tuple[dict[str, Results], dict[str, pd.DataFrame]]:
-    """Scores by study and tables by name, of those that the results folder holds."""
-    scores = {study: paths.scores_path(settings, study) for study in settings.studies}
+def _read(
+    settings: Settings, study: str | None = None
+) -> tuple[dict[str, Results], dict[str, pd.DataFrame]]:
+    """Scores by study, of one or all, and tables by name: those that the results folder holds."""
+    names = [name for name in settings.studies if study in (None, name)]
+    scores = {name: paths.scores_path(settings, name) for name in names}
     names = [TEACHERS, *(name for name, _ in SHARES.values())]
     files = {name: paths.table_path(settings, name) for name in names}
     return (

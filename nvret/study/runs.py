@@ -6,7 +6,9 @@ a method could not fill is counted, never made up by leaving a query out.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -29,11 +31,13 @@ from nvret.study.tables import differing
 from nvret.study.tables import mined as mined_table
 from nvret.study.workspace import Workspace, inputs, model_fingerprint
 from nvret.training.config import TrainingConfig
-from nvret.utils import machine, store
+from nvret.utils import cache as contents
+from nvret.utils import machine, processes, store
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 COMMON = "hardness by one teacher"  # the profile's, whoever mined
+LOG = "training_log.parquet"
 
 
 class Study:
@@ -226,15 +230,38 @@ class Study:
         base = assets.model_path(self.settings.students[arm.student].model)
         if not arm.trained:
             return base
+        output = self._place(arm, seed)
+        if not store.find(output):
+            if arm.stage_two is not None:
+                base = self.model(replace(arm, stage_two=None), seed)
+            self._train(base, _last_stage(arm), seed, output)
+            store.publish(output)
+        return output
+
+    @cache  # noqa: B019
+    def _place(self, arm: Arm, seed: int) -> Path:
+        """Where an arm's model lies: named by a hash of all that makes it, trained or not."""
+        student = self.settings.students[arm.student]
         if arm.stage_two is None:
-            return self._trained(base, arm, seed)
-        first = self._trained(base, replace(arm, stage_two=None), seed)
-        second = replace(arm, num_negatives=arm.stage_two, stage_two=None)
-        return self._trained(first, second, seed)
+            start = model_fingerprint(assets.model_path(student.model))
+        else:
+            start = self._place(replace(arm, stage_two=None), seed).name
+        dataset, table, config, guide = self._training(_last_stage(arm), seed)
+        key = store.fingerprint(
+            start,
+            dataset.fingerprint,
+            table,
+            config.model_dump(exclude={"checkpoint_steps"}),  # which change no result
+            inputs("guide", guide=guide.fingerprint) if guide else None,
+            seed,
+            inputs("head" if student.head else "training")["recipe"],
+        )
+        return store.cache_dir() / "training" / key
 
-    def _trained(self, base: Path, arm: Arm, seed: int) -> Path:
-        from nvret import training
-
+    def _training(
+        self, arm: Arm, seed: int
+    ) -> tuple[RetrievalDataset, pa.Table, TrainingConfig, teachers.Scorer | None]:
+        """What an arm trains on and how; the guide of its in-batch negatives."""
         dataset, table = self.dataset(arm, seed), self.negatives(arm, seed)
         own = self.settings.students[arm.student].training.model_dump()
         # What the grid may change is a field of the arm, under the same name
@@ -243,26 +270,18 @@ class Study:
         if arm.mask_margin is not None:
             teacher = self.workspace.teacher(arm.teachers[0])
             guide = teachers.prepare(teacher, dataset, progress=self.workspace.progress)
-        head = self.settings.students[arm.student].head
-        key = store.fingerprint(
-            model_fingerprint(base),
-            dataset.fingerprint,
-            table,
-            config.model_dump(exclude={"checkpoint_steps"}),  # which change no result
-            inputs("guide", guide=guide.fingerprint) if guide else None,
-            seed,
-            inputs("head" if head else "training")["recipe"],
-        )
-        output = store.cache_dir() / "training" / key
-        if not store.find(output):
-            options = {"seed": seed, "guide": guide, "progress": self.workspace.progress}
-            if head:
-                self._train_head(arm, table, output, config, **options)
-            else:
-                device = self.settings.device
-                training.finetune(base, dataset, table, output, config, device=device, **options)
-            store.publish(output)
-        return output
+        return dataset, table, config, guide
+
+    def _train(self, base: Path, arm: Arm, seed: int, output: Path) -> None:
+        from nvret import training
+
+        dataset, table, config, guide = self._training(arm, seed)
+        options = {"seed": seed, "guide": guide, "progress": self.workspace.progress}
+        if self.settings.students[arm.student].head:
+            self._train_head(arm, table, output, config, **options)
+        else:
+            device = self.settings.device
+            training.finetune(base, dataset, table, output, config, device=device, **options)
 
     # A head on a frozen model
 
@@ -313,14 +332,17 @@ class Study:
         base = assets.model_path(self.settings.students[student].model)
         return Encoder.load(base, device=self.settings.device)
 
-    def _encoder(self, arm: Arm, folder: Path, **changes: Any) -> Any:
-        """What an arm's texts are encoded with; ``changes`` as `Encoder.load` takes them."""
+    def _encoder(self, arm: Arm, folder: Path) -> Any:
+        """What an arm's texts are encoded with."""
         from nvret import encode
 
         if self.settings.students[arm.student].head:
             from nvret.training.head import HeadEncoder
 
             return HeadEncoder(self._frozen(arm.student), folder if arm.trained else None)
+        changes = (
+            {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
+        )
         return encode.Encoder.load(folder, device=self.settings.device, **changes)
 
     def run(self) -> Results:
@@ -333,11 +355,9 @@ class Study:
         with batching.remember_tokens():
             for student in dict.fromkeys(arm.student for arm in self.arms):
                 for arm, seed in self._todo(student):
-                    folder = self.model(arm, seed)
-                    if arm.trained:
-                        log = pd.read_parquet(folder / "training_log.parquet")
-                        logs.append(log.assign(arm=arm.label, seed=seed))
-                    scores.append(self._evaluated(arm, folder).assign(arm=arm.label, seed=seed))
+                    found, log = self._evaluated(arm, seed)
+                    scores.append(found.assign(arm=arm.label, seed=seed))
+                    logs.append(log.assign(arm=arm.label, seed=seed))
                     machine.free_gpu_memory()
         results = Results.of(
             pd.DataFrame([{"arm": arm.label, **arm.row} for arm in self.arms]).set_index("arm"),
@@ -373,53 +393,60 @@ class Study:
             bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
             yield arm, seed
 
-    def _evaluated(self, arm: Arm, folder: Path) -> pd.DataFrame:
-        """Per-query scores of one model on its test sets; what they share is encoded once.
+    def _evaluated(self, arm: Arm, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Per-query scores of one model on its test sets, and the log of its training.
 
-        They are kept under the name of a trained model's folder, which is a hash of all that made
-        it, so that a finished run is read back without loading it. A base model, which somebody
-        else may have put there, is hashed itself.
+        They are kept under a hash of all that makes the model, so that a finished run is read back
+        without it. The model itself goes when it has been tested, if the profile keeps none.
         """
-        from nvret import evaluation
-
-        config = self.settings.students[arm.student].training
-        lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
-        changes = (
-            {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
-        )
-
-        tests = self.tests_of(arm)
+        config, tests = self.settings.students[arm.student].training, self.tests_of(arm)
+        place = self._place(arm, seed) if arm.trained else self.model(arm, seed)
         shared = {
-            "model": folder.name if arm.trained else model_fingerprint(folder),
-            "pooling": list(changes.values()) or None,
-            "lengths": list(lengths.values()),
+            "model": place.name if arm.trained else model_fingerprint(place),
+            "pooling": None if arm.trained else [arm.pooling, arm.bidirectional],
+            "lengths": [config.query_max_length, config.passage_max_length],
         }
         keys = {
             name: inputs("scores", **shared, test=test.fingerprint) for name, test in tests.items()
         }
-        targets = {
-            name: store.cache_dir() / "scores" / store.fingerprint(key)
-            for name, key in keys.items()
-        }
-        missing = {name: tests[name] for name, path in targets.items() if not store.find(path)}
+        found = {name: _kept("scores", key) for name, key in keys.items()}
+        log = inputs("logs", model=shared["model"])
+        found |= {"": _kept("logs", log)} if arm.trained else {}
+        if not all(map(store.find, found.values())):
+            with _alone(store.cache_dir() / "tested" / shared["model"]):
+                # Another process may have done some of it meanwhile
+                todo = [name for name, path in found.items() if not store.find(path)]
+                model = self.model(arm, seed) if todo else place
+                self._test(arm, model, {name: keys[name] for name in todo if name})
+                if arm.trained:
+                    store.stage("logs", log, lambda folder: shutil.copy(model / LOG, folder))
+                    if todo and not self.settings.keep_models and processes.is_main_process():
+                        contents.remove(contents.Entry(model, 0, 0.0, leftover=False))
+        logs = pd.read_parquet(found.pop("") / LOG) if arm.trained else pd.DataFrame()
+        frames = {name: pd.read_parquet(path / "scores.parquet") for name, path in found.items()}
+        scores = [frame.assign(dataset=name) for name, frame in frames.items()]
+        return pd.concat(scores, ignore_index=True), logs
+
+    def _test(self, arm: Arm, model: Path, keys: dict[str, dict[str, Any]]) -> None:
+        """Put a model's scores on these test sets into the store; shared texts are encoded once."""
+        from nvret import evaluation
+
+        config, tests = self.settings.students[arm.student].training, self.tests_of(arm)
+        lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
         encoder = None
-        for names in self._sharing(missing):
-            encoder = encoder or self._encoder(arm, folder, **changes)
-            sets = [missing[name] for name in names]
+        for names in self._sharing(keys):
+            encoder = encoder or self._encoder(arm, model)
+            sets = [tests[name] for name in names]
             found = evaluation.evaluate_all(encoder, sets, **lengths, progress=False)
             for name, one in zip(names, found, strict=True):
 
-                def save(target: Path, test=missing[name], one=one) -> None:
+                def save(target: Path, test=tests[name], one=one) -> None:
                     scores = one.scores.select(["query_id", METRIC, "recall_at_100"]).to_pandas()
                     if "cluster" in test.corpus.column_names:
                         scores[COLLAPSED] = evaluation.collapsed(one, test).values(METRIC)
                     scores.to_parquet(target / "scores.parquet")
 
                 store.stage("scores", keys[name], save)
-        frames = {name: pd.read_parquet(path / "scores.parquet") for name, path in targets.items()}
-        return pd.concat(
-            [frame.assign(dataset=name) for name, frame in frames.items()], ignore_index=True
-        )
 
     def _sharing(self, names: Iterable[str]) -> list[list[str]]:
         """Test sets by what is encoded together: those in the domain, and those whose passages
@@ -504,6 +531,24 @@ class Study:
                     "passages": part.corpus.num_rows,
                 }
         return pd.DataFrame(rows.values())
+
+
+def _last_stage(arm: Arm) -> Arm:
+    """The arm as its last stage trains it."""
+    second = arm.stage_two is not None
+    return replace(arm, num_negatives=arm.stage_two, stage_two=None) if second else arm
+
+
+def _kept(stage: str, key: dict[str, Any]) -> Path:
+    """Where `store.stage` keeps a result."""
+    return store.cache_dir() / stage / store.fingerprint(key)
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One job at a time, so that a model is not removed while another job tests it."""
+    with store.locked(place) if processes.is_main_process() else contextlib.nullcontext():
+        yield
 
 
 def studies(workspace: Workspace, names: Sequence[str]) -> list[Study]:

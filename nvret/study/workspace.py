@@ -27,6 +27,7 @@ RECIPES = {
     "head": ("vectors", "head"),
     "guide": ("vectors", "bm25"),
     "scores": ("vectors", "search", "evaluation"),
+    "logs": (),  # the name of the model says all
     "teacher-scores": ("vectors", "search", "bm25", "evaluation"),
     "audit": ("vectors", "search", "bm25", "near-duplicates", "mining", "hidden-labels"),
     "judged": ("judges", "hidden-labels"),
