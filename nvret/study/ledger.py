@@ -235,7 +235,7 @@ def shown(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = list(ledger.itertuples())
     texts = {"paper": [number(row.paper, row.unit) for row in rows], "here": [*map(here, rows)]}
     texts |= {
-        name: ["" if math.isnan(p) else f"{p:.2g}" for p in ledger[name]]
+        name: [f"{p:.2g}" if p >= 0.001 else "< 0.001" if p < 0.001 else "" for p in ledger[name]]
         for name in ("p", "p_adjusted")
     }
     return ledger[["claim", "student"]].assign(**texts, verdict=ledger["verdict"])
