@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.models import write_static
-from nvret import data, mining, negatives, sampling
+from nvret import assets, data, mining, negatives, sampling
 from nvret.analysis import audit
 from nvret.methods import RandomNegatives
 from nvret.study import config, figures, runs, splits, tables, workspace
@@ -340,7 +340,7 @@ def test_a_base_model_that_is_replaced_is_evaluated_again(study, tmp_path, monke
     """A folder that somebody names may hold other weights the next time."""
     base = next(arm for arm in study.arms if not arm.trained)
     write_static(tmp_path)
-    monkeypatch.setattr(runs.assets, "model_path", lambda _: tmp_path)
+    monkeypatch.setattr(assets, "model_path", lambda _: tmp_path)
     first, _ = study._evaluated(base, 0)
     weights = load_file(tmp_path / "model.safetensors")
     noise = torch.randn(weights["embedding.weight"].shape, generator=torch.manual_seed(0))
