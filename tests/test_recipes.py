@@ -429,7 +429,7 @@ def test_a_stages_key_changes_with_all_that_it_rests_on(stage, monkeypatch):
 
 def test_what_encodes_or_trains_rests_on_its_libraries():
     for stage, names in workspace.RECIPES.items():
-        if stage != "leaks":
+        if stage not in ("leaks", "logs"):  # texts alone; a model, whose name has them
             assert {"vectors", "judges"} & set(names), stage
 
 
