@@ -5,7 +5,7 @@ The texts are encoded by ``nvret.encode``, the passages are found by the exact s
 ranking a searcher behind mteb's search protocol, so that the numbers come out of the code that the
 MTEB leaderboard runs. A ranking that no encoder made (BM25, a reranker) takes the same road. Of
 many models (`evaluate_all`) trec_eval scores the rankings without mteb around it: the same numbers
-in a sixth of the time.
+in a fifth of the time.
 
 mteb itself keeps means, rounded to five digits, under a model's *name*. Here the scores of every
 query are returned, since intervals and paired comparisons need them.
