@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import ClassVar
@@ -410,31 +408,6 @@ def test_bad_input_ends_in_one_message(files, capsys, more, negatives, message):
     assert len(said) == 1
     assert said[0].startswith("nvret: ")
     assert not (files / "r.html").exists()
-
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None or shutil.which("chromedriver") is None:
-        pytest.skip("no Chromium with chromedriver is installed, which shows the page")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-background-networking"),
-        *("disable-dev-shm-usage", f"user-data-dir={profile}", "window-size=1280,900"),
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"), log_output=subprocess.DEVNULL)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait(lambda: server.poll() is not None or _answers(f"{address}/api"), 60)
+            _wait(lambda: server.poll() is not None or _answers(f"{address}/api"), 240)
             assert server.poll() is None, (tmp_path / "lab.log").read_text(errors="replace")
             yield address, token, folder
         finally:
@@ -103,7 +103,7 @@ def test_notebook_opens_and_runs_in_jupyterlab(browser, lab):
     address, token, folder = lab
     browser.set_script_timeout(240)
     browser.get(f"{address}/lab/tree/{NOTEBOOK}?token={token}&reset")
-    _wait(lambda: browser.execute_script(OPEN), 60)
+    _wait(lambda: browser.execute_script(OPEN), 240)
     assert browser.execute_async_script(RUN) == "done"
 
     executed = nbformat.read(folder / NOTEBOOK, as_version=4)

@@ -177,3 +177,10 @@ def test_code_beside_a_model_is_not_run_and_not_asked_about(tmp_path):
     with pytest.raises(NvretError, match=r"config\.json: .*custom code"):
         Encoder.load(tmp_path)
     assert not mark.exists()
+
+
+def test_a_files_tests_stay_on_one_worker(request):
+    """pytest 9.2 with pytest-xdist 3.8 ignores the groups without a word."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("not run by pytest -n 2 --dist loadgroup, as `make test` runs it")
+    assert request.node.nodeid.endswith("@test_supply")
