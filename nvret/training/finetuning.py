@@ -7,13 +7,11 @@ state of that step, and ends with the same weights.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +87,11 @@ def finetune(
         run = trainer.make_trainer(
             encoder, batches, config, seed, partial / "checkpoints", progress
         )
-        with _garbage_of_its_own():
+        gc.freeze()  # accelerate collects garbage after a run; among all that is there, for long
+        try:
             run.train(resume_from_checkpoint=str(resume) if resume else None)
+        finally:
+            gc.unfreeze()
         log_table = table_of(run.state.log_history)
         if config.lora_rank:
             lora.merge(encoder)
@@ -101,17 +102,6 @@ def finetune(
             pq.write_table(log_table, partial / "training_log.parquet")
             shutil.rmtree(partial / "checkpoints", ignore_errors=True)
     return log_table
-
-
-@contextlib.contextmanager
-def _garbage_of_its_own() -> Iterator[None]:
-    """What is there before is no garbage: to look through it, as accelerate does after each run,
-    takes longer than a small run."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def check(config: TrainingConfig, guide: Scorer | None) -> None:

@@ -32,7 +32,7 @@ def execute(
     """Execute notebooks with a profile's values and write each, whole or as far as it came.
 
     Args:
-        names: without ``.ipynb``.
+        names: below ``notebooks``, without ``.ipynb``.
         root: of the project; the kernel's working directory.
         output: folder of the executed notebooks.
         values: what papermill would inject.
@@ -64,6 +64,7 @@ async def _execute(
                 failures[name] = f"{name}: cell {_failed(notebook)}: {error}"
             except DeadKernelError as error:
                 raise AssertionError(f"{name}: {error}") from error
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, output / f"{name}.ipynb")
             forget = new_notebook(cells=[new_code_cell(FORGET)])
             await NotebookClient(forget, km=manager, timeout=600).async_execute()
