@@ -15,7 +15,7 @@ NAMES = sorted(path.stem for path in COURSE.glob("*.ipynb"))
 LESSONS = [name for name in NAMES if not name.startswith("A0")]  # A0 is the map
 ASSETS = ["nq", "potion-base-8m"]
 LINES = 12  # of a cell; the first one holds imports and what figures need
-SLOW = ["A6_train_in_a_minute"]  # the executed course takes a minute without it
+SLOW = ["A6_train_in_a_minute"]  # takes longer than all others together
 
 
 def read(name):

@@ -25,8 +25,6 @@ Arrays, for P (question, positive) pairs:
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +65,7 @@ def main() -> None:
     # rows of the training part -> rows of the whole set
     question_row = pc.index_in(train.queries["id"], whole.queries["id"]).to_numpy()
     passage_row = pc.index_in(train.corpus["id"], whole.corpus["id"]).to_numpy()
-    write(
+    np.savez_compressed(
         HERE / "A6_candidates.npz",
         fingerprint=np.array(whole.fingerprint),
         question=question_row[question].astype(np.uint16),
@@ -83,16 +81,6 @@ def rounded(values: np.ndarray, towards: float) -> np.ndarray:
     nearest = values.astype(np.float16)
     wrong = (nearest < values) if towards > 0 else (nearest > values)
     return np.where(wrong, np.nextafter(nearest, np.float16(towards)), nearest)
-
-
-def write(path: Path, **arrays: np.ndarray) -> None:
-    """`np.savez_compressed` without the date that it writes beside each array."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            stream = io.BytesIO()
-            np.save(stream, array)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            archive.writestr(entry, stream.getvalue(), zipfile.ZIP_DEFLATED, 9)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def finetune(
         run = trainer.make_trainer(
             encoder, batches, config, seed, partial / "checkpoints", progress
         )
-        gc.freeze()  # accelerate collects garbage after a run; among all that is there, for long
+        gc.freeze()  # accelerate looks for garbage after a run; in all there is, that is slow
         try:
             run.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:

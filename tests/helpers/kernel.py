@@ -43,7 +43,6 @@ def execute(
         AssertionError: the kernel died; the notebook is named.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)  # keys that a notebook does not repeat
-    output.mkdir(parents=True, exist_ok=True)
     return asyncio.run(_execute(names, root, output, values, env))
 
 
@@ -64,8 +63,9 @@ async def _execute(
                 failures[name] = f"{name}: cell {_failed(notebook)}: {error}"
             except DeadKernelError as error:
                 raise AssertionError(f"{name}: {error}") from error
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, output / f"{name}.ipynb")
+            target = output / f"{name}.ipynb"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, target)
             forget = new_notebook(cells=[new_code_cell(FORGET)])
             await NotebookClient(forget, km=manager, timeout=600).async_execute()
     finally:
