@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from helpers.evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
+from nvret import evaluation
 from nvret.evaluation import Evaluation, collapsed, evaluate, evaluate_all, evaluate_ranking
 from nvret.search import top_k
 from nvret.utils import store
@@ -121,7 +122,11 @@ def judged(names, grades):
 def test_ranking_scores_match_the_definitions(case, cuts):
     names, ids, scores, grades = case
     dataset = judged(names, grades)
-    found = evaluate_ranking(ids, scores, dataset, k=cuts).scores.to_pylist()
+    table = evaluate_ranking(ids, scores, dataset, k=cuts).scores
+    asked = grades.any(1)
+    as_arrays = evaluation._scored(dataset, ids[asked], scores[asked], sorted(cuts))
+    assert as_arrays.scores.equals(table)  # what mteb and trec_eval say, to the last bit
+    found = table.to_pylist()
     expected = []
     for row, query in enumerate(dataset.queries["id"].to_pylist()):
         relevant = {n: int(g) for n, g in zip(names, grades[row], strict=True) if g}
@@ -243,7 +248,6 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
     from mteb.models.model_meta import ScoringFunction
     from mteb.types import PromptType
 
-    from nvret.evaluation import judgements
     from nvret.io import mteb_task
 
     class Wrapped(AbsEncoder):
@@ -261,7 +265,7 @@ def test_equals_the_search_of_mteb_on_the_same_model(encoder, toy):
 
     with mteb_task.isolated():
         kwargs = {"batch_size": 4, "show_progress_bar": False}
-        task = mteb_task.local_task(toy, judgements(toy), [3, 10])
+        task = mteb_task.local_task(toy, mteb_task.judgements(toy), [3, 10])
         theirs = task.evaluate(Wrapped(), "test", encode_kwargs=kwargs)["default"]
     lengths = LENGTHS | {"query_max_length": 64}
     ours = evaluate(encoder, toy, k=(3, 10), **lengths).summary

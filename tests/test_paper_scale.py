@@ -113,7 +113,7 @@ def test_a_beir_folder_gives_mtebs_own_figures(tmp_path):
         model = SearchEncoderWrapper(
             mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder)))
         )
-        task = mteb_task.local_task(dataset, evaluation.judgements(dataset), [10, 100])
+        task = mteb_task.local_task(dataset, mteb_task.judgements(dataset), [10, 100])
         theirs = task.evaluate(model, "test", ["default"], encode_kwargs={})["default"]
     assert ours.summary["ndcg_at_10"] == pytest.approx(theirs["ndcg_at_10"], abs=2e-5)  # 5 digits
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from helpers.training import (
 from nvret import assets
 from nvret.encode import Encoder
 from nvret.losses import info_nce
-from nvret.training import trainer
+from nvret.training import finetuning, trainer
 from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 from nvret.utils import store
@@ -124,6 +125,27 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     assert expected.keys() == found.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=1e-7)
+
+
+def test_tokens_that_do_not_occur_cost_nothing_and_stay(tmp_path, monkeypatch):
+    """A static table without weight decay: the same weights, to the bit, from its used rows."""
+    config, base = changed(CONFIG, weight_decay=0.0), Encoder.load(STATIC).backbone.weight.data
+    sizes, adam = [], torch.optim.AdamW.step
+
+    def step(self, *arguments, **options):
+        sizes.append(max(len(weight) for weight in self.param_groups[0]["params"]))
+        return adam(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    tables = []
+    for way in ("used", "whole"):
+        if way == "whole":
+            monkeypatch.setattr(finetuning, "_occurring", lambda _, batches: nullcontext(batches))
+        run(tmp_path / way, config=config)
+        tables.append(Encoder.load(tmp_path / way).backbone.weight.data)
+    assert torch.equal(*tables)
+    moved = (tables[0] != base).any(1)
+    assert 0 < moved.sum() <= min(sizes) < max(sizes) == len(base)
 
 
 def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes):

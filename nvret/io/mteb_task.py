@@ -21,6 +21,7 @@ from nvret.utils import store
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
 
+METRICS = {"ndcg": "ndcg_cut_{}", "recall": "recall_{}", "map": "map_cut_{}"}  # trec_eval's names
 Results = dict[str, dict[str, float]]  # query id -> passage id -> score, as trec_eval has it
 
 
@@ -50,7 +51,7 @@ def isolated() -> Iterator[None]:
 def local_task(dataset: RetrievalDataset, qrels: Results, k: Sequence[int]) -> AbsTaskRetrieval:
     """The data set as a task of mteb that is already loaded: nothing asks a hub. Under `isolated`.
 
-    ``qrels`` are `nvret.evaluation.judgements`.
+    ``qrels`` are its `judgements`.
     """
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
@@ -85,12 +86,29 @@ def local_task(dataset: RetrievalDataset, qrels: Results, k: Sequence[int]) -> A
     return LocalRetrieval()
 
 
-def score(dataset: RetrievalDataset, qrels: Results, results: Results, k: Sequence[int]) -> Results:
-    """What mteb's own task says of a ranking: query -> trec_eval's name of a metric -> value.
+def judgements(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:
+    """Query id -> passage id -> relevance, where it is above 0."""
+    qrels: dict[str, dict[str, int]] = {}
+    columns = (dataset.qrels[name].to_pylist() for name in ("query_id", "corpus_id", "score"))
+    for query, passage, score in zip(*columns, strict=True):
+        if score > 0:
+            qrels.setdefault(query, {})[passage] = score
+    return qrels
+
+
+def score(
+    dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray, k: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What mteb's own task says of a ranking: NDCG, recall and MAP of each query, by name.
 
     The task's own ``evaluate`` is called, since ``mteb.evaluate`` would look for a cached result by
     the model's name first; its hook for task-specific scores sees every query.
+
+    Args:
+        ids, scores: (Q, depth) of the queries with a relevant passage, as in ``Evaluation``.
     """
+    qrels, passages = judgements(dataset), np.array(dataset.corpus["id"].to_pylist(), dtype=object)
+    queries = [query for query in dataset.queries["id"].to_pylist() if query in qrels]
     found: Results = {}
 
     def keep(scores: dict, *_: Any, **__: Any) -> dict[str, float]:
@@ -101,13 +119,20 @@ def score(dataset: RetrievalDataset, qrels: Results, results: Results, k: Sequen
         from mteb.models import ModelMeta
 
         searcher = _Ranked()
-        searcher.results = results
+        searcher.results = {
+            query: dict(zip(passages[own[own >= 0]], values[own >= 0].tolist(), strict=True))
+            for query, own, values in zip(queries, ids, scores, strict=True)
+        }
         # mteb asks for a name, to write beside predictions
         searcher.mteb_model_meta = ModelMeta.create_empty({"name": "nvret/local"})
         task = local_task(dataset, qrels, k)
         task.task_specific_scores = keep
         task.evaluate(searcher, "test", ["default"], encode_kwargs={})
-    return found
+    return {
+        f"{name}_at_{cut}": np.array([found[query][theirs.format(cut)] for query in queries])
+        for name, theirs in METRICS.items()
+        for cut in k
+    }
 
 
 class _Ranked:

@@ -12,9 +12,13 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -84,14 +88,16 @@ def finetune(
         main = processes.is_main_process()
         resume = processes.broadcast_object(_resumed(partial, inputs) if main else None)
         batches = Collator.of(encoder, dataset, pairs, config, progress and main, guide)
-        run = trainer.make_trainer(
-            encoder, batches, config, seed, partial / "checkpoints", progress
-        )
-        gc.freeze()  # accelerate looks for garbage after a run; in all there is, that is slow
-        try:
-            run.train(resume_from_checkpoint=str(resume) if resume else None)
-        finally:
-            gc.unfreeze()
+        small = encoder.layout.static and not config.weight_decay
+        with _occurring(encoder, batches) if small else nullcontext(batches) as batches:
+            run = trainer.make_trainer(
+                encoder, batches, config, seed, partial / "checkpoints", progress
+            )
+            gc.freeze()  # accelerate looks for garbage after a run; in all there is, that is slow
+            try:
+                run.train(resume_from_checkpoint=str(resume) if resume else None)
+            finally:
+                gc.unfreeze()
         log_table = table_of(run.state.log_history)
         if config.lora_rank:
             lora.merge(encoder)
@@ -125,6 +131,22 @@ def _prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
             encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
+
+
+@contextmanager
+def _occurring(encoder: Encoder, batches: Collator) -> Iterator[Collator]:
+    """Within it, the table of a static encoder has only the tokens that occur in the batches.
+
+    The optimizer passes over a whole table at each step, and the other rows' gradients are 0: where
+    weights do not decay, they stay as they are.
+    """
+    table, tokens = encoder.backbone.weight.data, (batches.queries, batches.passages)
+    used = np.unique(np.concatenate([some.ids for some in tokens]))
+    own = [replace(some, ids=np.searchsorted(used, some.ids)) for some in tokens]
+    encoder.backbone.weight = torch.nn.Parameter(table[used])
+    yield replace(batches, queries=own[0], passages=own[1])
+    table[used] = encoder.backbone.weight.data
+    encoder.backbone.weight = torch.nn.Parameter(table)
 
 
 def _resumed(partial: Path, inputs: dict[str, Any]) -> Path | None:
