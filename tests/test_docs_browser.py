@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
@@ -21,6 +22,9 @@ pytestmark = pytest.mark.xdist_group("browser")
 PAGES = [
     "index.html",
     "own_data.html",
+    "course/loss.html",
+    "course/false_negatives.html",
+    "course/rules.html",
     "ledger.html",
     "results/quick/06_rq3_methods.html",
     "api/methods.html",
@@ -244,3 +248,66 @@ def test_ledger_search_counts_what_it_shows(browser, root):
     search.clear()
     search.send_keys("no such claim")
     assert _shown(browser) == []
+
+
+def _lesson(name: str, wanted: str) -> dict:
+    """What a lesson's own cells compute, up to the one that makes ``wanted``."""
+    (path,) = (book.ROOT / "notebooks" / "course").glob(f"{name}_*.ipynb")
+    names: dict = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and wanted not in names:
+            exec("".join(cell["source"]), names)
+    return names
+
+
+def _slide(browser, place: int, value: float) -> None:
+    browser.execute_script(
+        "const input = document.querySelectorAll('.play input[type=range]')[arguments[0]];"
+        "input.value = arguments[1]; input.dispatchEvent(new Event('input'))",
+        place,
+        value,
+    )
+
+
+def test_the_push_on_the_page_is_that_of_the_lesson(browser, root, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    lesson = _lesson("A1", "shares")
+    browser.get(f"{root}/course/loss.html")
+    for place, angle, T in ((-1, 37, 0.1), (0, 37, 1), (-2, 37, 0.01), (-1, 90, 0.1)):
+        _slide(browser, 0, place)
+        _slide(browser, 1, angle)
+        scores = np.array([np.cos(np.radians(angle)), *lesson["scores"][2:]])
+        shown = [float(e.text) for e in browser.find_elements("css selector", ".play .value")]
+        np.testing.assert_allclose(shown, lesson["softmax"](scores, T), atol=6e-4)
+
+
+def test_the_circle_on_the_page_is_trained_as_in_the_lesson(browser, root, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    lesson = _lesson("A3", "states")
+    browser.get(f"{root}/course/false_negatives.html")
+    for name, negative in (("flipped", lesson["flipped"]), ("clean", lesson["clean"])):
+        end = lesson["states"][name]
+        loss = float(lesson["losses"](lesson["cosines"](*end), negative).sum())
+        recall = float(lesson["held_out"](end).mean())
+        said = browser.find_element("css selector", ".play .said").text
+        found = [float(number) for number in re.findall(r"\d+\.\d+", said)]
+        before = float(lesson["held_out"](lesson["start"]).mean())
+        np.testing.assert_allclose(found, [loss, recall, before], atol=0.006)
+        browser.find_elements("css selector", ".play input[type=checkbox]")[5].click()
+
+
+def test_the_rules_on_the_page_take_what_those_of_the_lesson_take(browser, root, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    lesson = _lesson("A4", "percentage")
+    browser.get(f"{root}/course/rules.html")
+    for settings in ((3, 0.7, 0.05, 0.95), (1, 0.38, 0.2, 0.8)):
+        for place, value in enumerate(settings):
+            _slide(browser, place, value)
+        rules = [lesson[name] for name in ("shifted", "absolute", "margin", "percentage")]
+        expected = []
+        for scores, positive, answer in lesson["QUESTIONS"].values():
+            for rule, value in zip(rules, settings, strict=True):
+                taken = rule(scores, positive, value)
+                expected.append(f"{answer[taken].sum()} of {len(taken)}")
+        cells = browser.find_elements("css selector", ".play td:nth-child(3)")
+        assert [cell.text for cell in cells] == expected
