@@ -45,7 +45,7 @@ lab: $(INSTALLED)  ## open the notebooks
 
 # Every file's SHA-256, for every platform and Python of pyproject.toml. PyTorch differs by machine:
 # requirements-torch.lock names its version alone, and its public wheel pins CUDA's packages itself
-EXTRAS := packaged notebook docs faiss bench dev
+EXTRAS := packaged notebook docs faiss bench int8 dev
 CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti \
 	cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 \
 	nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
@@ -53,7 +53,7 @@ CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cu
 lock:  ## requirements.lock anew, after a change of pyproject.toml; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" --constraint requirements-torch.lock \
-		$(addprefix --extra ,$(EXTRAS)) $(addprefix --no-emit-package ,torch $(CUDA)) \
+		$(addprefix --extra ,$(EXTRAS)) $(addprefix --no-emit-package ,torch openvino-telemetry $(CUDA)) \
 		--output-file requirements.lock pyproject.toml
 
 help:  ## this list

@@ -141,6 +141,11 @@ class Encoder(nn.Module):
         return next(self.parameters()).dtype
 
     @property
+    def precision(self) -> str:
+        """What the same weights may be read in; for keys."""
+        return str(self.dtype)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, configuration, tokenizer and layout; not of any name."""
         digest = hashlib.sha256()
@@ -450,7 +455,7 @@ def embed(
         encoder.fingerprint,
         encoder._prompt(kind),
         encoder.limit(max_length),
-        str(encoder.dtype),
+        encoder.precision,
         recipes.versions("vectors"),
     )
     target = store.cache_dir() / "embeddings" / key

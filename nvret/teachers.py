@@ -72,7 +72,7 @@ class DenseTeacher:
     Args:
         name: of the model, as ``nvret.assets`` knows it, or a folder.
         query_max_length, passage_max_length: tokens that are read of each text.
-        device, dtype: where and in which precision the model runs.
+        device, dtype: where and in which precision the model runs; "int8": passages, on a CPU.
         index: `nvret.scale.faiss_index.Index` to search approximately; None: exactly.
     """
 
@@ -86,7 +86,10 @@ class DenseTeacher:
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
         from nvret import assets  # a name leads out of the core here
 
-        encoder = Encoder.load(assets.model_folder(self.name), device=self.device, dtype=self.dtype)
+        load, options = Encoder.load, {"device": self.device, "dtype": self.dtype}
+        if options["dtype"] == "int8":
+            from nvret.scale.int8 import load
+        encoder = load(assets.model_folder(self.name), **options)
         lengths = [self.query_max_length, self.passage_max_length]
         queries, corpus = (
             embed(encoder, texts, kind, max_length=length, progress=progress)

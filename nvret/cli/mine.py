@@ -44,8 +44,8 @@ class TeacherOptions:
         normalise: bring given vectors to length 1
         max_query_length: tokens of a query that a model reads
         max_passage_length: tokens of a passage, likewise
-        dtype: of a model's weights; auto: bfloat16 on a GPU, float32 elsewhere. Where it is not
-            float32, provenance says how far some of the scores are from float32's
+        dtype: of a model's weights; auto: bfloat16 on a GPU, float32 elsewhere; int8: of passages,
+            on a CPU. Where it is not float32, provenance says how far scores are from float32's
         index: search approximately: faiss's name of an index (HNSW32)
         probes: lists or candidates that the index looks at
     """
@@ -58,7 +58,7 @@ class TeacherOptions:
     max_query_length: Count = 64
     max_passage_length: Count = 128
     device: Device = "cpu"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     index: str | None = None
     probes: Count = 64
 

@@ -53,7 +53,7 @@ class TeacherSettings(Section):
     probes: int = Field(default=64, gt=0)
     """Cells or neighbours that the approximate index looks at."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Precision of the model's forward pass."""
 
 

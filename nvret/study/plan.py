@@ -138,7 +138,7 @@ def _encode(
     tokens = assumed.tokens(chosen, *sizes)
     return row | {
         "operations": work.forward_operations(model.parameters, tokens),
-        "memory_gb": model.parameters * (4 if chosen.dtype == "float32" else 2) / GIGA,
+        "memory_gb": model.parameters * (2 if chosen.dtype.endswith("16") else 4) / GIGA,
         "disk_gb": work.vector_bytes(sum(sizes), model.dimension) / GIGA,
     }
 
