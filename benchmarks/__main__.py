@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import harness, page
 from benchmarks.table import BENCHMARKS
 from nvret.study.config import project_root
+from nvret.utils import machine
 
 
 def main() -> None:
@@ -18,19 +19,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {known}")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all?")
-    parser.add_argument("--output", type=Path, default=project_root() / "results" / "benchmarks")
+    parser.add_argument("--output", type=Path, help="of this machine; results/benchmarks/PROCESSOR")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    everything = project_root() / "results" / "benchmarks"
+    folder = chosen.output or everything / page.of_machine(machine.hardware())
     if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {', '.join(unknown)}; expected {known}")
     if chosen.alone:
-        harness.run(BENCHMARKS[chosen.names[0]], chosen.output, chosen.smoke)
+        harness.run(BENCHMARKS[chosen.names[0]], folder, chosen.smoke)
         return
     for name in chosen.names or BENCHMARKS:
         print(f"{name} …", flush=True)
-        command = [sys.executable, "-m", "benchmarks", name, "--alone", "--output", chosen.output]
+        command = [sys.executable, "-m", "benchmarks", name, "--alone", "--output", folder]
         subprocess.run([*map(str, command), *["--smoke"] * chosen.smoke], check=True)
-    page.write(chosen.output, None if chosen.smoke else project_root())
+    page.write(folder)
+    if chosen.output is None and not chosen.smoke:
+        page.publish(everything, project_root())
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.harness import Case, interleaved
 from benchmarks.table import PEER
-from nvret import assets, data
+from nvret import assets, data, methods, mining, teachers
 from nvret.encode import Encoder
+from nvret.scale import int8
 
 
 def cases(smoke: bool) -> list[Case]:
@@ -19,7 +24,66 @@ def cases(smoke: bool) -> list[Case]:
     return [
         _case("minilm-l6", shuffled[: 24 if smoke else 512], 256, smoke),
         _case("potion-base-8m", shuffled[: 24 if smoke else 7000], None, smoke),
+        _rounded("minilm-l6", shuffled[: 24 if smoke else 1024], 64, smoke),
     ]
+
+
+def _rounded(name: str, texts: list[str], length: int, smoke: bool) -> Case:
+    """int8 and bfloat16 against float32 on both sides; what a corpus pays once stands apart."""
+    path = assets.model_path(name)
+    exact, half = Encoder.load(path), Encoder.load(path, dtype="bfloat16")
+    theirs = SentenceTransformer(str(path), device="cpu", trust_remote_code=False)
+    theirs.max_seq_length = length
+    rounded = int8.load(path)
+    started = time.perf_counter()
+    rounded.prepare(texts, max_length=length)
+    preparing = time.perf_counter() - started
+    options = {"max_length": length, "progress": False}
+    sides = {
+        "nvret, int8": lambda: rounded.encode(texts, prepared=True, **options),
+        "nvret, bfloat16": lambda: half.encode(texts, **options),
+        "nvret": lambda: exact.encode(texts, **options),
+        PEER: lambda: theirs.encode(texts, normalize_embeddings=True, show_progress_bar=False),
+    }
+    reference = sides["nvret"]()
+    cosines = {side: (sides[side]() * reference).sum(1).mean() for side in list(sides)[:2]}
+    return Case(
+        f"{name}, rounded",
+        f"{name}, {len(texts):,} passages of NQ of at most {length} tokens",
+        interleaved(sides, 2 if smoke else 5, warm_up=0 if smoke else 1),
+        work=(len(texts), "passages"),
+        facts={"seconds to prepare int8, once a corpus": round(preparing, 1)}
+        | {f"mean cosine with float32, {side}": round(float(c), 5) for side, c in cosines.items()}
+        | ({} if smoke else _agreement(name, path, length)),
+    )
+
+
+def _agreement(name: str, path: Path, length: int) -> dict[str, float]:
+    """Of NQ's pairs, the share whose four negatives are those of float32 passages."""
+    dataset, rules = data.load("nq"), [methods.NaiveTopK(), methods.TopKPercPos(0.95)]
+    encoders = {"float32": Encoder.load(path), "bfloat16": Encoder.load(path, dtype="bfloat16")}
+    encoders["int8"] = int8.load(path)
+    queries = encoders["float32"].encode(dataset.query_texts, "query", progress=False)
+    exclude = mining.exclusions(dataset, None)
+    mined = {}
+    for precision, encoder in encoders.items():
+        passages = encoder.encode(dataset.passages, max_length=length, progress=False)
+        scorer = teachers.dense_scorer(name, [precision], queries, passages)
+        mined[precision] = mining.sweep(
+            dataset, scorer, rules, 4, near_duplicates=None, exclude=exclude, progress=False
+        )
+    return {
+        f"share of pairs with the same negatives, {precision}, {rule}": round(
+            float(np.mean([a == b for a, b in zip(*map(_sets, pair), strict=True)])), 3
+        )
+        for precision in ("bfloat16", "int8")
+        for rule, *pair in zip(rules, mined["float32"], mined[precision], strict=True)
+    }
+
+
+def _sets(table: pa.Table) -> list[set[str]]:
+    rows = table.select(["query_id", "positive_id", "negative_id"]).to_pandas()
+    return list(rows.groupby(["query_id", "positive_id"])["negative_id"].agg(set))
 
 
 def _case(name: str, texts: list[str], length: int | None, smoke: bool) -> Case:

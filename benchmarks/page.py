@@ -1,8 +1,9 @@
-"""What the benchmarks found: a table, a figure, ``docs/benchmarks.md`` and two lines of README."""
+"""What the benchmarks found: tables, figures, ``docs/benchmarks.md`` and some lines of README."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -97,17 +98,35 @@ def figure(rows: pd.DataFrame) -> Figure:
     return drawn
 
 
+def of_machine(hardware: dict) -> str:
+    """Name of a machine's folder of results.
+
+    >>> of_machine({"processor": "AMD EPYC 7B13", "features": ["AVX2"]})
+    'amd-epyc-7b13-avx2'
+    """
+    words = " ".join([hardware["processor"], *hardware["features"][-1:]])
+    return re.sub(r"(\(r\)|\(tm\)|[^a-z0-9])+", "-", words.lower()).strip("-")
+
+
+def machines(folder: Path) -> dict[Path, pd.DataFrame]:
+    """The table of each machine that has results, the latest first.
+
+    Raises:
+        NvretError: none has.
+    """
+    found = [path for path in sorted(folder.iterdir()) if (path / "table.csv").is_file()]
+    if not found:
+        raise NvretError(f"{folder}: no results; run python -m benchmarks first")
+    found.sort(key=lambda path: _facts(path)["taken"], reverse=True)
+    return {path: table(path) for path in found}
+
+
 def section(folder: Path, rows: pd.DataFrame) -> str:
-    """Markdown of what was compared, and of the table."""
+    """Markdown of one machine's ratios."""
     lines = [
-        f"Taken {_taken(folder)}, float32. Every line is a ratio of two sides that took turns in "
-        "one run: median and quartiles over the rounds, and the ratio of the fastest rounds, which "
-        "a busy machine disturbs least; below 1, `nvret` needs less. The median decides.",
+        f"## {_machine(folder)}",
         "",
-    ]
-    lines += [f"- **{BENCHMARKS[name].title}.** {BENCHMARKS[name].compares}"
-              for name in results(folder)]  # fmt: skip
-    lines += [
+        f"Taken on {_facts(folder)['taken']}.",
         "",
         "| what | against | ratio | fastest | target | |",
         "|---|---|---:|---:|---:|---|",
@@ -118,43 +137,66 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
         verdict = "met" if row.met else "**missed**"
         figures = f"{row.ratio:.3g}{spread} | {row.fastest:.3g} | ≤ {row.target:.3g}"
         lines.append(f"| {subject} | {row.other} | {figures} | {verdict} |")
-    return "\n".join(lines)
+    picture = (
+        f"![Ratios to the peers and their targets](../results/benchmarks/{folder.name}/ratios.png)"
+    )
+    return "\n".join([*lines, "", picture])
 
 
-def summary(folder: Path, rows: pd.DataFrame) -> str:
-    """Two lines of Markdown for the README."""
-    compared = []
+def text(tables: dict[Path, pd.DataFrame]) -> str:
+    """Markdown of what was compared, and of all machines."""
+    lines = [
+        "Every line is a ratio of two sides that took turns in one run: median and quartiles over "
+        "the rounds, and the ratio of the fastest rounds, which a busy machine disturbs least; "
+        "below 1, `nvret` needs less. The median decides. In float32, where no other is named.",
+        "",
+        *(f"- **{benchmark.title}.** {benchmark.compares}" for benchmark in BENCHMARKS.values()),
+    ]
+    parts = ["\n".join(lines), *(section(folder, rows) for folder, rows in tables.items())]
+    return "\n\n".join(parts)
+
+
+def summary(tables: dict[Path, pd.DataFrame]) -> str:
+    """Lines of Markdown for the README, one a machine and one of ranges."""
+    met = [
+        f"{rows['met'].sum()} of {len(rows)} targets met on {_machine(folder)}"
+        for folder, rows in tables.items()
+    ]
+    rows, compared = pd.concat(tables.values()), []
     times = rows[(rows["quantity"] == "time") & ~rows["other"].isin(YARDSTICKS)]
     for (title, other), group in times.groupby(["benchmark", "other"], sort=False):
         least, most = (f"{value:.2g}" for value in (group["ratio"].min(), group["ratio"].max()))
         ratios = least if least == most else f"{least} to {most}"
         compared.append(f"{title} / {other} {ratios}")
     return (
-        f"{rows['met'].sum()} of {len(rows)} targets met, {_taken(folder)}: "
-        "[all ratios, and why some are missed](docs/benchmarks.md).\n"
+        f"{'; '.join(met)}: [all ratios, and why some are missed](docs/benchmarks.md).\n"
         f"Time of `nvret` over that of the other side: {'; '.join(compared)}."
     )
 
 
-def write(folder: Path, root: Path | None) -> None:
-    """Write ``table.csv`` and ``ratios.png`` beside the results.
-
-    Args:
-        root: of the checkout, whose README and ``docs/benchmarks.md`` are brought up to date
-            between their markers; None: neither.
-    """
+def write(folder: Path) -> None:
+    """Write ``table.csv`` and ``ratios.png`` beside one machine's results."""
     rows = table(folder)
     with store.atomic_file(folder / "table.csv") as partial:
         rows.to_csv(partial, index=False, float_format="%.4g")
     with store.atomic_file(folder / "ratios.png") as partial:
         figure(rows).savefig(partial, format="png", dpi=150, metadata={"Software": None})
-    if root is not None:
-        readme.replace(root / "docs" / "benchmarks.md", "benchmarks", section(folder, rows))
-        readme.replace(root / "README.md", "benchmarks", summary(folder, rows))
 
 
-def _taken(folder: Path) -> str:
-    """When and on what."""
-    facts = next(iter(results(folder).values()))
-    hardware = facts["hardware"]
-    return f"on {facts['taken']} on {hardware['threads']} threads of {hardware['processor']}"
+def publish(folder: Path, root: Path) -> None:
+    """Bring README and ``docs/benchmarks.md`` up to date with all machines' results."""
+    tables = machines(folder)
+    readme.replace(root / "docs" / "benchmarks.md", "benchmarks", text(tables))
+    readme.replace(root / "README.md", "benchmarks", summary(tables))
+
+
+def _facts(folder: Path) -> dict:
+    """When and on what: the same for all benchmarks of a machine, the latest of them."""
+    return max(results(folder).values(), key=lambda facts: facts["taken"])
+
+
+def _machine(folder: Path) -> str:
+    hardware = _facts(folder)["hardware"]
+    features = ", ".join(hardware.get("features", []))
+    named = f"{hardware['threads']} threads of {hardware['processor']}"
+    return f"{named} ({features})" if features else named

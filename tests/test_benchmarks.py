@@ -50,6 +50,8 @@ def test_ratios_are_taken_round_by_round(tmp_path):
     assert rows["fastest"].tolist() == [0.5, 0.5]
     assert rows["met"].tolist() == [False, True]
     text = page.section(tmp_path, rows)
+    processor, threads = (harness.machine.hardware()[key] for key in ("processor", "threads"))
+    assert text.startswith(f"## {threads} threads of {processor}")
     assert "| work | theirs | 1 [0.75, 1.5] | 0.5 | ≤ 0.9 | **missed** |" in text
     assert "| work | theirs | 1 [0.75, 1.5] | 0.5 | ≤ 1.5 | met |" in text
 
@@ -60,14 +62,39 @@ def test_the_page_is_that_of_the_committed_results(tmp_path):
     for name in ("README.md", "docs/benchmarks.md"):
         shutil.copy(project_root() / name, tmp_path / name)
     shutil.copytree(RESULTS, tmp_path / "results")
-    page.write(tmp_path / "results", tmp_path)
+    for folder in (tmp_path / "results").iterdir():
+        page.write(folder)
+        kept = (RESULTS / folder.name / "table.csv").read_text()
+        assert (folder / "table.csv").read_text() == kept
+        written = {benchmark["title"] for benchmark in page.results(folder).values()}
+        assert written == {benchmark.title for benchmark in BENCHMARKS.values()}
+    page.publish(tmp_path / "results", tmp_path)
     for name in ("README.md", "docs/benchmarks.md"):
         assert (tmp_path / name).read_text() == (project_root() / name).read_text()
-    assert (tmp_path / "results" / "table.csv").read_text() == (RESULTS / "table.csv").read_text()
-    written = {benchmark["title"] for benchmark in page.results(RESULTS).values()}
-    assert written == {benchmark.title for benchmark in BENCHMARKS.values()}
     with pytest.raises(NvretError, match="no results"):
-        page.write(tmp_path / "docs", None)
+        page.publish(tmp_path / "docs", tmp_path)
+
+
+def test_machines_stand_side_by_side(tmp_path):
+    """A second machine's results leave those of the first where they are."""
+    (first,) = RESULTS.iterdir()
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(first, tmp_path / "other")
+    for path in (tmp_path / "other").glob("*.json"):
+        facts = json.loads(path.read_text())
+        facts["taken"] = "2999-01-01"
+        facts["hardware"] |= {"processor": "Some Processor", "features": ["AVX2"]}
+        for case in facts["cases"]:
+            case["seconds"] = {side: [2.0] for side in case["seconds"]}
+        path.write_text(json.dumps(facts))
+    page.write(tmp_path / "other")
+    tables = page.machines(tmp_path)
+    assert [folder.name for folder in tables] == ["other", first.name]
+    text = page.text(tables)
+    assert text.index("Some Processor (AVX2)") < text.index("Xeon")
+    summary = page.summary(tables)
+    assert summary.count("targets met on") == 2
+    assert "BM25 / rank_bm25 0.0024 to 1" in summary
 
 
 @pytest.mark.parametrize(

@@ -60,21 +60,27 @@ class Int8Encoder(Encoder):
         """For keys: what the rounding depends on beside the texts."""
         return f"int8 {machine.versions(['openvino', 'nncf'])}"
 
-    def encode(self, texts, kind="passage", *, max_length=None, **options) -> np.ndarray:
-        """As of `Encoder`."""
-        self._compiled = None
-        if kind == "passage" and len(texts):
-            batching.check_texts(texts)
-            rows = np.unique(np.linspace(0, len(texts) - 1, SAMPLE).round().astype(np.int64))
-            sample = [texts[row] for row in rows]
-            tokens = self.tokenize(sample, kind, max_length=max_length, rows=rows, progress=False)
-            self._compiled = _compile(self, tokens, self.prompt_tokens(kind))
+    def prepare(self, texts: Sequence[str], *, max_length: int | None = None) -> None:
+        """Set the scales by a sample of these passages; takes some ten seconds."""
+        batching.check_texts(texts)
+        rows = np.unique(np.linspace(0, len(texts) - 1, SAMPLE).round().astype(np.int64))
+        sample = [texts[row] for row in rows]
+        tokens = self.tokenize(sample, max_length=max_length, rows=rows, progress=False)
+        self._compiled = _compile(self, tokens, self.prompt_tokens("passage"))
+
+    def encode(
+        self, texts, kind="passage", *, max_length=None, prepared=False, **options
+    ) -> np.ndarray:
+        """As of `Encoder`; passages are `prepare`d first, unless they are said to be."""
+        if kind == "passage" and len(texts) and not prepared:
+            self.prepare(texts, max_length=max_length)
+        self._in_int8 = kind == "passage"
         return super().encode(texts, kind, max_length=max_length, **options)
 
     def _run(
         self, tokens: Ragged, token_budget: int | None, skip: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if self._compiled is None:
+        if not self._in_int8:
             yield from super()._run(tokens, token_budget, skip)
             return
         own = threading.local()  # a request for each thread

@@ -17,18 +17,27 @@ from nvret.utils.errors import NvretError
 if TYPE_CHECKING:
     import torch
 
+FEATURES = {
+    "AVX2": {"avx2"},
+    "AVX-512": {"avx512f"},
+    "VNNI": {"avx512_vnni", "avx_vnni"},
+    "BF16": {"avx512_bf16"},
+    "AMX": {"amx_tile"},
+}
+
 
 def hardware() -> dict[str, Any]:
-    """Processor, GPU, and the threads that torch uses.
+    """Processor, what it can do beyond the usual, GPU, and the threads that torch uses.
 
     >>> sorted(hardware())
-    ['cores', 'gpu', 'machine', 'processor', 'threads']
+    ['cores', 'features', 'gpu', 'machine', 'processor', 'threads']
     """
     import torch
 
     return {
         "machine": platform.machine(),
         "processor": _processor(),
+        "features": _features(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -82,8 +91,18 @@ def git(checkout: Path, *arguments: str) -> str | None:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _features() -> list[str]:
+    """Of the instructions that decide how fast products of matrices are; on Linux."""
+    flags = set(_cpuinfo("flags").split())
+    return [name for name, own in FEATURES.items() if own & flags]
+
+
+def _cpuinfo(key: str) -> str:
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return ""
