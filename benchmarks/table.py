@@ -89,8 +89,8 @@ BENCHMARKS = {
         Benchmark(
             "encoding",
             "Encoding",
-            "NQ's passages, against sentence-transformers' `encode` in float32; tokenization is part of "
-            "the time on both sides, what int8 prepares once for a corpus is not.",
+            "NQ's passages, against sentence-transformers' `encode` in float32; tokenization is a "
+            "part of the time on both sides, what int8 prepares once for a corpus is not.",
             ["torch", "transformers", "tokenizers", "openvino", "nncf", PEER],
             {
                 "minilm-l6": [Target("nvret", PEER, 1 / 1.3)],
