@@ -54,13 +54,28 @@ def test_the_readme_is_short():
 
 def test_section_shows_the_primary_claims_alone(results):
     text = readme.section(results)
-    assert text.splitlines()[-2:] == [
+    assert text.splitlines()[-4:] == [
         "| A beats B | transformer | +4.49 | +3.00 [+2.00, +4.00] | 0.02 | **confirmed** |",
         "| C beats D | head | +8.08 | – |  | not run |",
+        "",
+        "All claims of `quick`: primary 1 confirmed, 1 not run; exploratory 1 undecided, 1 not "
+        "testable here.",
     ]
     assert "± 0.5 points" in text
-    counted = "- `quick`: primary 1 confirmed, 1 not run; exploratory 1 undecided, 1 not testable"
-    assert counted in text
+
+
+def test_findings_are_sentences_of_the_ledger_and_the_tables(rows, results):
+    table, _ = ledger.read(results / "quick")
+    (only,) = readme.findings(results / "quick", table)
+    assert only.startswith("- **Against naive mining.** Trained on mined negatives alone")
+    assert "by +3.00 [+2.00, +4.00] points" in only
+    assert only.endswith("(the paper: +4.49): *confirmed*.")
+    (results / "quick" / "tables").mkdir()
+    lines = ["dataset,near-duplicates,method,rate", "nq,kept,Naive Top-K,0.271",
+             "nq,excluded,Naive Top-K,0.1", "nq,kept,TopK-PercPos 95%,0.0323"]  # fmt: skip
+    (results / "quick" / "tables" / "09_rates.csv").write_text("\n".join(lines))
+    found = readme.findings(results / "quick", table)
+    assert "27.1 % of the naive negatives are such answers, and 3.2 % of" in found[1]
 
 
 def test_profiles_share_a_row_only_where_they_ran_the_same_experiment(rows, results):
@@ -70,7 +85,7 @@ def test_profiles_share_a_row_only_where_they_ran_the_same_experiment(rows, resu
     write(results / "cpu", rows)
     text = readme.section(results)
     assert "| paper | `quick` | p | verdict | `cpu` | p | verdict |" in text
-    last = text.splitlines()[-2:]
+    last = text.splitlines()[-5:-3]
     assert last[0].count("**confirmed**") == 2
     assert last[1] == (
         "| C beats D | head | +8.08 | – |  | not run | +10.00 [+5.00, +15.00] | 0.002 | "
@@ -78,7 +93,7 @@ def test_profiles_share_a_row_only_where_they_ran_the_same_experiment(rows, resu
     )
     path = results / "cpu" / "claims.json"
     path.write_text(path.read_text().replace("12ab", "56ef"))
-    last = readme.section(results).splitlines()[-3:]
+    last = readme.section(results).splitlines()[-6:-3]
     assert last[0].endswith("**confirmed** |  |  |  |")
     assert last[1].startswith("| A beats B | transformer | +4.49 |  |  |  | +3.10")
     assert "C beats D" in last[2]
