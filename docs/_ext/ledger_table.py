@@ -56,8 +56,12 @@ def content(results: Path, profiles: Sequence[str]) -> dict[str, Any]:
         for row, text in zip(table.itertuples(), shown.itertuples(), strict=True):
             new = {key: getattr(row, key) for key in ("claim", "student", "section", "primary")}
             entry = rows.setdefault(
-                (row.id, row.student), new | {"paper": "–", "table": row.table, "findings": {}}
+                (row.id, row.student),
+                new | {"paper": "–", "table": row.table, "findings": {}, "command": ""},
             )
+            if row.verdict not in ("not run", "not testable here"):
+                file = "" if profile == "quick" else f" params/{profile}.yaml"
+                entry["command"] = entry["command"] or f"nvret claim {row.id}{file}"
             entry["paper"] = text.paper if entry["paper"] == "–" else entry["paper"]
             entry["findings"][profile] = {"here": text.here, "verdict": row.verdict} | {
                 "note": row.note, "p": text.p, "adjusted": text.p_adjusted

@@ -25,7 +25,8 @@ from nvret.utils.errors import NvretError
 
 COMMANDS = (
     "mine:mine", "checks:inspect", "train:train", "checks:evaluate", "cost:cost", "cost:plan",
-    "profile:fetch", "profile:run", "profile:encode", "profile:report", "cache:cache",
+    "profile:fetch", "profile:run", "profile:encode", "profile:report", "profile:claim",
+    "cache:cache",
 )  # fmt: skip
 
 

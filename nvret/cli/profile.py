@@ -1,4 +1,4 @@
-"""``nvret fetch``, ``run``, ``encode``, ``report``: a profile and what it needs."""
+"""``nvret fetch``, ``run``, ``encode``, ``report``, ``claim``: a profile and what it needs."""
 
 from __future__ import annotations
 
@@ -65,3 +65,25 @@ def report(params: Profile, /) -> None:
     # The README shows the checkout's own results, and those of the large profiles only
     if settings.profile in readme.PROFILES and folder.parent == root / "results":
         readme.replace(root / "README.md", "results", readme.section(folder.parent))
+
+
+def claim(name: str, params: Profile = Path("params/quick.yaml"), /) -> int:
+    """Compute what decides a claim again, and compare it with the committed results.
+
+    Exit status 1 where a value is not within its tolerance, or a verdict is another.
+
+    Args:
+        name: of a claim in params/claims.yaml, for example perc-beats-naive
+    """
+    from nvret.study import config, rerun
+
+    registered = rerun.claim(name)
+    settings = config.load(params)
+    table = rerun.again(settings, config.read(params), name)
+    print(f"\n{registered.claim} ({settings.profile}):")
+    for row in table.itertuples():
+        print(
+            f"{row.student}: expected {row.expected}, {row.verdict}; "
+            f"found {row.found}, {row.verdict_now}: {'the same' if row.same else 'NOT THE SAME'}"
+        )
+    return int(not table["same"].all())
