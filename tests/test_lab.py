@@ -50,7 +50,7 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     pytest.importorskip("jupyterlab")
     folder = tmp_path / "checkout" / "notebooks"
     folder.mkdir(parents=True)
-    notebook = nbformat.read(project_root() / "notebooks" / NOTEBOOK, as_version=4)
+    notebook = nbformat.read(project_root() / "notebooks" / "study" / NOTEBOOK, as_version=4)
     first = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     first.source = 'profile = "smoke"'  # as a reader chooses another profile
     nbformat.write(notebook, folder / NOTEBOOK)

@@ -25,7 +25,8 @@ SMOKE = ROOT / "params" / "smoke.yaml"
 ALONE = "05_rq3_sampling"  # a study that takes little
 CLAIMS = "10_claims"  # what comes after all studies
 WAIT = 1800  # seconds, for what takes one minute on an idle machine
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks" / "study").glob("*.ipynb"))
+EXECUTED = sorted(path.stem for path in (ROOT / "results/quick/notebooks").glob("*.ipynb"))
 COST = "11_cost"  # measures this machine, which takes long: test_costs.py executes it
 WARM = [name for name in NOTEBOOKS if name not in (ALONE, CLAIMS, COST)]
 
@@ -79,7 +80,7 @@ def alone(shared, fetched):
     """A folder with what plain papermill made of one notebook, which computed all it needs."""
 
     def build(folder):
-        command = ["papermill", f"notebooks/{ALONE}.ipynb", str(folder / "out.ipynb")]
+        command = ["papermill", f"notebooks/study/{ALONE}.ipynb", str(folder / "out.ipynb")]
         done = subprocess.run(
             [sys.executable, "-m", *command, "-f", SMOKE, "-k", "python3", "--no-progress-bar"],
             cwd=ROOT, env=environment(folder), timeout=WAIT, capture_output=True, text=True,
@@ -91,7 +92,7 @@ def alone(shared, fetched):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_sources_hold_no_output_and_no_function(name):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "notebooks" / "study" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
@@ -99,9 +100,29 @@ def test_sources_hold_no_output_and_no_function(name):
     assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
 
 
+@pytest.mark.parametrize("name", EXECUTED)
+def test_the_executed_copy_is_what_the_source_says(name):
+    """Cell by cell, with the profile's name as the only thing that papermill puts in."""
+    executed = nbformat.read(ROOT / "results/quick/notebooks" / f"{name}.ipynb", as_version=4)
+    source = nbformat.read(ROOT / "notebooks" / "study" / f"{name}.ipynb", as_version=4)
+    injected = [c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert [cell.source for cell in injected] == ['# Parameters\nprofile = "quick"\n']
+    cells = [cell for cell in executed.cells if cell not in injected]
+    assert [(c.cell_type, c.source) for c in cells] == [
+        (c.cell_type, c.source) for c in source.cells
+    ]
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    for output in (output for cell in code for output in cell.outputs):
+        assert output.output_type != "error"
+        plain = output.get("data", {}).get("text/plain", "")
+        assert "Styler at 0x" not in plain or "text/html" in output["data"]
+        assert output.get("name") != "stderr" or "%|" not in output.get("text", "")
+
+
 def test_tables_are_shown_escaped():
     """pandas' own style puts texts into the page as they are."""
-    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "nvret").rglob("*.py")]:
+    for path in [*(ROOT / "notebooks").rglob("*.ipynb"), *(ROOT / "nvret").rglob("*.py")]:
         text = path.read_text(encoding="utf-8").replace("``frame.style``", "")
         assert not re.search(r"(?<!row)(?<!formats)\.style\b", text), path
 
@@ -133,7 +154,7 @@ def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smok
     for name in (ALONE, CLAIMS):
         assert f"{name}.ipynb" in printed
         executed = nbformat.read(results / "notebooks" / f"{name}.ipynb", as_version=4)
-        assert executed.metadata["papermill"]["input_path"] == f"notebooks/{name}.ipynb"
+        assert executed.metadata["papermill"]["input_path"] == f"notebooks/study/{name}.ipynb"
         text = (results / "notebooks" / f"{name}.ipynb").read_text()
         assert str(Path.home()) not in text
         assert str(smoke) not in text

@@ -25,7 +25,7 @@ def test_shipped_profiles_are_valid(path):
     settings = config.load(path)
     assert settings.profile == path.stem
     for name in settings.notebooks:
-        assert (ROOT / "notebooks" / f"{name}.ipynb").is_file()
+        assert (ROOT / "notebooks" / "study" / f"{name}.ipynb").is_file()
     assert isinstance(settings.methods[-1].build()[0], methods.TopKPercPos)
 
 
@@ -156,7 +156,7 @@ def test_a_name_that_leads_elsewhere_is_refused(values, name, monkeypatch, tmp_p
         with pytest.raises(NvretError, match=f"file.yaml: {key}.*: .* is no plain name") as error:
             config.check(values | {key: value}, "file.yaml")
         assert len([line for line in str(error.value).splitlines() if key in line]) == 1
-    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.chdir(ROOT / "notebooks" / "study")
     with pytest.raises(NvretError, match="is no plain name"):
         config.notebook({"profile": name})
     settings = config.check(values, "file.yaml")
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_notebook_takes_the_profile_and_what_was_injected(monkeypatch):
-    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.chdir(ROOT / "notebooks" / "study")
     namespace = {"profile": "smoke", "seeds": [5], "_hidden": 1, "In": [], "Out": {}}
     settings = config.notebook(namespace)
     assert settings.seeds == [5]
@@ -195,7 +195,7 @@ def test_a_notebook_takes_the_profile_and_what_was_injected(monkeypatch):
 
 
 def test_a_misspelt_parameter_stops_a_notebook(monkeypatch):
-    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.chdir(ROOT / "notebooks" / "study")
     with pytest.raises(NvretError, match="sedes: unknown key, did you mean 'seeds'"):
         config.notebook({"profile": "smoke", "sedes": [5]})
     with pytest.raises(NvretError, match="sets no profile"):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nvret import assets
 from nvret.study import paths
 from nvret.study.arms import Arm, arms
-from nvret.study.config import Settings, project_root
+from nvret.study.config import Settings, project_root, read
 from nvret.study.runs import Study, studies
 from nvret.study.workspace import Workspace
 from nvret.utils import processes, store
@@ -68,16 +68,20 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     another process, while the next study runs.
 
     Args:
-        values: the file that ``settings`` was read from; injected into every notebook.
+        values: the file that ``settings`` was read from; injected into every notebook, or where
+            it is ``params/<profile>.yaml``, the profile's name alone.
         names: notebooks, without ``.ipynb``.
     Raises:
         NvretError: no such notebook; a notebook that failed, with the last line of its error.
     """
     root, folder = project_root(), paths.results_folder(settings)
     for name in names:
-        known = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+        known = sorted(path.stem for path in (root / "notebooks" / "study").glob("*.ipynb"))
         if name not in known:
             raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
+    usual = root / "params" / f"{settings.profile}.yaml"
+    if usual.is_file() and read(usual) == values:
+        values = {"profile": settings.profile}
     started = time.monotonic()
     workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
@@ -131,7 +135,7 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
     target = results / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     output = target.with_name(f".{name}.partial.ipynb")  # papermill insists on the suffix
-    source = Path("notebooks") / f"{name}.ipynb"
+    source = Path("notebooks") / "study" / f"{name}.ipynb"
     try:
         with contextlib.chdir(root):
             papermill.execute_notebook(

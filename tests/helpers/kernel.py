@@ -55,7 +55,7 @@ async def _execute(
     await manager.start_kernel(env=env, cwd=str(root), extra_arguments=options)
     try:
         for name in names:
-            source = load_notebook_node(str(root / "notebooks" / f"{name}.ipynb"))
+            source = load_notebook_node(str(root / "notebooks" / "study" / f"{name}.ipynb"))
             notebook = parameterize_notebook(source, values)
             try:
                 await NotebookClient(notebook, km=manager, timeout=1800).async_execute()
