@@ -304,6 +304,28 @@ def _turn(row: Any, margin: float) -> str:
     raise AssertionError(row.verdict)
 
 
+def answer(ledger: pd.DataFrame) -> str:
+    """Markdown: what these rows say of the question that they decide, and what would change it.
+
+    The first row that was decided speaks, a primary one before the others; the rest are counted.
+    """
+    decided = ledger[~ledger["verdict"].isin(["not run", "not testable here"])]
+    decided = decided.sort_values("primary", ascending=False, kind="stable")
+    if decided.empty:
+        return "**Answer.** None of these claims has been decided."
+    first, text = decided.iloc[0], shown(decided).iloc[0]
+    unit = "" if first["unit"] == "share" else " points"
+    paper_says = "" if text["paper"] == "–" else f" (the paper: {text['paper']})"
+    words = decided["verdict"].iloc[1:].value_counts()
+    others = ", ".join(f"{number} {word}" for word, number in words.items())
+    return (
+        f"**Answer.** {first['claim']}: *{first['verdict']}*, {text['here']}{unit}{paper_says}"
+        f"{', ' + first['student'] if first['student'] else ''}."
+        + (f" Of the other {len(decided) - 1} rows: {others}." if others else "")
+        + f"\n\n**What would change it.** {turning(decided.iloc[:1], claims.load().margin).iloc[0]}"
+    )
+
+
 def more(ledger: pd.DataFrame, margin: float) -> pd.DataFrame:
     """The undecided rows, with how many times the seeds and queries would decide them.
 

@@ -13,6 +13,7 @@ from nvret.analysis import overlap
 from nvret.models import batching
 from nvret.study import paths, treatments
 from nvret.study.arms import Arm
+from nvret.study.config import expand
 from nvret.study.models import Models
 from nvret.study.scores import Results
 from nvret.study.tables import differing
@@ -77,6 +78,23 @@ class Study(Models):
         for arm, seed in bar:
             bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
             yield arm, seed
+
+    @property
+    def design(self) -> pd.DataFrame:
+        """The experiment: a row for each line of the study's grid, with what it runs through."""
+        rows, seeds = [], self.settings.seeds_of
+        for grid in self.settings.studies[self.name].runs:
+            values = grid.model_dump(exclude_unset=True)
+            lists = {k: v if isinstance(v, list) else [v] for k, v in values.items()}
+            students, own = lists.pop("student"), lists.pop("method")
+            rest = (
+                f"{key.replace('_', ' ')}: {', '.join(map(str, v))}" for key, v in lists.items()
+            )
+            each = expand(grid)
+            models = sum(len(seeds(one["student"], self.name)) for one in each)
+            rows.append((", ".join(students), ", ".join(own), "; ".join(rest), len(each), models))
+        names = ["student", "negatives", "and", "arms", "models"]
+        return pd.DataFrame(rows, columns=names)
 
     # What was mined, for the notebooks' tables
 
