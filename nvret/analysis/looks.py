@@ -55,11 +55,14 @@ def of_line(place: int) -> dict[str, str]:
 class Table(Styler):
     """A table to show: ``frame.pipe(Table)`` is ``frame.style`` that escapes cells and labels.
 
-    pandas puts them into a page as they are, and a data set may hold anything.
+    pandas puts them into a page as they are, and a data set may hold anything. Where ``format``
+    names no way to write a number, a column of counts, which may be floats, is written as such.
 
     >>> table = pd.DataFrame({"<b>": ["<script>"]}, ["<i>"]).pipe(Table).format(precision=1)
     >>> [tag in table.to_html() for tag in ("<b>", "<script>", "<i>", "&lt;script&gt;")]
     [False, False, False, True]
+    >>> "12,000<" in pd.DataFrame({"n": [12e3, 5.0]}).pipe(Table).format(precision=1).to_html()
+    True
     """
 
     def __init__(self, data: pd.DataFrame, **options: Any) -> None:
@@ -67,9 +70,18 @@ class Table(Styler):
         for axis in ("index", "columns"):
             self.format_index(escape="html", axis=axis)
 
-    def format(self, *args: Any, **options: Any) -> Table:
+    def format(self, formatter: Any = None, subset: Any = None, **options: Any) -> Table:
         """As pandas has it, and every text is escaped."""
-        return super().format(*args, **options | {"escape": "html"})
+        super().format(formatter, subset, **options | {"escape": "html"})
+        if formatter is None and subset is None and self.data.columns.is_unique:
+            numbers = self.data.select_dtypes("number")
+            whole = [
+                name
+                for name, column in numbers.items()
+                if column.abs().max() > 1 and (column.dropna() % 1 == 0).all()
+            ]
+            super().format("{:,.0f}", whole, na_rep=options.get("na_rep"))
+        return self
 
 
 def example(question: str, passages: Mapping[str, str], width: int = 300) -> HTML:

@@ -71,7 +71,7 @@ class Int8Encoder(Encoder):
     def encode(
         self, texts, kind="passage", *, max_length=None, prepared=False, **options
     ) -> np.ndarray:
-        """As of `Encoder`; passages are `prepare`d first, unless they are said to be."""
+        """As of `Encoder`; ``prepare`` reads the passages first, unless it is said to have."""
         if kind == "passage" and len(texts) and not prepared:
             self.prepare(texts, max_length=max_length)
         self._in_int8 = kind == "passage"
