@@ -104,5 +104,5 @@ def _case(name: str, texts: list[str], length: int | None, smoke: bool) -> Case:
         f"{name}, {len(texts):,} passages of NQ",
         interleaved(sides, 2 if smoke else 5, warm_up=0 if smoke else 1),
         work=(len(texts), "passages"),
-        facts={"mean tokens": round(float(tokens.mean()), 1), "most tokens": length},
+        facts={"mean tokens": round(float(tokens.mean()), 1)},
     )

@@ -137,6 +137,13 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
         verdict = "met" if row.met else "**missed**"
         figures = f"{row.ratio:.3g}{spread} | {row.fastest:.3g} | ≤ {row.target:.3g}"
         lines.append(f"| {subject} | {row.other} | {figures} | {verdict} |")
+    facts = [
+        f"- {case['name']}: {'; '.join(f'{name} {value}' for name, value in case['facts'].items())}"
+        for result in results(folder).values()
+        for case in result["cases"]
+        if case["facts"]
+    ]
+    lines += ["", "Measured beside:", "", *facts] if facts else []
     picture = (
         f"![Ratios to the peers and their targets](../results/benchmarks/{folder.name}/ratios.png)"
     )
