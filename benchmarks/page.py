@@ -137,12 +137,12 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
         verdict = "met" if row.met else "**missed**"
         figures = f"{row.ratio:.3g}{spread} | {row.fastest:.3g} | ≤ {row.target:.3g}"
         lines.append(f"| {subject} | {row.other} | {figures} | {verdict} |")
-    facts = [
-        f"- {case['name']}: {'; '.join(f'{name} {value}' for name, value in case['facts'].items())}"
-        for result in results(folder).values()
-        for case in result["cases"]
-        if case["facts"]
-    ]
+    facts = []
+    for case in (case for result in results(folder).values() for case in result["cases"]):
+        numbers = {key: n for key, n in case["facts"].items() if isinstance(n, int | float)}
+        if numbers:
+            texts = (f"{key} {number:.4g}" for key, number in numbers.items())
+            facts.append(f"- {case['name']}: {'; '.join(texts)}")
     lines += ["", "Measured beside:", "", *facts] if facts else []
     picture = (
         f"![Ratios to the peers and their targets](../results/benchmarks/{folder.name}/ratios.png)"
