@@ -99,6 +99,11 @@ def test_profiles_share_a_row_only_where_they_ran_the_same_experiment(rows, resu
     assert "C beats D" in last[2]
 
 
+def test_a_profile_that_is_not_through_waits(rows, results):
+    write(results / "cpu", rows)
+    assert "`cpu`" not in readme.section(results)
+
+
 def test_a_ledger_of_an_earlier_release_is_an_error(rows, results):
     write(results / "cpu", rows)
     path = results / "cpu" / "claims.json"

@@ -77,7 +77,8 @@ def findings(folder: Path, rows: pd.DataFrame) -> list[str]:
 def section(results: Path) -> str:
     """Markdown of the profiles' results: findings, verdicts counted, and twelve claims.
 
-    Profiles share a row where both ran the same experiment, by the ledger's ``experiment``.
+    Profiles share a row where both ran the same experiment, by the ledger's ``experiment``. The
+    first one is shown always, another one when it has decided all of its primary claims.
 
     Args:
         results: the folder ``results``.
@@ -85,7 +86,10 @@ def section(results: Path) -> str:
         NvretError: none of the profiles has a ledger that can be read.
     """
     ledgers, margin = ledger.read_all(results, PROFILES)
-    names = list(ledgers)
+    whole = {name: (table.loc[table["primary"], "verdict"] != "not run").all()
+             for name, table in ledgers.items()}  # fmt: skip
+    names = [name for place, name in enumerate(ledgers) if whole[name] or place == 0]
+    ledgers = {name: ledgers[name] for name in names}
     largest = names[-1]
     lines = [
         *findings(results / largest, ledgers[largest]),
