@@ -254,9 +254,10 @@ def _lesson(name: str, wanted: str) -> dict:
     """What a lesson's own cells compute, up to the one that makes ``wanted``."""
     (path,) = (book.ROOT / "notebooks" / "course").glob(f"{name}_*.ipynb")
     names: dict = {}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and wanted not in names:
-            exec("".join(cell["source"]), names)
+    with np.printoptions():  # which a lesson sets for all
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code" and wanted not in names:
+                exec("".join(cell["source"]), names)
     return names
 
 

@@ -1,6 +1,7 @@
 """Passages in int8: near float32's vectors, under a key of their own, and nothing is reported."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -29,11 +30,15 @@ def folder():
     return assets.model_path("paraphrase-minilm-l3")
 
 
-def test_passages_are_near_and_queries_are_those_of_float32(folder, questions):
+def test_passages_are_near_and_queries_are_those_of_float32(folder, questions, caplog, capsys):
     texts = questions.passages[:150]
     texts = [*texts, texts[3], texts[0]]  # equal texts have one vector
     exact, rounded = Encoder.load(folder), int8.load(folder)
-    found = rounded.encode(texts, **LENGTH)
+    with caplog.at_level(logging.WARNING):  # the libraries set levels for the whole process
+        found = rounded.encode(texts, **LENGTH)
+        logging.getLogger("nvret").warning("still heard")
+    assert "still heard" in caplog.text
+    assert capsys.readouterr().out == ""
     assert found.dtype == np.float32
     cosines = (found * exact.encode(texts, **LENGTH)).sum(1)
     assert 0.97 < cosines.min() < 0.99999
@@ -106,6 +111,8 @@ def test_no_use_of_it_is_reported():
         "assert sys.modules['openvino_telemetry'] is None\n"
         "from nncf.telemetry.wrapper import telemetry\n"
         "assert type(telemetry).__name__ != 'NNCFTelemetry'\n"
+        "import logging\n"
+        "assert logging.getLoggerClass() is logging.Logger\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

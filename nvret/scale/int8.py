@@ -12,6 +12,8 @@ Source: Jacob et al. 2017, arXiv 1712.05877; Xiao et al. 2022 (SmoothQuant), arX
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 import threading
@@ -101,15 +103,14 @@ def _compile(encoder: Encoder, tokens: Ragged, skip: int) -> Any:
     groups = np.array_split(np.argsort(tokens.lengths, kind="stable"), -(-len(tokens) // BATCH))
     sample = [_batch(tokens, rows, encoder.pad) for rows in groups]
     example = {name: torch.from_numpy(value) for name, value in sample[-1].items()}
-    with torch.inference_mode(), warnings.catch_warnings():
+    with torch.inference_mode(), _isolated(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing
-        plain = openvino.convert_model(_Traced(encoder, skip), example_input=example)
-    model = nncf.quantize(
-        plain,
-        nncf.Dataset(sample),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(sample),
-    )
+        model = nncf.quantize(
+            openvino.convert_model(_Traced(encoder, skip), example_input=example),
+            nncf.Dataset(sample),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(sample),
+        )
     threads = torch.get_num_threads()
     options = {
         "INFERENCE_PRECISION_HINT": "f32",  # of what is not int8: the same on every processor
@@ -143,11 +144,27 @@ def _import() -> tuple[Any, Any]:
     """openvino and nncf, which report their use to a server unless this module is missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
-        import nncf
-        import openvino
+        with _isolated():
+            import nncf
+            import openvino
+
+            nncf.set_log_level(logging.ERROR)
     except ImportError as error:
         raise NvretError(
             f"int8 needs the extra int8: pip install 'nvret[int8]' ({error})"
         ) from None
-    nncf.set_log_level(logging.ERROR)
     return openvino, nncf
+
+
+@contextlib.contextmanager
+def _isolated() -> Iterator[None]:
+    """Nothing is printed, and logging stays as it was: both libraries set it up for all."""
+    root, kind = logging.getLogger(), logging.getLoggerClass()
+    levels = [(one, one.level) for one in (root, *root.handlers)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.setLoggerClass(kind)
+        for one, level in levels:
+            one.setLevel(level)

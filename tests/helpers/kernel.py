@@ -32,7 +32,7 @@ def execute(
     """Execute notebooks with a profile's values and write each, whole or as far as it came.
 
     Args:
-        names: below ``notebooks``, without ``.ipynb``.
+        names: of studies, or with their folder below ``notebooks``; without ``.ipynb``.
         root: of the project; the kernel's working directory.
         output: folder of the executed notebooks.
         values: what papermill would inject.
@@ -55,7 +55,8 @@ async def _execute(
     await manager.start_kernel(env=env, cwd=str(root), extra_arguments=options)
     try:
         for name in names:
-            source = load_notebook_node(str(root / "notebooks" / "study" / f"{name}.ipynb"))
+            path = name if "/" in name else f"study/{name}"
+            source = load_notebook_node(str(root / "notebooks" / f"{path}.ipynb"))
             notebook = parameterize_notebook(source, values)
             try:
                 await NotebookClient(notebook, km=manager, timeout=1800).async_execute()
