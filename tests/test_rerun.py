@@ -16,6 +16,13 @@ ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "params" / "quick.yaml"
 
 
+@pytest.fixture(autouse=True)
+def committed(monkeypatch):
+    """The results of the checkout are what is compared with."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("NVRET_RESULTS", raising=False)
+
+
 @pytest.fixture
 def run(monkeypatch):
     """Stands for the run of studies and notebooks: the committed results, perhaps changed."""
