@@ -4,8 +4,7 @@ The texts are encoded by ``nvret.encode``, the passages are found by the exact s
 ``nvret.search``. A data set becomes an ``AbsTaskRetrieval`` of mteb (`nvret.io.mteb_task`), and the
 ranking a searcher behind mteb's search protocol, so that the numbers come out of the code that the
 MTEB leaderboard runs. A ranking that no encoder made (BM25, a reranker) takes the same road. Of
-many models (`evaluate_all`) the rankings are scored as arrays: the same numbers in a twentieth of
-the time.
+many models (`evaluate_all`) the rankings are scored as arrays: the same numbers in less time.
 
 mteb itself keeps means, rounded to five digits, under a model's *name*. Here the scores of every
 query are returned, since intervals and paired comparisons need them.

@@ -2,7 +2,7 @@
 
 Weights and activations of the matrix products are rounded to eight bits, with scales from a sample
 of the very texts that are encoded (NNCF's quantization after training, with SmoothQuant). Queries
-stay in float32: they are few, and half of the error goes with them. The vectors are not float32's;
+stay in float32: they are few, and so only one side is rounded. The vectors are not float32's;
 `nvret.analysis.precision` measures by how much, and mining writes that into the provenance.
 
 Needs the extra ``int8``. Nothing is fetched, nothing is written, and no usage is reported.
