@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough campaign bench gpu-check report docs lint lab lock clean help
+.PHONY: reproduce test test-thorough campaign bench gpu-check report course docs lint lab lock clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -33,6 +33,11 @@ gpu-check: $(INSTALLED)  ## every path on a GPU beside the CPU's result, on smal
 report: $(INSTALLED)  ## tables, ledger and README from the committed scores; then the book
 	$(BIN)/nvret report params/quick.yaml
 	$(MAKE) docs
+
+# A5 is left as it is: its reader judges before anything is shown
+course: $(INSTALLED)  ## execute the lessons for the book: results/course/
+	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir results/course \
+		$(filter-out %/A5_be_the_judge.ipynb,$(wildcard notebooks/course/A*.ipynb))
 
 docs: $(INSTALLED)  ## the book: guide, executed notebooks, ledger, API: docs/_build/html/index.html
 	$(BIN)/sphinx-build -W -q docs docs/_build/html

@@ -59,6 +59,16 @@ def test_folded_solutions_are_those_that_are_executed(name):
         assert "assert" in solutions[place + 1]
 
 
+@pytest.mark.parametrize("path", sorted((project_root() / "results/course").glob("*.ipynb")))
+def test_what_the_book_shows_is_what_the_source_says(path):
+    executed, source = nbformat.read(path, as_version=4), read(path.stem)
+    assert [cell.source for cell in executed.cells] == [cell.source for cell in source.cells]
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert outputs
+    assert all(output.output_type != "error" for output in outputs)
+    assert str(project_root()) not in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize(
     "names",

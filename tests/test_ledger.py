@@ -16,7 +16,7 @@ from helpers import examples, hostile
 from helpers.results import SETTINGS, synthetic
 from nvret import cli
 from nvret.analysis import statistics
-from nvret.study import arms, claims, config, figures, ledger, paths, selection, tables, verdicts
+from nvret.study import arms, claims, config, forest, ledger, paths, selection, tables, verdicts
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
@@ -487,11 +487,12 @@ def multipletests(values):
 
 def test_the_figure_tells_the_verdicts_apart(built):
     rows = built[built["low"].notna() & (built["unit"] == "points")].head(6)
-    figure = figures.ledger(rows.assign(verdict=list(figures.VERDICTS)))
-    assert figure.get_size_inches()[0] == pytest.approx(6.4)
-    assert set(figures.VERDICTS) == set(statistics.Verdict.__args__)
+    figure = forest.ledger(rows.assign(verdict=list(forest.VERDICTS)))
+    names = [tick.get_text().replace("\n", " ") for tick in figure.axes[0].get_yticklabels()]
+    assert all(any(claim in name for name in names) for claim in rows["claim"])
+    assert set(forest.VERDICTS) == set(statistics.Verdict.__args__)
     for key in ("color", "marker"):
-        assert len({style[key] for style in figures.VERDICTS.values()}) == 6
+        assert len({style[key] for style in forest.VERDICTS.values()}) == 6
     plt.close(figure)
 
 

@@ -1,10 +1,12 @@
 """What the book takes from the repository: executed notebooks, API pages, the ledger.
 
-Pages are written into ``docs/results`` and ``docs/api``, which git ignores, before Sphinx reads.
+Pages are written into ``docs/results``, ``docs/api`` and, as notebooks, ``docs/course``, which git
+ignores, before Sphinx reads.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -23,13 +25,13 @@ SENTENCE = re.compile(r"^(.+?[.:?])(?:\s|$)", re.DOTALL)
 
 
 def gather(app: Sphinx) -> None:
-    """Write the pages of the results and of the API, and remove those of earlier builds."""
+    """Write the pages of results, course and API, and remove those of earlier builds."""
     docs, root = Path(app.srcdir), Path(app.srcdir).parent
-    pages = dict(_api(root / "nvret"))
+    pages = dict(_api(root / "nvret")) | dict(_course(root))
     for profile in app.config.profiles:
         pages |= _profile(root / "results" / profile)
-    for folder in ("api", "results"):
-        for path in (docs / folder).rglob("*.*"):
+    for pattern in ("api/**/*.*", "results/**/*.*", "course/*.ipynb"):
+        for path in docs.glob(pattern):
             if path.relative_to(docs).as_posix() not in pages:
                 path.unlink()
     for name, text in pages.items():
@@ -65,6 +67,19 @@ def _api(package: Path) -> Iterator[tuple[str, str]]:
 
 def _module(name: str, underline: str) -> str:
     return f"{name}\n{underline * len(name)}\n\n.. automodule:: {name}\n   :members:\n"
+
+
+def _course(root: Path) -> Iterator[tuple[str, str]]:
+    """The lessons, executed where there is such a copy; what a reader predicts is folded."""
+    for source in sorted((root / "notebooks" / "course").glob("*.ipynb")):
+        executed = root / "results" / "course" / source.name
+        notebook = nbformat.read(executed if executed.is_file() else source, as_version=4)
+        _tidy(notebook)
+        for text, code in itertools.pairwise(notebook.cells):
+            if "**Predict before you run:**" in text.source and code.cell_type == "code":
+                code.metadata["tags"].append("hide-output")
+                code.metadata["mystnb"]["code_prompt_show"] = "Show what it prints"
+        yield f"course/{source.name}", nbformat.writes(notebook)
 
 
 def _profile(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML
 
 COLUMN_WIDTH = 6.4  # inches
+LINES = 15  # of a table that is shown as it stands
 # Okabe and Ito's palette, for the colour-blind
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#000000", "#777777"
@@ -61,6 +63,8 @@ class Table(Styler):
     >>> table = pd.DataFrame({"<b>": ["<script>"]}, ["<i>"]).pipe(Table).format(precision=1)
     >>> [tag in table.to_html() for tag in ("<b>", "<script>", "<i>", "&lt;script&gt;")]
     [False, False, False, True]
+    A notebook shows ``LINES`` rows, and the rest folded.
+
     >>> "12,000<" in pd.DataFrame({"n": [12e3, 5.0]}).pipe(Table).format(precision=1).to_html()
     True
     """
@@ -82,6 +86,18 @@ class Table(Styler):
             ]
             super().format("{:,.0f}", whole, na_rep=options.get("na_rep"))
         return self
+
+    def _repr_html_(self) -> str:
+        if len(self.data) <= LINES:
+            return self.to_html()
+        page = self.to_html(sparse_index=False)  # a merged cell may not reach over the fold
+        head, body = page.split("<tbody>")
+        rows = re.findall(r"<tr>.*?</tr>", body, re.DOTALL)
+        tables = [
+            f"{head}<tbody>{''.join(part)}</tbody></table>" for part in (rows[:LINES], rows[LINES:])
+        ]
+        folded = tables[1][tables[1].index("<table") :]  # the style is there already
+        return f"{tables[0]}<details><summary>{len(rows) - LINES} more</summary>{folded}</details>"
 
 
 def example(question: str, passages: Mapping[str, str], width: int = 300) -> HTML:

@@ -15,14 +15,6 @@ from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
 
-def of_mined(mined: pd.DataFrame) -> pd.Series:
-    """Each arm's mean negative score ÷ mean positive score; ``mined`` is that of ``Study.mined``.
-
-    NaN where nothing was found.
-    """
-    return (mined["mean score"] / mined["mean positive score"]).rename("hardness")
-
-
 def against_hardness(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row for each arm that mines: points over the reference, hardness, known false negatives.
 
@@ -33,7 +25,7 @@ def against_hardness(results: Results, mined: pd.DataFrame, reference: str) -> p
     own = {label: f"{student}: {reference}" for label, student in arms["student"].items()}
     rows = {a: tables.points(results.difference(a, b)) for a, b in own.items() if b in arms.index}
     table = arms.join(pd.DataFrame(rows).T).rename(columns={"value": "difference"})
-    table = table.join([of_mined(mined), mined["share found"]])
+    table = table.join([tables.hardness(mined), mined["share found"]])
     table["false"] = mined.get("in the positive's cluster")
     return table.dropna(subset=["difference", "hardness"]).rename_axis("arm").reset_index()
 
@@ -69,7 +61,7 @@ def equal_hardness(
     """
     if by != "hardness" and by not in mined:
         raise NvretError(f"by: mined has no column {by!r}, only {', '.join(mined)}")
-    level = of_mined(mined) if by == "hardness" else mined[by]
+    level = tables.hardness(mined) if by == "hardness" else mined[by]
     rows = []
     for student in dict.fromkeys(results.arms["student"]):
         for pair in pairs:

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from scipy.stats import false_discovery_control
 
 from nvret.analysis import looks, statistics
-from nvret.study import claims, figures, paper, paths, tables, verdicts
+from nvret.study import claims, forest, paper, paths, tables, verdicts
 from nvret.study.arms import arms
 from nvret.study.config import Settings
 from nvret.study.scores import Results
@@ -34,7 +34,8 @@ SHARES = {  # claims about a share: the table that decides them, and how
     "share-halved": ("09_reductions", verdicts.from_reductions),
     "low-jaccard": ("03_jaccard", verdicts.from_overlaps),
 }
-SWEEPS = "04_rq3_thresholds"  # whose notebook shows curves instead of a forest plot
+# Whose notebooks show curves, no forest plot
+SWEEPS = ("04_rq3_thresholds", "05_rq3_sampling", "13_hardness")
 
 
 def build(
@@ -210,13 +211,13 @@ def write(settings: Settings) -> pd.DataFrame:
         differences = tables.differences(scores, settings.studies[study].reference)
         paths.save_table(settings, f"{number}_means", tables.means(scores))
         paths.save_table(settings, f"{number}_differences", differences)
-        for student in dict.fromkeys(scores.arms["student"]) if study != SWEEPS else ():
-            figure = figures.differences(differences, student)
+        for student in dict.fromkeys(scores.arms["student"]) if study not in SWEEPS else ():
+            figure = forest.differences(differences, student)
             paths.save_figure(settings, f"{number}_differences_{student}", figure)
     ledger = build(settings, claims.load(), results, saved)
     save(settings, ledger)
     paths.save_table(settings, "10_power", power(ledger))
-    paths.save_figure(settings, "10_ledger", figures.ledger(ledger))
+    paths.save_figure(settings, "10_ledger", forest.ledger(ledger))
     return ledger
 
 

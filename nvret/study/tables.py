@@ -176,7 +176,7 @@ def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: s
 
 
 def sweep(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """A row a swept arm: points over the reference, negatives found, and known positives.
+    """A row a swept arm: points over the reference, negatives found, hardness, known positives.
 
     ``mined`` is that of ``Study.mined``; the reference is as in ``differences``.
     """
@@ -184,9 +184,17 @@ def sweep(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame
     rows = rows[(rows["dataset"] == AVERAGE) & rows["parameter"].notna()].set_index("arm")
     rows = rows[["student", "method", "family", "parameter", "difference", "low", "high"]]
     rows[["difference", "low", "high"]] *= 100
-    rows["filled"] = mined["share found"]
+    rows["filled"], rows["hardness"] = mined["share found"], hardness(mined)
     rows["false"] = mined["in the positive's cluster"]
     return rows.reset_index()
+
+
+def hardness(mined: pd.DataFrame) -> pd.Series:
+    """Each arm's mean negative score ÷ mean positive score; ``mined`` is that of ``Study.mined``.
+
+    NaN where nothing was found.
+    """
+    return (mined["mean score"] / mined["mean positive score"]).rename("hardness")
 
 
 def best_of_families(results: Results) -> pd.DataFrame:

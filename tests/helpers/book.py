@@ -11,7 +11,7 @@ from pathlib import Path
 from helpers import results
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = shutil.ignore_patterns("_build", "api", "results", "__pycache__")
+GENERATED = shutil.ignore_patterns("_build", "api", "results", "*.ipynb", "__pycache__")
 
 
 def build(folder: Path) -> Path:
@@ -19,13 +19,13 @@ def build(folder: Path) -> Path:
 
     What stands for `cpu` is the last notebook of `quick`; the ledgers are of synthetic results.
     """
-    for name in ("nvret", "params", "examples"):
+    for name in ("nvret", "params", "examples", "notebooks"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "docs", folder / "docs", ignore=GENERATED)
     ours, theirs = folder / "results", ROOT / "results"
     (ours / "cpu" / "notebooks").mkdir(parents=True)
     (ours / "quick").mkdir()
-    for name in ("benchmarks", "quick/notebooks"):
+    for name in ("benchmarks", "course", "quick/notebooks"):
         (ours / name).symlink_to(theirs / name)
     for profile in ("quick", "cpu"):
         for name in ("figures", "provenance.json"):
