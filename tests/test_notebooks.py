@@ -171,6 +171,42 @@ def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smok
 
 
 @pytest.mark.notebook
+@pytest.mark.xdist_group("notebooks")
+def test_a_second_run_copies_what_it_would_execute(smoke):
+    """To the byte, with the times that papermill noted."""
+    results = smoke / "results" / "smoke"
+    own = [path for name in (ALONE, CLAIMS) for path in results.glob(f"*/{name[:2]}_*.*")]
+    before = {path: path.read_bytes() for path in [*own, results / "claims.json"]}
+    assert {path.parent.name for path in before} >= {"notebooks", "tables", "figures", "scores"}
+    for path in before:
+        path.unlink()
+    command = ["run", SMOKE, "--only", ALONE, "--only", CLAIMS]
+    assert nvret(*command, env=places(smoke), stdout=subprocess.DEVNULL).wait(WAIT) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_an_executed_notebook_rests_on_is_in_its_key(tmp_path):
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "02_teachers.csv").write_text("a")
+    rest = notebooks._rests_on(ROOT, {"seeds": [0]}, {"data: nq": "1"})
+    assert "nvret/mining.py" in rest["files"]
+    assert "params/claims.yaml" in rest["files"]
+    name = "03_rq2_ensembles"
+    reads = notebooks._reads(name)
+    first = notebooks._key(name, tmp_path, rest, reads)
+    assert notebooks._key(name, tmp_path, rest, reads) == first
+    others = [rest | {"values": {}}, rest | {"assets": {}}, rest | {"files": {}}]
+    keys = [notebooks._key(name, tmp_path, other, reads) for other in others]
+    keys += [notebooks._key(other, tmp_path, rest, reads) for other in (CLAIMS, ALONE)]
+    (tables / "02_teachers.csv").write_text("b")
+    keys.append(notebooks._key(name, tmp_path, rest, reads))
+    assert len({first, *keys}) == 1 + len(keys)
+    assert notebooks._reads(CLAIMS)
+    assert notebooks._reads("06_rq3_methods") == []
+
+
+@pytest.mark.notebook
 @pytest.mark.xdist_group("processes")
 def test_killed_twice_the_command_ends_with_the_same_tables(alone, fetched, tmp_path):
     """While it trains, and while it executes the notebook."""

@@ -29,12 +29,17 @@ def run(
     /,
     *,
     only: Annotated[list[str] | None, Parameter(help="only this notebook; may be repeated")] = None,
+    again: bool = False,
 ) -> None:
-    """Compute a profile and execute its notebooks."""
+    """Compute a profile and execute its notebooks.
+
+    Args:
+        again: execute notebooks anew that the cache has as they would be
+    """
     from nvret.study import config, notebooks
 
     settings = config.load(params)
-    notebooks.run(settings, config.read(params), only or settings.notebooks)
+    notebooks.run(settings, config.read(params), only or settings.notebooks, again=again)
 
 
 def encode(params: Profile, /, *, only: Only = None) -> None:

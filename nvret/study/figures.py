@@ -182,12 +182,14 @@ def sampling(table: pd.DataFrame, student: str) -> Figure:
     return legend(figure, axis, 2)
 
 
-def sweeps(table: pd.DataFrame, reference: str, best: Sequence[str], random: float) -> Figure:
+def sweeps(
+    table: pd.DataFrame, reference: str, best: Sequence[str], random: Sequence[float]
+) -> Figure:
     """``tables.sweep`` against each method's parameter, a column a method.
 
     Args:
         best: labels of the arms that were chosen on the development split; drawn as stars.
-        random: points of random negatives over the reference.
+        random: random negatives less the reference, in NDCG@10; empty without such an arm.
     """
     families = [family for family in AXES if family in set(table["family"])]
     below = {"hardness": "hardness (%)", "false": "known\npositives (%)"}
@@ -206,9 +208,9 @@ def sweeps(table: pd.DataFrame, reference: str, best: Sequence[str], random: flo
         band(top, x, rows, **style)
         chosen = rows["arm"].isin(best)
         top.plot(x[chosen], rows["value"][chosen], "*", color=BLACK, markersize=11)
-        for place, name in ((0, "Naive"), (random, "Random")):
+        for name, value in [(reference, 0.0), *(("Random", value) for value in random)]:
             colour = looks.of_method(name)["color"]
-            top.axhline(place, color=colour, linestyle=":", linewidth=1.2, zorder=1)
+            top.axhline(100 * value, color=colour, linestyle=":", linewidth=1.2, zorder=1)
         for axis, name in zip(column[1:], below, strict=True):
             axis.plot(x, 100 * rows[name], markersize=3, linewidth=1, **style)
         bottom.set_xlabel(AXES[family], fontsize=9)

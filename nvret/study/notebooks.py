@@ -10,9 +10,10 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,15 +22,17 @@ from typing import Any
 from tqdm import tqdm
 
 from nvret import assets
-from nvret.study import paths
+from nvret.study import claims, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, project_root, read
 from nvret.study.runs import Study, studies
 from nvret.study.workspace import Workspace
-from nvret.utils import processes, store
+from nvret.utils import machine, processes, store
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
+CLAIMS = "10_claims"  # the notebook that reads what all others write
+VERSIONS = [*paths.PACKAGES, "matplotlib", "pandas", "papermill", "scipy"]
 # What several processes of ``torchrun`` share; evaluation is the notebooks' own
 STAGES: dict[str, Callable[[Study, Arm, int], object]] = {
     "encode": Study.encode,
@@ -61,16 +64,20 @@ def compute(settings: Settings, stage: str, names: Sequence[str] | None = None) 
     return len(todo)
 
 
-def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> None:
+def run(
+    settings: Settings, values: dict[str, Any], names: Sequence[str], *, again: bool = False
+) -> None:
     """Execute notebooks into ``results/<profile>/notebooks``.
 
     Each study runs here, under progress bars with the time left. Its notebook is then executed by
-    another process, while the next study runs.
+    another process, while the next study runs. An executed notebook is kept in the store with the
+    tables and figures that it wrote; where nothing has changed that it rests on, it is copied.
 
     Args:
         values: the file that ``settings`` was read from; injected into every notebook, or where
             it is ``params/<profile>.yaml``, the profile's name alone.
         names: notebooks, without ``.ipynb``.
+        again: execute all of them.
     Raises:
         NvretError: no such notebook; a notebook that failed, with the last line of its error.
     """
@@ -82,9 +89,11 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
     usual = root / "params" / f"{settings.profile}.yaml"
     if usual.is_file() and read(usual) == values:
         values = {"profile": settings.profile}
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
+    hashes = workspace.fingerprints(needed)
+    rest = _rests_on(root, values, hashes)
     by_name = {study.name: study for study in studies(workspace, names)}
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     silent = signal.SIGINT, signal.SIG_IGN  # an interrupt is this process's, which ends the other
@@ -92,10 +101,18 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
         try:
             todo: list[Future[Path]] = []
             for name in names:
+                if reads := _reads(name):  # what the others write
+                    for one in todo:
+                        one.result()
+                kept = store.cache_dir() / "notebooks" / _key(name, folder, rest, reads)
+                if not again and store.find(kept):
+                    _copy(filter(Path.is_file, kept.rglob("*")), kept, folder)
+                    _say(started, folder / "notebooks" / f"{name}.ipynb")
+                    continue
                 if name in by_name:
                     by_name[name].run()
-                todo.append(pool.submit(execute, name, root, folder, values))
-                todo[-1].add_done_callback(partial(_say, started))
+                todo.append(pool.submit(_execute, name, root, folder, values, kept, began))
+                todo[-1].add_done_callback(partial(_executed, started))
                 for one in filter(Future.done, todo):  # an error ends the others
                     one.result()
             for one in todo:
@@ -107,7 +124,6 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
             raise
     # A notebook outside of the profile's own says nothing about what made the profile's results
     if set(names) & set(settings.notebooks):
-        hashes = workspace.fingerprints(needed)
         paths.save_provenance(settings, hashes, time.monotonic() - started)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("figures", "tables"):
@@ -116,11 +132,66 @@ def run(settings: Settings, values: dict[str, Any], names: Sequence[str]) -> Non
             print(f"    {path.name}")
 
 
-def _say(started: float, notebook: Future[Path]) -> None:
-    """Where an executed notebook lies."""
+def _rests_on(root: Path, values: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
+    """What every executed notebook rests on, beside its own source."""
+    files = [*(root / "nvret").rglob("*.py"), *(root / "results" / "paper").glob("*.csv")]
+    files.append(root / "params" / "claims.yaml")
+    return {
+        "values": values,
+        "assets": hashes,
+        "files": {path.relative_to(root).as_posix(): store.fingerprint(path) for path in files},
+        "versions": machine.versions(VERSIONS),
+        "hardware": machine.hardware(),
+    }
+
+
+def _reads(name: str) -> list[str]:
+    """The results of other notebooks that a notebook reads, as patterns within a profile's."""
+    if name == CLAIMS:
+        return ["scores/*", "tables/*"]
+    own = [one for one in claims.load().claims if getattr(one, "study", None) == name]
+    best = any("'best'" in str(one.model_dump()) for one in own)  # of teachers, by their own scores
+    return ["tables/02_teachers.csv"] * (best and name != "02_rq1_teachers")
+
+
+def _key(name: str, folder: Path, rest: dict[str, Any], reads: Sequence[str]) -> str:
+    """Of an executed notebook in the store."""
+    found = sorted(path for pattern in reads for path in folder.glob(pattern))
+    others = {path.name: store.fingerprint(path) for path in found if path.name[:2] != name[:2]}
+    source = project_root() / "notebooks" / "study" / f"{name}.ipynb"
+    return store.fingerprint(source, rest, others)
+
+
+def _execute(
+    name: str, root: Path, folder: Path, values: dict[str, Any], kept: Path, began: float
+) -> Path:
+    """`execute`, and keep what was written for the notebook since the time ``began``."""
+    target = execute(name, root, folder, values)
+    own = [f"notebooks/{name}.ipynb", f"scores/{name}.parquet", f"*/{name[:2]}_*.*"]
+    own += ["claims.json"] * (name == CLAIMS)
+    found = {path for pattern in own for path in folder.glob(pattern)}
+    with store.atomic_folder(kept) as new:
+        if new is not None:
+            _copy((path for path in found if path.stat().st_mtime >= began), folder, new)
+    return target
+
+
+def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
+    """Files below one folder to the same places below another."""
+    for path in files:
+        with store.atomic_file(target / path.relative_to(source)) as partial:
+            shutil.copyfile(path, partial)
+
+
+def _executed(started: float, notebook: Future[Path]) -> None:
     if not notebook.cancelled() and not notebook.exception():
-        minutes = (time.monotonic() - started) / 60
-        tqdm.write(f"{os.path.relpath(notebook.result())}, after {minutes:.1f} minutes")
+        _say(started, notebook.result())
+
+
+def _say(started: float, target: Path) -> None:
+    """Where an executed notebook lies."""
+    minutes = (time.monotonic() - started) / 60
+    tqdm.write(f"{os.path.relpath(target)}, after {minutes:.1f} minutes")
 
 
 def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Path:

@@ -61,7 +61,7 @@ def again(settings: Settings, values: dict[str, Any], name: str) -> pd.DataFrame
         mock.patch.dict(os.environ, {"NVRET_RESULTS": folder}),
         contextlib.redirect_stdout(io.StringIO()),  # where files lie that are removed
     ):
-        notebooks.run(settings, values, [*needed, chosen.study])
+        notebooks.run(settings, values, [*needed, chosen.study], again=True)
         found = ledger.load(settings, chosen.study)
     found = found[found["id"] == name].set_index("student").reindex(kept["student"]).reset_index()
     kept = kept.reset_index(drop=True)
