@@ -57,7 +57,7 @@ class Models(Material):
             start,
             dataset.fingerprint,
             table,
-            config.model_dump(exclude={"checkpoint_steps"}),  # which change no result
+            config.model_dump(exclude=_left_out(config)),
             inputs("guide", guide=guide.fingerprint) if guide else None,
             seed,
             inputs("head" if student.head else "training")["recipe"],
@@ -217,6 +217,11 @@ class Models(Material):
         groups = [[name for name in names if name not in alone]]
         groups += [[name] for name in names if name in alone]
         return [group for group in groups if group]
+
+
+def _left_out(config: TrainingConfig) -> set[str]:
+    """What is in no key: what changes no result, and a later option where it is not used."""
+    return {"checkpoint_steps"} | ({"freeze_layers"} if not config.freeze_layers else set())
 
 
 def _last_stage(arm: Arm) -> Arm:

@@ -67,6 +67,10 @@ class TrainingConfig(Section):
     """Rate of every dropout in the backbone, drawn from the seed; none: those of the model's own
     configuration (0.1 for BERT). A static model has no dropout."""
 
+    freeze_layers: int = Field(0, ge=0)
+    """Leave the embeddings and this many of the lowest layers as they are. No gradient goes down
+    there, which saves two thirds of those layers' work."""
+
     lora_rank: int | None = Field(None, gt=0)
     """Train adapters of this rank beside all linear layers, and merge them into the weights at the
     end; none: train all weights."""

@@ -66,7 +66,8 @@ def finetune(
     Raises:
         NvretError: negatives that do not fit the data set; ``output`` holds another run; a loss
             that is not finite; a guide without ``mask_margin`` or the other way round; a static
-            model with LoRA, or with a pooling or attention to choose.
+            model with LoRA, or with a pooling or attention to choose; as many frozen layers as
+            there are.
     """
     check(config, guide)
     output = Path(output)
@@ -124,13 +125,30 @@ def check(config: TrainingConfig, guide: Scorer | None) -> None:
 
 
 def _prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
-    """Switch on checkpointing of activations, and add adapters."""
+    """Freeze layers, switch on checkpointing of activations, and add adapters."""
+    if config.freeze_layers:
+        _freeze(encoder, config.freeze_layers)
     if config.gradient_checkpointing and not encoder.layout.static:
         with warnings.catch_warnings():  # newer releases of transformers have another name for it
             warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
             encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
+
+
+def _freeze(encoder: Encoder, number: int) -> None:
+    """No gradient for what comes before layer ``number``: embeddings and the layers below."""
+    lists = (part for part in encoder.backbone.modules() if isinstance(part, torch.nn.ModuleList))
+    layers = next(lists, [])
+    if number >= len(layers):
+        raise NvretError(
+            f"freeze_layers is {number}, expected fewer than the model's layers, {len(layers)}"
+        )
+    first = next(layers[number].parameters())
+    for weight in encoder.backbone.parameters():
+        if weight is first:
+            break
+        weight.requires_grad_(False)
 
 
 @contextmanager
