@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough campaign bench gpu-check report course docs lint lab lock clean help
+.PHONY: reproduce test test-thorough campaign bench gpu-check report course slides docs lint lab lock clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -38,6 +38,12 @@ report: $(INSTALLED)  ## tables, ledger and README from the committed scores; th
 course: $(INSTALLED)  ## execute the lessons for the book: results/course/
 	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir results/course \
 		$(filter-out %/A5_be_the_judge.ipynb,$(wildcard notebooks/course/A*.ipynb))
+
+# They load reveal.js, require.js and MathJax from the network when they are shown
+slides: $(INSTALLED)  ## the executed lessons as slides for a lecture: docs/_build/slides/
+	$(BIN)/jupyter nbconvert --to slides --output-dir docs/_build/slides \
+		--SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=800 \
+		--SlidesExporter.reveal_scroll=True results/course/A*.ipynb
 
 docs: $(INSTALLED)  ## the book: guide, executed notebooks, ledger, API: docs/_build/html/index.html
 	$(BIN)/sphinx-build -W -q docs docs/_build/html

@@ -46,6 +46,19 @@ def test_a_lesson_asks_before_it_shows_and_ends_in_the_package_and_three_exercis
     assert len(re.findall(r"^### Exercise \d", text, re.MULTILINE)) == 3
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_is_divided_into_slides(name):
+    """A question and its prediction on one, the code with its output below."""
+    cells = read(name).cells
+    kinds = [cell.metadata["slideshow"]["slide_type"] for cell in cells]
+    exercises = [place for place, cell in enumerate(cells) if "## Exercises" in cell.source]
+    shown = exercises[0] if exercises else len(cells)
+    assert set(kinds[shown:]) <= {"skip"}
+    for cell, kind in zip(cells[2:shown], kinds[2:shown], strict=True):
+        heads = cell.cell_type == "markdown" and re.search("^## ", cell.source, re.MULTILINE)
+        assert kind in (("slide",) if heads else ("subslide", "fragment"))
+
+
 @pytest.mark.parametrize("name", LESSONS)
 def test_folded_solutions_are_those_that_are_executed(name):
     text = "\n".join(sources(read(name), "markdown")).split("## Exercises", 1)[1]

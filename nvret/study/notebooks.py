@@ -128,7 +128,7 @@ def run(
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("figures", "tables"):
         print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")
-        for path in sorted((folder / kind).iterdir()):
+        for path in sorted((folder / kind).glob("*.*")):
             print(f"    {path.name}")
 
 
@@ -245,4 +245,6 @@ def assets_of(settings: Settings, names: Sequence[str] | None = None) -> list[st
             needed += [teacher.name for teacher in settings.teachers]
         if name in ("09_false_negatives", "13_hardness"):
             needed += [*settings.audit.datasets, settings.audit.teacher, *settings.audit.judges]
+        if name == "12_inspect":
+            needed += ["squadshifts-nyt", "potion-base-8m"]
     return [name for name in dict.fromkeys(needed) if name != "bm25"]
