@@ -139,9 +139,11 @@ def section(folder: Path, rows: pd.DataFrame) -> str:
         lines.append(f"| {subject} | {row.other} | {figures} | {verdict} |")
     facts = []
     for case in (case for result in results(folder).values() for case in result["cases"]):
-        numbers = {key: n for key, n in case["facts"].items() if isinstance(n, int | float)}
-        if numbers:
-            texts = (f"{key} {number:.4g}" for key, number in numbers.items())
+        texts = [
+            f"{key} {fact:.4g}" if isinstance(fact, int | float) else f"{key} {fact}"
+            for key, fact in case["facts"].items()
+        ]
+        if texts:
             facts.append(f"- {case['name']}: {'; '.join(texts)}")
     lines += ["", "Measured beside:", "", *facts] if facts else []
     picture = (

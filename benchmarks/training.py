@@ -35,7 +35,7 @@ from nvret.cost.calibration import MEBIBYTE, Run
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK
-from nvret.training import trainer
+from nvret.training import finetuning, trainer
 from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 
@@ -63,6 +63,7 @@ def cases(smoke: bool) -> list[Case]:
     return [
         _against("paraphrase-minilm-l3", bert, steps, rounds),
         _against("potion-base-8m", static, steps if smoke else 16, rounds),
+        _frozen("paraphrase-minilm-l3", bert, steps, rounds),
         _chunks("paraphrase-minilm-l3", bert, 128 if smoke else 2048, 1 if smoke else 3),
     ]
 
@@ -80,6 +81,22 @@ def _against(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case
         seconds,
         work=(steps, "step"),
         facts={"share of distinct passages in a batch": distinct(pairs, config.batch_size)},
+    )
+
+
+def _frozen(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case:
+    """All layers trained, and the last one alone."""
+    pairs, layers = take(steps * config.batch_size), 2
+    with tempfile.TemporaryDirectory() as path:
+        sides = {
+            "nvret": Ours(name, pairs, config, Path(path)),
+            f"nvret, {layers} layers frozen": Ours(
+                name, pairs, config.model_copy(update={"freeze_layers": layers}), Path(path)
+            ),
+        }
+        seconds = interleaved({side: one.run for side, one in sides.items()}, rounds)
+    return Case(
+        "frozen", f"{name}: {steps} steps of {_sizes(config)}", seconds, work=(steps, "step")
     )
 
 
@@ -144,6 +161,7 @@ class Ours:
 
     def __init__(self, name: str, pairs: Examples, config: TrainingConfig, folder: Path) -> None:
         self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
+        finetuning.prepare(self.encoder, config, 0)
         self.pairs, self.config = pairs, config
         self.trainer = trainer.make_trainer(
             self.encoder, self.tokenized(), config, 0, folder, False

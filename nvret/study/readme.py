@@ -75,10 +75,10 @@ def findings(folder: Path, rows: pd.DataFrame) -> list[str]:
 
 
 def section(results: Path) -> str:
-    """Markdown of the profiles' results: findings, verdicts counted, and twelve claims.
+    """Markdown of the profiles' results: findings, a table of claims, and verdicts counted.
 
-    Profiles share a row where both ran the same experiment, by the ledger's ``experiment``. The
-    first one is shown always, another one when it has decided all of its primary claims.
+    A row is a claim of one profile, since two profiles are two experiments: all of `OTHERS` from
+    the first one, and the primary claims also from another that has decided all of them.
 
     Args:
         results: the folder ``results``.
@@ -89,48 +89,35 @@ def section(results: Path) -> str:
     whole = {name: (table.loc[table["primary"], "verdict"] != "not run").all()
              for name, table in ledgers.items()}  # fmt: skip
     names = [name for place, name in enumerate(ledgers) if whole[name] or place == 0]
-    ledgers = {name: ledgers[name] for name in names}
+    rows = pd.concat([_chosen(ledgers[name], name, all=name == names[0]) for name in names])
+    order = list(dict.fromkeys([*ledgers[names[0]].query("primary")["id"], *OTHERS]))
+    rows = rows.sort_values("id", key=lambda ids: ids.map(order.index), kind="stable")
+    rows["claim"] = rows["claim"].mask(rows["id"].duplicated(), "")
+    shown = ["claim", "student", "profile", "paper", "here", "p_adjusted", "verdict"]
     largest = names[-1]
-    lines = [
+    return "\n".join([
         *findings(results / largest, ledgers[largest]),
         "",
         f"That is `{largest}`. Twelve of the claims, the six primary ones first, in points of "
         "NDCG@10 on the in-domain test sets with their 95 % interval over seeds and questions; p "
-        "adjusted, the primary claims (Holm) and the exploratory ones (Benjamini-Hochberg) each "
-        "among themselves. *Confirmed*: above 0, and half of the paper's difference. *No effect*: "
-        f"the whole interval within ± {100 * margin:g} points. *Not a test*: the experiment could "
-        "not tell.",
+        "adjusted for the primary (Holm) and for the exploratory claims (Benjamini-Hochberg) of a "
+        "profile. *Confirmed*: above 0, and half of the paper's difference. *No effect*: the whole "
+        f"interval within ± {100 * margin:g} points. *Not a test*: the experiment could not tell.",
         "",
-        "| claim | student | paper | "
-        + " | ".join(f"`{name}` | p | verdict" for name in names)
-        + " |",
-        "|---|---|---:|" + "---:|---:|---|" * len(names),
-    ]
-    order = [row for table in ledgers.values() for row in table.loc[table["primary"], "id"]]
-    order += OTHERS
-    tables = [_chosen(table) for table in ledgers.values()]
-    ran = {key[:-1]: key[-1] for table in tables for key in table.index if key[-1]}
-    for table in tables:  # what has not been run stands beside what has
-        table.index = pd.MultiIndex.from_tuples(
-            [key if key[-1] else (*key[:-1], ran.get(key[:-1], "")) for key in table.index]
-        )
-    rows = pd.concat(tables, axis=1).fillna("")
-    rows = rows.loc[sorted(rows.index, key=lambda key: order.index(key[0]))]
-    lines += ["| " + " | ".join([*key[1:-1], *cells]) + " |" for key, *cells in rows.itertuples()]
-    lines += [
+        "| claim | student | profile | paper | here | p | verdict |",
+        "|---|---|---|---:|---:|---:|---|",
+        *("| " + " | ".join(row) + " |" for row in rows[shown].itertuples(index=False)),
         "",
-        *(f"All claims of `{name}`: {_counts(table)}." for name, table in ledgers.items()),
-    ]
-    return "\n".join(lines)
+        *(f"All claims of `{name}`: {_counts(ledgers[name])}." for name in names),
+    ])  # fmt: skip
 
 
-def _chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """Texts "here", "p_adjusted", "verdict" by id, claim, student, paper's text and experiment."""
-    rows = table[table["primary"] | (table["id"].map(OTHERS) == table["student"])]
-    texts = ledger.shown(rows).assign(id=rows["id"], experiment=rows["experiment"])
+def _chosen(table: pd.DataFrame, name: str, *, all: bool) -> pd.DataFrame:
+    """A profile's primary claims, or all that the README shows, as texts, by id."""
+    rows = table[table["primary"] | (all & (table["id"].map(OTHERS) == table["student"]))]
+    texts = ledger.shown(rows).assign(id=rows["id"], profile=f"`{name}`")
     texts["verdict"] = texts["verdict"].replace("confirmed", "**confirmed**")
-    keys = ["id", "claim", "student", "paper", "experiment"]
-    return texts.set_index(keys)[["here", "p_adjusted", "verdict"]]
+    return texts
 
 
 def _counts(table: pd.DataFrame) -> str:

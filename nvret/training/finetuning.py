@@ -82,7 +82,7 @@ def finetune(
     if encoder.layout.static and (config.pooling, config.bidirectional) != (None, None):
         raise NvretError(f"{base}: a static model has neither pooling nor attention to choose")
     inputs = {"base": encoder.fingerprint} | inputs_of(dataset, pairs, config, seed, guide)
-    _prepare(encoder, config, seed)  # after the fingerprint, which is the base model's
+    prepare(encoder, config, seed)  # after the fingerprint, which is the base model's
     with store.shared_folder(output, keep_partial=True) as partial:
         if partial is None:
             return completed(output, inputs)
@@ -124,7 +124,7 @@ def check(config: TrainingConfig, guide: Scorer | None) -> None:
         raise NvretError("chunk_tokens is for one process, expected None under torchrun")
 
 
-def _prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
+def prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
     """Freeze layers, switch on checkpointing of activations, and add adapters."""
     if config.freeze_layers:
         _freeze(encoder, config.freeze_layers)
