@@ -23,7 +23,8 @@ PAGES = [*OUTSIDE, *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 COMMANDS = (
-    "mine", "inspect", "train", "evaluate", "cost", "plan", "fetch", "run", "report", "claim",
+    "mine", "inspect", "lint", "train", "evaluate", "cost", "plan", "fetch", "run", "report",
+    "claim",
 )  # fmt: skip
 FOLDERS = "nvret|params|docs|results|notebooks|tests|examples"
 

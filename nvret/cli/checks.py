@@ -1,11 +1,11 @@
-"""``nvret inspect`` and ``nvret evaluate``: what mined negatives and a trained model are worth."""
+"""``nvret inspect``, ``lint`` and ``evaluate``: what negatives and a trained model are worth."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from nvret.cli.options import Count, Device, OwnData
 from nvret.utils.errors import NvretError
@@ -53,6 +53,68 @@ def inspect(
         f"and positive; {counts['suspects']} are suspicious by text or label, {counts['above']} "
         "score at or above their positive"
     )
+
+
+def lint(
+    file: Path,
+    /,
+    *,
+    corpus: Path | None = None,
+    model: str | None = None,
+    sample: Count = 1000,
+    device: Device = "cpu",
+    output: Path | None = None,
+    limit: Annotated[float | None, Parameter(validator=validators.Number(gte=0, lt=1))] = None,
+    fix: Path | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Look for mistakes in anybody's mined negatives.
+
+    Reads what sentence-transformers (triplets, tuples, labelled pairs and lists), FlagEmbedding,
+    Tevatron, NeMo Automodel, PyLate (scored lists) and nvret write. It needs no model, and calls
+    nothing an error but a file that it cannot open: what a record holds is reported.
+
+    Args:
+        file: a .parquet or .jsonl of mined negatives
+        corpus: passages with their ids, where the file has ids
+        model: counts likely answers among some negatives, with an interval: as --second-opinion
+        sample: negatives that the model reads
+        output: the report as .json or .html
+        limit: exit status 1 if a mistake concerns a larger share (0.01)
+        fix: write a copy without the mistakes, and beside it a list of what was dropped
+        overwrite: replace files
+    """
+    import json
+
+    from nvret.analysis import lint as checks
+    from nvret.io import inputs
+    from nvret.utils import store
+
+    if output and output.suffix not in (".json", ".html"):
+        raise NvretError(f"--output {output}: expected .json or .html")
+    if fix and fix.suffix != file.suffix:
+        raise NvretError(f"--fix {fix}: expected {file.suffix}, as {file} is")
+    for target in filter(None, (output, fix)):
+        if target.is_dir() or (target.exists() and not overwrite) or target == file:
+            raise NvretError(f"{target} exists, expected a new file or --overwrite")
+    ids = None if corpus is None else inputs.texts(corpus, title=True)["id"].to_pylist()
+    found = checks.lint(file, corpus=ids)
+    if model:
+        found.judged = checks.judge(file, model, sample, device=device)
+    print(checks.report(found, file))
+    if output:
+        facts = {"layout": found.layout, "records": found.records, "negatives": found.negatives}
+        whole = facts | {"checks": checks.rows(found), "judged": found.judged}
+        text = checks.page(found, file) if output.suffix == ".html" else json.dumps(whole, indent=1)
+        with store.atomic_file(output) as partial:
+            partial.write_text(text, encoding="utf-8")
+    if fix:
+        done = checks.clean(file, found, fix)
+        print(
+            f"{fix}: {done['records']} records, {done['dropped']} negatives dropped, "
+            f"{done['left_out']} records left out"
+        )
+    return int(limit is not None and found.mistakes > limit)
 
 
 def evaluate(
