@@ -155,7 +155,7 @@ def losses(logs: pd.DataFrame, arms: pd.DataFrame, student: str, batch_size: int
         axis.set(xlabel="training step", ylabel="InfoNCE loss (nats)")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     steps = f"{window} step{'s' * (window > 1)}"
     figure.suptitle(f"Student: {student} (running mean over {steps})", fontsize=10)
     return figure
