@@ -59,12 +59,11 @@ class Table(Styler):
 
     pandas puts them into a page as they are, and a data set may hold anything. Where ``format``
     names no way to write a number, a column of counts, which may be floats, is written as such.
+    A notebook shows ``LINES`` rows, and the rest folded.
 
     >>> table = pd.DataFrame({"<b>": ["<script>"]}, ["<i>"]).pipe(Table).format(precision=1)
     >>> [tag in table.to_html() for tag in ("<b>", "<script>", "<i>", "&lt;script&gt;")]
     [False, False, False, True]
-    A notebook shows ``LINES`` rows, and the rest folded.
-
     >>> "12,000<" in pd.DataFrame({"n": [12e3, 5.0]}).pipe(Table).format(precision=1).to_html()
     True
     """
