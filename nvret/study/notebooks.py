@@ -122,8 +122,9 @@ def run(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
-    # A notebook outside of the profile's own says nothing about what made the profile's results
-    if set(names) & set(settings.notebooks):
+    # A notebook outside of the profile's own, or one that was copied, has not made its results
+    made = todo or not (folder / "provenance.json").is_file()
+    if made and set(names) & set(settings.notebooks):
         paths.save_provenance(settings, hashes, time.monotonic() - started)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("figures", "tables"):
