@@ -92,17 +92,18 @@ def section(results: Path) -> str:
     rows = pd.concat([_chosen(ledgers[name], name, all=name == names[0]) for name in names])
     order = list(dict.fromkeys([*ledgers[names[0]].query("primary")["id"], *OTHERS]))
     rows = rows.sort_values("id", key=lambda ids: ids.map(order.index), kind="stable")
-    rows["claim"] = rows["claim"].mask(rows["id"].duplicated(), "")
+    again = rows["id"].duplicated()
+    rows[["claim", "student", "paper"]] = rows[["claim", "student", "paper"]].mask(again, "")
     shown = ["claim", "student", "profile", "paper", "here", "p_adjusted", "verdict"]
     largest = names[-1]
     return "\n".join([
         *findings(results / largest, ledgers[largest]),
         "",
-        f"That is `{largest}`. Twelve of the claims, the six primary ones first, in points of "
-        "NDCG@10 on the in-domain test sets with their 95 % interval over seeds and questions; p "
-        "adjusted for the primary (Holm) and for the exploratory claims (Benjamini-Hochberg) of a "
-        "profile. *Confirmed*: above 0, and half of the paper's difference. *No effect*: the whole "
-        f"interval within ± {100 * margin:g} points. *Not a test*: the experiment could not tell.",
+        f"That is `{largest}`. Twelve claims, the six primary ones first: points of NDCG@10 on the "
+        "in-domain test set, 95 % interval over seeds and questions, p adjusted (primary: Holm; "
+        "others: Benjamini-Hochberg). *Confirmed*: above 0, and half of the paper's difference. "
+        f"*No effect*: the whole interval within ± {100 * margin:g} points. *Not a test*: the "
+        "experiment could not tell.",
         "",
         "| claim | student | profile | paper | here | p | verdict |",
         "|---|---|---|---:|---:|---:|---|",
