@@ -16,7 +16,6 @@ A file is read in pieces, so that several processes share the work and none hold
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nvret.io.tabular import arrow_errors
 from nvret.utils.errors import NvretError, check_file
 from nvret.utils.store import atomic_file
 
@@ -83,7 +83,7 @@ def layout_of(path: Path) -> Layout:
     """
     check_file(path, "a file of mined negatives")
     if path.suffix == ".parquet":
-        with _errors(path):
+        with arrow_errors(path):
             names = pq.read_schema(path).names
     else:
         first = next((r for _, r in records(pieces(path)[0]) if isinstance(r, dict)), None)
@@ -237,7 +237,7 @@ def _tuple(query: str, positive: str, negatives: list[str]) -> tuple[Callable, C
 def pieces(path: Path) -> list[Piece]:
     """The parts of a file, in their order."""
     if path.suffix == ".parquet":
-        with _errors(path):
+        with arrow_errors(path):
             groups = pq.ParquetFile(path).num_row_groups
         return [Piece(path, number, number + 1) for number in range(groups)]
     size = path.stat().st_size
@@ -251,7 +251,7 @@ def records(piece: Piece) -> Iterator[tuple[int, Record | str]]:
     A line belongs to the piece that its first byte is in.
     """
     if piece.path.suffix == ".parquet":
-        with _errors(piece.path), pq.ParquetFile(piece.path) as file:
+        with arrow_errors(piece.path), pq.ParquetFile(piece.path) as file:
             groups = list(range(piece.start, piece.stop))
             batches = file.iter_batches(BATCH, row_groups=groups)
             yield from enumerate(row for batch in batches for row in batch.to_pylist())
@@ -270,15 +270,6 @@ def records(piece: Piece) -> Iterator[tuple[int, Record | str]]:
                 value = f"no JSON: {str(error)[:80]}"
             yield number, value if isinstance(value, dict | str) else "no JSON object"
             number += 1
-
-
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Arrow's errors become one line that names the file."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise NvretError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def write(rows: Iterable[Record], like: Path, output: Path) -> None:

@@ -96,7 +96,7 @@ def names(path: Path) -> list[str]:
     """The columns of a file: those of the header, or the keys of the first JSON object."""
     suffix = _suffix(path)
     if suffix == ".parquet":
-        with _arrow_errors(path):
+        with arrow_errors(path):
             found = pq.read_schema(path).names
     elif suffix == ".jsonl":
         _, first = next(_objects(path, False), (0, None))
@@ -170,7 +170,7 @@ Row = Iterator[tuple[Any, ...]]
 
 
 def _parquet(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
-    with _arrow_errors(path), pq.ParquetFile(path) as file:
+    with arrow_errors(path), pq.ParquetFile(path) as file:
         if lost := set(columns) - set(file.schema_arrow.names):
             raise NvretError(f"{path} has changed while it was read: no column {lost.pop()!r}")
         for batch in file.iter_batches(1024, columns=list(columns)):
@@ -246,7 +246,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _arrow_errors(path: Path) -> Iterator[None]:
+def arrow_errors(path: Path) -> Iterator[None]:
     """Arrow's errors as `NvretError` with the file's name, in one line."""
     try:
         yield

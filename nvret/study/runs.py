@@ -122,6 +122,8 @@ class Study(Models):
 
     def _common_hardness(self, table: pa.Table, train: str) -> float:
         """Mean score of negatives ÷ that of their positives, by the profile's teacher."""
+        if not table.num_rows:
+            return float("nan")
         rows = negatives.rows_of(table, self.workspace.train(train))
         scorer = self.workspace.scorer(None, train)
         queries = rows["query"].to_numpy()
