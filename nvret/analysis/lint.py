@@ -107,7 +107,7 @@ class _Part:
     """
 
     found: Found
-    negatives: array = field(default_factory=lambda: array("Q"))  # query, passage, pair, record, place
+    negatives: array = field(default_factory=lambda: array("Q"))  # query, text, pair, record, place
     positives: array = field(default_factory=lambda: array("Q"))  # query, passage
     widths: array = field(default_factory=lambda: array("Q"))  # record, negatives
     dropped: array = field(default_factory=lambda: array("Q"))  # record, place, check
