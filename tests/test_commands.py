@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -251,15 +252,23 @@ def test_quiet_is_over_with_its_command(monkeypatch, capsys):
 
 
 def interrupted(arguments, ready, **environment):
-    """The last line of a command that gets SIGINT as soon as ``ready``."""
+    """The last line of a command that gets SIGINT as soon as ``ready``.
+
+    A shell lets what it starts in the background ignore SIGINT, these tests and all that they start
+    among them: the command gets it back.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "nvret", *map(str, arguments)],
         stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    while not ready() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    try:
+        while not ready() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()  # one that did not end would run beside all other tests
     assert process.returncode == 130, error
     assert "Traceback" not in error
     return error.splitlines()[-1]
