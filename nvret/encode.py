@@ -26,6 +26,7 @@ from nvret.models import backbones, batching, layout, nv_embed
 from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
 from nvret.models.pooling import pool
+from nvret.models.prompts import chosen
 from nvret.utils import machine, processes, recipes, store
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError, check_choice
@@ -37,7 +38,7 @@ BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096)}
 SHARD = 16384  # texts that are tokenized, and sorted by length, at a time
 
 
-class Encoder(nn.Module):
+class Encoder(batching.InBatches):
     """A sentence encoder: tokenizer, backbone, pooling, prompts.
 
     Args:
@@ -88,7 +89,7 @@ class Encoder(nn.Module):
             revision: of the hub repository; must be a commit hash with ``trust_remote_code``.
             trust_remote_code: run Python code that comes with the model.
             pooling: "mean", "cls" or "last", instead of what the folder says (nothing: "mean").
-            prompts: {"query": ..., "passage": ...}, instead of what the folder says.
+            prompts: {"query": ..., "passage": ...}, texts or names; see `nvret.models.prompts`.
             include_prompt: whether the prompt's tokens are pooled, instead of what the folder says.
             bidirectional: whether each token of a decoder sees those after it (arXiv 2407.15831,
                 section 4). Saved as ``is_causal`` in config.json; transformers itself follows it
@@ -100,8 +101,6 @@ class Encoder(nn.Module):
         check_choice("dtype", dtype, DTYPES)
         if pooling is not None:
             check_choice("pooling", pooling, layout.POOLINGS)
-        if prompts is not None and (unknown := set(prompts) - {"query", "passage"}):
-            raise NvretError(f"prompts for {sorted(unknown)}, expected 'query' and 'passage'")
         pinned = revision is not None and len(revision) == 40
         if trust_remote_code and not pinned:
             raise NvretError("trust_remote_code needs a revision that is a commit hash")
@@ -112,7 +111,7 @@ class Encoder(nn.Module):
             shape = replace(
                 own,
                 pooling="mean" if own.static or own.latent else pooling or own.pooling or "mean",
-                prompts=own.prompts if prompts is None else {"query": "", "passage": ""} | prompts,
+                prompts=chosen(folder, own.prompts, prompts),
                 include_prompt=own.include_prompt if include_prompt is None else include_prompt,
             )
             if shape.static:
@@ -377,46 +376,6 @@ class Encoder(nn.Module):
         if pooled.dtype in (torch.float16, torch.bfloat16):
             pooled = pooled.float()
         return nn.functional.normalize(pooled, dim=-1)
-
-    def word_vectors(self, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
-        """(B, L, H) word vectors of each batch, in one look-up. Not for a static model.
-
-        The gradient of the word table is dense, so each look-up would clear and add up a table of
-        tens of megabytes of its own.
-        """
-        shapes = [batch["input_ids"].shape for batch in batches]
-        flat = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
-        parts = self.backbone.get_input_embeddings()(flat).split([s.numel() for s in shapes])
-        return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
-
-    def forward_all(
-        self,
-        batches: Sequence[dict[str, Tensor]],
-        prompt_tokens: Sequence[int],
-        words: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        """`forward` of several batches, for training.
-
-        Args:
-            batches: arguments of `forward`.
-            prompt_tokens: of each batch.
-            words: `word_vectors` of the batches, if looked up already.
-        """
-        if self.layout.static:
-            starts = np.cumsum([0, *(len(batch["input_ids"]) for batch in batches)])
-            vectors = self(
-                torch.cat([batch["input_ids"] for batch in batches]),
-                offsets=torch.cat(
-                    [b["offsets"] + int(start) for b, start in zip(batches, starts, strict=False)]
-                ),
-            )
-            return list(vectors.split([len(batch["offsets"]) for batch in batches]))
-        return [
-            self(**batch, inputs_embeds=part, prompt_tokens=skip)
-            for batch, part, skip in zip(
-                batches, words or self.word_vectors(batches), prompt_tokens, strict=True
-            )
-        ]
 
     def save(self, path: str | Path) -> None:
         """Write a folder that transformers' ``AutoModel`` (not for a static model) and

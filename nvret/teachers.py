@@ -5,8 +5,8 @@ A teacher is made once and reads any data set; what it then is, a scorer, knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from nvret import search
 from nvret.bm25 import BM25, tokenize
 from nvret.data import RetrievalDataset
-from nvret.encode import Encoder, embed
+from nvret.encode import embed
 from nvret.utils import processes
 from nvret.utils.store import fingerprint
 
@@ -74,6 +74,7 @@ class DenseTeacher:
         query_max_length, passage_max_length: tokens that are read of each text.
         device, dtype: where and in which precision the model runs; "int8": passages, on a CPU.
         index: `nvret.scale.faiss_index.Index` to search approximately; None: exactly.
+        prompts: {"query": ..., "passage": ...}, as `Encoder.load` takes them.
     """
 
     name: str
@@ -82,14 +83,12 @@ class DenseTeacher:
     device: str = "cpu"
     dtype: str = "float32"
     index: Any = None
+    prompts: Mapping[str, str] | None = field(default=None, hash=False)
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
         from nvret import assets  # a name leads out of the core here
 
-        load, options = Encoder.load, {"device": self.device, "dtype": self.dtype}
-        if options["dtype"] == "int8":
-            from nvret.scale.int8 import load
-        encoder = load(assets.model_folder(self.name), **options)
+        encoder = assets.load_encoder(self.name, self.device, self.dtype, self.prompts)
         lengths = [self.query_max_length, self.passage_max_length]
         queries, corpus = (
             embed(encoder, texts, kind, max_length=length, progress=progress)
@@ -98,7 +97,8 @@ class DenseTeacher:
             )
         )
         key = [encoder.fingerprint, lengths, self.dtype]
-        return dense_scorer(self.name, key, queries, corpus, self.device, self.index)
+        scorer = dense_scorer(self.name, key, queries, corpus, self.device, self.index)
+        return replace(scorer, prompts=encoder.layout.prompts)
 
 
 def dense_scorer(
@@ -122,7 +122,7 @@ def dense_scorer(
         return DenseScorer(name, fingerprint(*key), queries, corpus, device)
     from nvret.scale.faiss_index import IndexedScorer
 
-    return IndexedScorer(name, fingerprint(*key, vars(index)), queries, corpus, device, index)
+    return IndexedScorer(name, fingerprint(*key, vars(index)), queries, corpus, device, index=index)
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class DenseScorer:
     queries: np.ndarray
     corpus: np.ndarray
     device: str = "cpu"
+    prompts: dict[str, str] | None = None  # of queries and passages
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         scores = np.empty(len(query_rows), np.float32)

@@ -155,6 +155,8 @@ def _counts(rows: pd.DataFrame, dataset: RetrievalDataset, facts: dict) -> dict[
 
 def _random(dataset: RetrievalDataset, facts: dict, teacher: Any, progress: bool) -> np.ndarray:
     """(pairs,) scores of a random passage for each pair."""
+    if isinstance(teacher, str) and any((facts.get("prompts") or {}).values()):
+        teacher = teachers.DenseTeacher(teacher, prompts=facts["prompts"])
     scorer = teachers.prepare(teacher, dataset, progress=progress)
     if facts.get("teacher_fingerprint") not in (None, scorer.fingerprint):
         raise NvretError(

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from nvret.assets import model_folder
-from nvret.encode import Encoder
+from nvret.assets import load_encoder, model_folder
 from nvret.models import layout
 from nvret.models.backbones import quiet
 from nvret.models.batching import Ragged, in_threads, token_budget_batches
@@ -71,7 +70,7 @@ class BiEncoderJudge:
         self, model: str | Path, share: float = 0.95, *, max_length: int = 128, device: str = "cpu"
     ) -> None:
         self.name, self.threshold, self.max_length = Path(model).name, share, max_length
-        self.encoder = Encoder.load(model_folder(str(model)), device=device)
+        self.encoder = load_encoder(str(model), device)
 
     def scores(self, queries, passages, positives, *, progress=True) -> Scores:
         vectors, tokens, limit = {}, 0, {"max_length": self.max_length}

@@ -26,6 +26,7 @@ from nvret.utils.errors import NvretError, hint
 
 if TYPE_CHECKING:
     from nvret.data import RetrievalDataset
+    from nvret.encode import Encoder
 
 log = logging.getLogger("nvret")
 
@@ -74,6 +75,24 @@ def model_folder(name: str | Path) -> Path:
         return model_path(name)
     repository, _, revision = str(name).partition("@")
     return layout.resolve(name if Path(name).is_dir() else repository, revision=revision or None)
+
+
+def load_encoder(
+    name: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    prompts: Mapping[str, str | None] | None = None,
+) -> Encoder:
+    """The encoder of a name, as `model_folder` takes it; the rest as of `Encoder.load`.
+
+    The dtype "int8" needs the extra ``int8``; see `nvret.scale.int8`.
+    """
+    from nvret.encode import Encoder
+
+    load = Encoder.load
+    if dtype == "int8":
+        from nvret.scale.int8 import load
+    return load(model_folder(name), device=device, dtype=dtype, prompts=prompts)
 
 
 def check_model(name: str | Path, *, others: Iterable[str] = ()) -> None:
@@ -263,6 +282,26 @@ def _hub_dataset(name: str) -> Path:
             f"{name!r}: expected owner/name@revision with the 40 hex digits of a commit"
         ) from error
     return _from_hub(name, hub, "datasets")
+
+
+def hub_files(name: str, split: str | None = None) -> list[Path]:
+    """The files of rows of a hub's data set, ``owner/name@revision``, of one split.
+
+    Raises:
+        NvretError: no such set, no such file, or several splits where none is named.
+    """
+    folder = _hub_dataset(name)
+    kinds = (".parquet", ".jsonl", ".csv", ".tsv")
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(one for one in folder.rglob("*") if one.suffix in kinds):
+        own = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)  # a shard
+        splits.setdefault(own, []).append(path)
+    if split is None and len(splits) == 1:
+        (split,) = splits
+    if split not in splits:
+        known = ", ".join(splits) or "none"
+        raise NvretError(f"{name}: split is {split}, expected one of its files: {known}")
+    return splits[split]
 
 
 def _from_hub(name: str, hub: Hub | None, kind: str) -> Path:

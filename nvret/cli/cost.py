@@ -41,7 +41,6 @@ def cost(
     from nvret import assets
     from nvret import data as sets
     from nvret.cost import estimate
-    from nvret.encode import Encoder
     from nvret.utils import machine
 
     workload = estimate.Workload(passages=passages, queries=queries, passage_tokens=passage_tokens,
@@ -49,7 +48,7 @@ def cost(
     torch_device = machine.check_device(device)
     if teacher == "bm25":
         raise NvretError("teacher bm25 makes no vectors, expected an embedding model")
-    encoder = Encoder.load(assets.model_folder(teacher), device=torch_device)
+    encoder = assets.load_encoder(teacher, torch_device)
     sample = sets.load(data)
     measured = estimate.calibrate(
         encoder, sample.passages, sample.query_texts, k=num_candidates, rough=rough

@@ -33,6 +33,12 @@ def whole(kind: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is no whole number") from None
 
 
+# Of models; `prompts` makes them what `Encoder.load` takes
+QueryPrompt = Annotated[str | None, Parameter(help=(
+    "before each query: a text ('query: ') or the name of one in the model's folder (what the "
+    "folder says)"
+))]  # fmt: skip
+PassagePrompt = Annotated[str | None, Parameter(help="before each passage, likewise")]
 # What tokenizers can count, and what numpy takes as a seed
 Count = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1, lt=2**31))]
 Seed = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lt=2**32))]
@@ -75,8 +81,9 @@ class OwnData:
         id_column: of corpus and queries (_id or id)
         text_column: of corpus and queries (text)
         title_column: of the corpus (title, if there)
-        query_column: of --pairs (query, anchor, question; or the first)
-        positive_column: of --pairs; may be repeated (positive, positive_1, answer, …)
+        query_column: of --pairs (query, anchor, question; or the first); of --data from the hub,
+            whose rows are then pairs
+        positive_column: likewise; may be repeated (positive, positive_1, answer, …)
     """
 
     data: str | None = None
@@ -101,12 +108,16 @@ class OwnData:
                 f"{needs} as data --data alone, --pairs with or without --corpus, or --corpus, "
                 f"--queries and --qrels together; given: {listed}"
             )
+        pairs = "data" if self._from_hub() else "pairs"  # whose rows are pairs
         for option, owner in (
-            ("split", "data"), ("query_column", "pairs"), ("positive_column", "pairs"),
+            ("split", "data"), ("query_column", pairs), ("positive_column", pairs),
             ("id_column", "corpus"), ("text_column", "corpus"), ("title_column", "corpus"),
         ):  # fmt: skip
             if getattr(self, option) is not None and getattr(self, owner) is None:
                 raise NvretError(f"{spelled(option)} is of {spelled(owner)}, which is not given")
+
+    def _from_hub(self) -> bool:
+        return self.data is not None and "@" in self.data and not Path(self.data).exists()
 
     def load(self, *, keep_unjudged: bool = False) -> RetrievalDataset:
         """The data set, on request with the queries without labels, so that rows stay in place."""
@@ -114,24 +125,35 @@ class OwnData:
         from nvret.io import inputs
 
         columns = inputs.Columns(self.id_column, self.text_column or "text", self.title_column)
-        if self.pairs is not None:
+        pairs = self.pairs
+        if self._from_hub() and (self.query_column or self.positive_column):
+            from nvret import assets
+
+            pairs = assets.hub_files(self.data, self.split)
+        if pairs is not None:
             return inputs.load_pairs(
-                self.pairs,
+                pairs,
                 query_column=self.query_column,
                 positive_columns=self.positive_column or (),
                 corpus=self.corpus,
                 columns=columns,
             )
         if self.data is not None:
-            hub = "hub" if "@" in self.data and not Path(self.data).exists() else None
             dataset = data.load(
-                self.data, split=self.split, source=hub, keep_unjudged=keep_unjudged
-            )
+                self.data, split=self.split, source="hub" if self._from_hub() else None,
+                keep_unjudged=keep_unjudged,
+            )  # fmt: skip
         else:
             files = self.corpus, self.queries, self.qrels
             dataset = inputs.load_files(*files, columns=columns, keep_unjudged=keep_unjudged)
         inputs.check_positives(dataset.qrels, self.data or str(self.qrels))
         return dataset
+
+
+def prompts(query: str | None, passage: str | None) -> dict[str, str | None]:
+    r"""Of queries and passages, in which a shell's ``\n`` is a line break."""
+    both = {"query": query, "passage": passage}
+    return {kind: text and text.replace("\\n", "\n") for kind, text in both.items()}
 
 
 def given(*groups: Any) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nvret.cli import options, profile
-from nvret.cli.options import Only, OwnData, Profile, Seed, spelled
+from nvret.cli.options import (
+    Only,
+    OwnData,
+    PassagePrompt,
+    Profile,
+    QueryPrompt,
+    Seed,
+    spelled,
+)
 from nvret.training.config import TrainingConfig
 from nvret.utils import settings
 from nvret.utils.errors import NvretError
@@ -41,6 +49,8 @@ class ModelOptions:
     student: str | None = None
     output: Path | None = None
     guide: str | None = None
+    query_prompt: QueryPrompt = None
+    passage_prompt: PassagePrompt = None
     seed: Seed = 0
     device: str | None = None
 
@@ -92,6 +102,7 @@ def train(
     log = finetune(
         assets.model_folder(model.student), dataset, table, model.output, config,
         seed=model.seed, device=model.device, guide=guide,
+        prompts=options.prompts(model.query_prompt, model.passage_prompt),
     )  # fmt: skip
     if processes.is_main_process():
         loss = log["loss"][-1].as_py()

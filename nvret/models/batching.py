@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
@@ -204,3 +205,47 @@ def in_threads(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+class InBatches(nn.Module):
+    """What reads several batches at once, as training does; `nvret.encode.Encoder` is one."""
+
+    def word_vectors(self, batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        """(B, L, H) word vectors of each batch, in one look-up. Not for a static model.
+
+        The gradient of the word table is dense, so each look-up would clear and add up a table of
+        tens of megabytes of its own.
+        """
+        shapes = [batch["input_ids"].shape for batch in batches]
+        flat = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
+        parts = self.backbone.get_input_embeddings()(flat).split([s.numel() for s in shapes])
+        return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
+
+    def forward_all(
+        self,
+        batches: Sequence[dict[str, Tensor]],
+        prompt_tokens: Sequence[int],
+        words: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """`forward` of several batches, for training.
+
+        Args:
+            batches: arguments of `forward`.
+            prompt_tokens: of each batch.
+            words: `word_vectors` of the batches, if looked up already.
+        """
+        if self.layout.static:
+            starts = np.cumsum([0, *(len(batch["input_ids"]) for batch in batches)])
+            vectors = self(
+                torch.cat([batch["input_ids"] for batch in batches]),
+                offsets=torch.cat(
+                    [b["offsets"] + int(start) for b, start in zip(batches, starts, strict=False)]
+                ),
+            )
+            return list(vectors.split([len(batch["offsets"]) for batch in batches]))
+        return [
+            self(**batch, inputs_embeds=part, prompt_tokens=skip)
+            for batch, part, skip in zip(
+                batches, words or self.word_vectors(batches), prompt_tokens, strict=True
+            )
+        ]

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,7 @@ def finetune(
     seed: int,
     guide: Scorer | None = None,
     device: str | None = None,
+    prompts: Mapping[str, str | None] | None = None,
     progress: bool = True,
 ) -> pa.Table:
     """Fine-tune ``base`` on the data set's pairs and their mined negatives.
@@ -61,6 +62,7 @@ def finetune(
         seed: of the order, the dropout and the adapters.
         guide: a teacher that has read ``dataset``, for ``config.mask_margin``; not without it.
         device: None: CUDA where there is one.
+        prompts: {"query": ..., "passage": ...}, as `Encoder.load` takes them; the model keeps them.
     Returns:
         the training log: step, epoch, loss (mean since the row before), learning_rate, grad_norm.
     Raises:
@@ -74,6 +76,7 @@ def finetune(
     pairs = Examples.of(dataset, negatives)
     encoder = Encoder.load(
         base,
+        prompts=prompts,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         pooling=config.pooling,
         bidirectional=config.bidirectional,
@@ -113,9 +116,12 @@ def finetune(
 
 def check(config: TrainingConfig, guide: Scorer | None) -> None:
     """`NvretError` where these do not fit each other, or the number of processes."""
-    if guide is None and config.mask_margin is not None:
-        raise NvretError(f"mask_margin is {config.mask_margin}, but no guide is given")
-    if guide is not None and config.mask_margin is None:
+    asked = {name: getattr(config, name) for name in ("mask_margin", "mask_perc")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        if guide is None:
+            raise NvretError(f"{name} is {value}, but no guide is given")
+    if guide is not None and not given:
         raise NvretError(f"guide {guide.name!r} is given, but mask_margin is None")
     number = processes.world()[1]
     if config.batch_size % number:
