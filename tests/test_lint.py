@@ -157,6 +157,10 @@ LAYOUTS = {
         {"query_id": 1, "document_ids": ["a", "p", "a"], "scores": [0.9, 0.5, 0.4]},
         {"query_id": 2, "document_ids": ["b", "p", "c"], "scores": [0.9, 0.5, 0.4]},
     ],
+    "scored-texts": [
+        {"query": "q one", "answer": [LONG, PLAIN, LONG], "scores": [0.9, 0.5, 0.4]},
+        {"query": "q two", "answer": [NEAR, PLAIN, PLAIN + " b"], "scores": [0.9, 0.5, 0.4]},
+    ],
     "nvret": [
         {"query_id": q, "positive_id": p, "negative_id": n, "score": 0.5, "positive_score": 0.9}
         for q, p, n in (("1", "a", "p"), ("1", "a", "a"), ("2", "b", "p"), ("2", "b", "c"))
@@ -185,6 +189,30 @@ def test_each_layout_has_its_mistake_found_and_taken_out(tmp_path, name, suffix)
     assert [row["check"] for row in listed] == [check]
     whole = name == "tuple"  # a trainer needs all of its columns
     assert again.negatives == found.negatives - (2 if whole else 1)
+
+
+INLINE = [
+    {"query": "q one", "pos_doc": LONG, "neg_doc": [PLAIN, LONG]},
+    {"query": "q two", "pos_doc": [NEAR], "neg_doc": [PLAIN, PLAIN + " b"]},
+]
+
+
+@pytest.mark.parametrize("records", [INLINE, LAYOUTS["automodel"]], ids=["texts", "ids"])
+@pytest.mark.parametrize("around", [None, {"corpus": {"path": "x"}}], ids=["lines", "object"])
+def test_both_kinds_of_automodel(tmp_path, records, around):
+    path, fixed = tmp_path / "a.json", tmp_path / "b.json"
+    if around is None:
+        lines(path, records)
+    else:
+        path.write_text(json.dumps(around | {"data": records}, indent=1))
+    found = lint.lint(path, progress=False)
+    assert (found.layout, found.records, found.negatives) == ("automodel", 2, 4)
+    assert counts(path) == {"positive": 1}
+    assert lint.clean(path, found, fixed)["dropped"] == 1
+    assert counts(fixed) == {}
+    if around is not None:
+        kept = json.loads(fixed.read_text())
+        assert (kept["corpus"], len(kept["data"][0]["neg_doc"])) == ({"path": "x"}, 1)
 
 
 def test_ids_that_the_corpus_lacks(tmp_path):

@@ -24,9 +24,9 @@ from nvret.utils import bars, processes
 from nvret.utils.errors import NvretError
 
 COMMANDS = (
-    "mine:mine", "checks:inspect", "checks:lint", "train:train", "checks:evaluate", "cost:cost",
-    "cost:plan", "profile:fetch", "profile:run", "profile:encode", "profile:report",
-    "profile:claim", "cache:cache",
+    "mine:mine", "rank:rank", "checks:inspect", "checks:lint", "train:train", "checks:evaluate",
+    "calibrate:calibrate", "cost:cost", "cost:plan", "profile:fetch", "profile:run",
+    "profile:encode", "profile:report", "profile:claim", "cache:cache",
 )  # fmt: skip
 
 

@@ -8,10 +8,12 @@
 | ``labeled-pair`` | a query, a text and its ``label``; a row a text |
 | ``flagembedding`` | query, pos, neg; perhaps pos_scores, neg_scores |
 | ``tevatron`` | query, positive_passages, negative_passages |
-| ``automodel`` | question, pos_doc, neg_doc; texts by id |
+| ``automodel`` | question, pos_doc, neg_doc, with ids of texts; or query, with the texts |
 | ``scored-lists`` | query_id, document_ids, scores; the first is the positive; texts by id |
+| ``scored-texts`` | a query, ``document`` (a list) and ``scores``; likewise, with texts |
 
-A file is read in pieces, so that several processes share the work and none holds all texts.
+A file is read in pieces, so that several processes share the work and none holds all texts; a
+``.json`` of one object with a list ``data``, as Automodel has it, in one piece.
 """
 
 from __future__ import annotations
@@ -106,9 +108,10 @@ def _layout(names: Sequence[str]) -> Layout | None:
     if {"query_id", "positive_id", "negative_id"} <= there:
         return Layout("nvret", True, True, _ours, _whole)
     if {"pos_doc", "neg_doc"} <= there:
-        return Layout("automodel", True, False, _automodel, _list_of("neg_doc"))
+        by_id = bool({"question_id", "corpus_id"} & there) or "query" not in there
+        return Layout("automodel", by_id, False, _automodel, _list_of("neg_doc"))
     if {"query_id", "document_ids", "scores"} <= there:
-        return Layout("scored-lists", True, False, _scored, _after_first)
+        return Layout("scored-lists", True, False, *_scored("query_id", "document_ids"))
     if {"positive_passages", "negative_passages"} <= there:
         return Layout("tevatron", False, False, _tevatron, _list_of("negative_passages"))
     if {"pos", "neg"} <= there:
@@ -124,6 +127,8 @@ def _layout(names: Sequence[str]) -> Layout | None:
             _whole,
         )  # fmt: skip
     negatives = [name for name in names if name.startswith("negative")]
+    if texts and "scores" in there and not negatives:
+        return Layout("scored-texts", False, False, *_scored(query, texts))
     positive = next((name for name in POSITIVES if name in there), None)
     if negatives and (positive or len(names) > 1):
         read, left = _tuple(query, positive or names[1], negatives)
@@ -150,9 +155,10 @@ def _ours(record: Record) -> Row:
 
 
 def _automodel(record: Record) -> Row:
+    listed = (record[key] for key in ("pos_doc", "neg_doc"))
     positives, negatives = (
-        [one if isinstance(one, dict) else {"id": one} for one in record[key]]
-        for key in ("pos_doc", "neg_doc")
+        [one if isinstance(one, dict) else {"id": one} for one in some]
+        for some in ([some] if isinstance(some, str) else some for some in listed)
     )
     scores = [[one.get("score") for one in some] for some in (positives, negatives)]
     scores = [[] if None in some else some for some in scores]
@@ -160,19 +166,24 @@ def _automodel(record: Record) -> Row:
     return Row(str(record.get("question", record.get("query"))), *ids, *scores)
 
 
-def _scored(record: Record) -> Row:
-    first, *others = map(str, record["document_ids"])
-    own, *rest = record["scores"]
-    return Row(str(record["query_id"]), [first], others, [own], rest)
+def _scored(query: str, documents: str) -> tuple[Callable, Callable]:
+    def read(record: Record) -> Row:
+        first, *others = record[documents]
+        own, *rest = record["scores"]
+        if query == "query_id":  # numbers are ids too
+            first, *others = map(str, (first, *others))
+        text = record[query]
+        return Row(str(text) if query == "query_id" else text, [first], others, [own], rest)
 
+    def without(record: Record, places: set[int]) -> Record | None:
+        left_out = {place + 1 for place in places}
+        lists = {
+            key: [one for place, one in enumerate(record[key]) if place not in left_out]
+            for key in (documents, "scores")
+        }
+        return record | lists if len(lists["scores"]) > 1 else None
 
-def _after_first(record: Record, places: set[int]) -> Record | None:
-    left_out = {place + 1 for place in places}
-    lists = {
-        key: [one for place, one in enumerate(record[key]) if place not in left_out]
-        for key in ("document_ids", "scores")
-    }
-    return record | lists if len(lists["scores"]) > 1 else None
+    return read, without
 
 
 def _tevatron(record: Record) -> Row:
@@ -240,6 +251,8 @@ def pieces(path: Path) -> list[Piece]:
         with arrow_errors(path):
             groups = pq.ParquetFile(path).num_row_groups
         return [Piece(path, number, number + 1) for number in range(groups)]
+    if _is_whole(path):
+        return [Piece(path, 0, 1)]
     size = path.stat().st_size
     starts = range(0, max(size, 1), PIECE)
     return [Piece(path, start, min(start + PIECE, size)) for start in starts]
@@ -255,6 +268,10 @@ def records(piece: Piece) -> Iterator[tuple[int, Record | str]]:
             groups = list(range(piece.start, piece.stop))
             batches = file.iter_batches(BATCH, row_groups=groups)
             yield from enumerate(row for batch in batches for row in batch.to_pylist())
+        return
+    if _is_whole(piece.path):
+        rows = whole_json(piece.path)["data"]
+        yield from enumerate(row if isinstance(row, dict) else "no JSON object" for row in rows)
         return
     with piece.path.open("rb") as stream:
         if piece.start:
@@ -272,9 +289,37 @@ def records(piece: Piece) -> Iterator[tuple[int, Record | str]]:
             number += 1
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a .json is one value; many are JSON Lines of another name."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as stream:
+        first = stream.readline()
+    try:
+        return "data" in (value := json.loads(first)) or not isinstance(value, dict)
+    except (ValueError, RecursionError, TypeError):
+        return True
+
+
+def whole_json(path: Path) -> Record:
+    """One JSON object with a list ``data``; a list alone is that list."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise NvretError(f"{path}: no JSON: {str(error)[:80]}") from error
+    value = {"data": value} if isinstance(value, list) else value
+    if not isinstance(value, dict) or not isinstance(value.get("data"), list):
+        raise NvretError(f"{path}: expected a JSON object with a list 'data'")
+    return value
+
+
 def write(rows: Iterable[Record], like: Path, output: Path) -> None:
     """Records in the kind of file, and with the columns, of another one; in one step."""
     with atomic_file(output) as partial:
+        if _is_whole(like):
+            text = json.dumps(whole_json(like) | {"data": list(rows)}, ensure_ascii=True)
+            partial.write_text(text + "\n", encoding="utf-8")
+            return
         if like.suffix != ".parquet":
             with partial.open("w", encoding="utf-8") as stream:
                 for row in rows:

@@ -1,0 +1,116 @@
+"""``nvret rank``: a teacher's scores of the best candidates, to apply rules to later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import nvret
+from nvret.cli.mine import Share, TeacherOptions
+from nvret.cli.options import Count, OwnData
+from nvret.utils.errors import NvretError
+
+# The names of nvret.io.rankings, which takes long to import; a test compares them
+Format = Literal["scored-lists", "three-part", "labeled-list", "trec"]
+
+
+def _reader(name: str | None, device: str) -> tuple[Any, str]:
+    """The model of ``--rescore`` or None, and what it is for keys."""
+    if name is None:
+        return None, ""
+    from nvret import assets
+    from nvret.analysis import judges
+    from nvret.utils import store
+
+    reader = judges.load(name, device=device)
+    if isinstance(reader, judges.BiEncoderJudge):
+        raise NvretError(f"--rescore {name} is an embedding model, which --teacher takes")
+    folder = assets.model_folder(name)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    return reader, store.fingerprint(*files, reader.max_length)
+
+
+def rank(
+    *,
+    data: OwnData = OwnData(),
+    teacher: TeacherOptions = TeacherOptions(),
+    output: Path,
+    depth: Count = 200,
+    rescore: str | None = None,
+    near_duplicates: Share | None = 0.8,
+    format: Format = "scored-lists",
+    overwrite: bool = False,
+) -> None:
+    """Write each query's best candidates with a teacher's scores.
+
+    `nvret mine --candidates` applies any rule to them, without a model. The same command continues
+    where it was stopped.
+
+    Args:
+        output: file to write (a folder for three-part)
+        depth: candidates of each query
+        rescore: a cross-encoder or a language model whose scores take the place of the teacher's:
+            it reads the positive and all candidates of each pair
+        near_duplicates: similarity from which a passage is a copy of a positive and left out; or
+            none. A TREC run leaves nothing out
+        format: scored-lists: query_id, document_ids (the positive first) and scores; three-part:
+            with queries and documents beside them; labeled-list: sentence-transformers', with texts
+            (Parquet); trec: a run, .gz or not
+        overwrite: replace the output
+    """
+    import numpy as np
+
+    from nvret import mining, teachers
+    from nvret.io import rankings
+    from nvret.utils import processes
+
+    data.check("rank needs")
+    teacher.check()
+    if len(names := teacher.teacher or []) != 1:
+        raise NvretError(f"rank needs one --teacher, {len(names)} are given")
+    if output.exists() and (not overwrite or output.is_dir()):
+        hint = "" if output.is_dir() else "; --overwrite replaces it"
+        raise NvretError(f"--output {output} is there already{hint}")
+    kinds = {"three-part": ("",), "trec": (".run", ".trec", ".txt", ".gz")}
+    if output.suffix not in (wanted := kinds.get(format, (".parquet",))):
+        listed = ", ".join(wanted) if any(wanted) else "a folder"
+        raise NvretError(f"--output {output}: {format} is written as {listed}")
+    built = teacher.build(names[0])
+    reader, key = _reader(rescore, teacher.device)
+    dataset = data.load(keep_unjudged="vectors" in names)
+    if depth >= dataset.corpus.num_rows:
+        raise NvretError(
+            f"--depth is {depth}, the corpus has only {dataset.corpus.num_rows} passages, "
+            "positives among them"
+        )
+    scorer = teachers.prepare(built, dataset)
+    exclude = dataset.positives
+    if format != "trec":
+        exclude = mining.exclusions(dataset, near_duplicates)
+    facts = {
+        "version": nvret.__version__,
+        "teacher": scorer.name,
+        "kind": "sparse" if names[0] == "bm25" else "dense",
+        "teacher_fingerprint": scorer.fingerprint,
+        "prompts": getattr(scorer, "prompts", None),
+        "dataset_fingerprint": dataset.fingerprint,
+        "depth": depth,
+        "near_duplicates": None if format == "trec" else near_duplicates,
+    }
+    parts = rankings.rank(dataset, scorer, depth, exclude)
+    if reader is not None:
+        facts |= {"teacher": reader.name, "first": scorer.name, "kind": "reranking"}
+        read = lambda *texts: reader.scores(*texts, texts[1]).values  # noqa: E731
+        parts = rankings.rescored(dataset, parts, read, key)
+    if not processes.is_main_process():
+        for _ in parts:
+            pass
+        return
+    count = rankings.write(dataset, parts, output, format, facts)
+    pairs = len(dataset.pairs[0])
+    short = count < pairs * depth and format != "trec"
+    print(
+        f"{output}: {count} candidates of {pairs} pairs of query and positive, "
+        f"{len(np.unique(dataset.pairs[0]))} queries; as deep as {depth}"
+        + (", less where fewer score" if short else "")
+    )
