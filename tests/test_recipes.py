@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -344,11 +345,40 @@ def judges(shared: Callable) -> Any:
     return result
 
 
+def calibration(shared: Callable) -> Any:
+    from nvret.analysis import audit, calibrate
+
+    rng = np.random.default_rng(0)
+    positives = [sorted(rng.choice(90, 3, replace=False).tolist()) for _ in range(80)]
+    scores = (rng.integers(0, 60, (80, 90)) / 128).astype(np.float32)
+    for query, rows in enumerate(positives):
+        scores[query, rows] = rng.integers(40, 100, 3) / 128
+    texts = [f"passage {n}" for n in range(90)], [f"question {n}" for n in range(80)]
+    hidden = audit.hide(from_texts("toy", *texts, positives))
+    dataset, teacher = hidden.dataset, MatrixTeacher(scores)
+    result = {}
+    for family in calibrate.FAMILIES:
+        steps = calibrate.ladder(dataset, teacher, family, 2, dataset.positives, progress=False)
+        pairs = calibrate.sample(steps, 0.1, 40)
+        asked = pairs[["query_id", "corpus_id"]]
+        known = pd.MultiIndex.from_frame(hidden.pairs.to_pandas())
+        score = pd.MultiIndex.from_frame(asked).isin(known).astype(np.int32)
+        labels = pa.table({**asked.to_dict("list"), "score": score})
+        answers = (
+            calibrate.by_hidden(steps, hidden, 0.1),
+            calibrate.by_labels(steps, labels, 0.1, resamples=5),
+            calibrate.by_scores(steps, 0.1, resamples=5),
+        )
+        curves = [found.curve["rate"].iloc[::10].tolist() for found in answers]
+        result[family] = [pairs["candidate"].tolist()[:10], *curves]
+    return result
+
+
 RECIPES = {
     "conversion": conversion, "vectors": vectors, "search": search, "bm25": bm25,
     "near-duplicates": near_duplicates, "mining": mining, "ensembles": ensembles,
     "training": training, "head": head, "evaluation": evaluation, "splits": splits,
-    "hidden-labels": hidden_labels, "judges": judges,
+    "hidden-labels": hidden_labels, "judges": judges, "calibration": calibration,
 }  # fmt: skip
 
 

@@ -31,6 +31,14 @@ RECIPES = {
     "teacher-scores": ("vectors", "search", "bm25", "evaluation"),
     "audit": ("vectors", "search", "bm25", "near-duplicates", "mining", "hidden-labels"),
     "judged": ("judges", "hidden-labels"),
+    "calibrated": (
+        "vectors",
+        "search",
+        "bm25",
+        "near-duplicates",
+        "hidden-labels",
+        "calibration",
+    ),
 }
 
 

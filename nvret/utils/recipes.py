@@ -25,6 +25,7 @@ VERSIONS = {
     "splits": 3,  # parts of a set, leaks, samples, corpora, mixtures
     "hidden-labels": 1,  # which labels an audit hides
     "judges": 1,  # scores of pairs by a second model
+    "calibration": 1,  # a ceiling for a target
 }
 
 

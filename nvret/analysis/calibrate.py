@@ -1,0 +1,535 @@
+"""A ceiling for a target: how tight must a rule be, for this teacher and these data, that no more
+than a given share of its negatives is false?
+
+The paper's 95 % is one teacher's on its data. Each parameter of a rule's family is tried on one
+ranking: which passages it would take is known, and the question is how many of them answer their
+query after all. Four ways to know, the surest first:
+
+| source | what it needs | what it says |
+|---|---|---|
+| hidden positives | queries with several positives, all but one hidden | counted: a lower bound |
+| labels | some 200 pairs that a person has judged | by a model of two terms |
+| a judge | a model that reads these pairs | likewise, as good as the judge |
+| scores alone | nothing | a rough estimate, by symmetry |
+
+The labelled pairs are drawn where it is least sure what they are, since nearly all of what is false
+lies at the top. A logistic regression on the share of the positive's score and on the rank then
+speaks for all candidates. Without labels: if it is chance which positive was labelled, as many
+others lie below it as above at the same distance, so that what stands above tells roughly what is
+false below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nvret import methods
+from nvret.analysis.audit import Hidden
+from nvret.analysis.judges import Judge, shares
+from nvret.analysis.statistics import Interval, rate
+from nvret.data import RetrievalDataset
+from nvret.sampling import pair_keys
+from nvret.teachers import Scorer
+from nvret.utils.errors import NvretError, check_choice
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+Source = Literal["hidden positives", "labels", "judge", "scores alone"]
+FAMILIES = {"perc-pos": "perc", "margin-pos": "margin", "abs": "threshold", "shifted": "n"}
+DEPTH = 512  # ranks of a query that are looked at
+STEPS = 51  # parameters that are tried
+ANCHORS = 6  # parameters whose negatives are labelled
+PRIOR = 0.02, 0.5  # least and most chance by the scores alone that decides what is labelled
+SEVERAL = 50  # queries with several positives, from which these are hidden
+LEAST = 20  # labels of either kind together, before anything is said
+RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What each parameter of a family takes, from the loosest to the tightest.
+
+    Attributes:
+        family: name of the method.
+        parameters: (G,).
+        dataset: that was ranked.
+        pair: (U,) of each candidate that any parameter takes: its pair.
+        query, positive, passage: (U,) rows of the data set.
+        rank: (U,) among the candidates that are allowed at all.
+        share: (U,) its score as a share of the positive's; see `judges.shares`.
+        taken: (G, U) bool, sparse: which of them each parameter takes.
+        gap: (U,) how far below its positive it scores, in mean positive scores.
+        above: (P, bins) how many candidates of each pair stand above the positive, by distance.
+        below: likewise, below it.
+        pairs: P.
+        wanted: negatives of each pair.
+    """
+
+    family: str
+    parameters: np.ndarray
+    dataset: RetrievalDataset
+    pair: np.ndarray
+    query: np.ndarray
+    positive: np.ndarray
+    passage: np.ndarray
+    rank: np.ndarray
+    share: np.ndarray
+    gap: np.ndarray
+    taken: sp.csr_matrix
+    above: np.ndarray
+    below: np.ndarray
+    pairs: int
+    wanted: int
+
+    def rates(self, false: np.ndarray) -> np.ndarray:
+        """(G,) share of each parameter's negatives that is false; ``false``: (U,) probabilities."""
+        counts = np.asarray(self.taken.sum(1)).reshape(-1)
+        return np.where(counts > 0, self.taken @ false / np.maximum(counts, 1), 0.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a target asks of a family.
+
+    Attributes:
+        method: the loosest that meets the target; None where none does.
+        rate: of its false negatives, with a 95 % interval.
+        low, high: 95 % of the resamples choose a parameter between them.
+        curve: a row for each parameter: parameter, rate, low, high, hardness (mean share of the
+            positive's score), short (share of the pairs with fewer negatives than wanted).
+        labelled: pairs that were labelled, and of them relevant ones.
+    """
+
+    target: float
+    source: Source
+    method: methods.Method | None
+    rate: Interval
+    low: float
+    high: float
+    curve: pd.DataFrame
+    labelled: tuple[int, int]
+
+
+BINS = np.linspace(0, 1, 101)  # distances from the positive, in mean positive scores
+
+
+def ladder(
+    dataset: RetrievalDataset,
+    scorer: Scorer,
+    family: str,
+    num_negatives: int,
+    exclude: Sequence[np.ndarray],
+    *,
+    pairs: int = 5000,
+    progress: bool = True,
+) -> Ladder:
+    """Rank the candidates of some pairs once, and see what each parameter would take.
+
+    Args:
+        family: "perc-pos", "margin-pos", "abs" or "shifted".
+        exclude: as of `nvret.mining.exclusions`.
+        pairs: so many of them, those whose ids hash lowest.
+    """
+    check_choice("family", family, list(FAMILIES))
+    keys = pair_keys(*dataset.pair_ids.values(), 0)
+    chosen = np.sort(np.argsort(keys, kind="stable")[:pairs])
+    queries, positives = (rows[chosen] for rows in dataset.pairs)
+    own = scorer.pair_scores(queries, positives).astype(np.float64)
+    depth = min(DEPTH, dataset.corpus.num_rows)
+    excluded = [exclude[row] for row in queries]
+    found = scorer.top_k(queries, depth, None, excluded, progress=progress)
+    ids, scores = found.ids.numpy(), found.scores.numpy().astype(np.float64)
+    there = ids >= 0
+    relative = np.where(there, shares(np.where(there, scores, 0), own[:, None]), -np.inf)
+    gaps = (own[:, None] - scores) / np.abs(own).mean()  # inf where there is none
+    parameters = _grid(family, own, scores[there])
+    places = [_taken(family, parameter, scores, own, num_negatives) for parameter in parameters]
+    used = np.unique(np.concatenate([some[some >= 0] for some in places]))
+    pair, place = used // depth, used % depth
+    return Ladder(
+        family,
+        parameters,
+        dataset,
+        pair,
+        queries[pair],
+        positives[pair],
+        ids[pair, place],
+        place + 1,
+        relative[pair, place],
+        gaps[pair, place],
+        _membership(places, used),
+        *_distances(gaps),
+        len(queries),
+        num_negatives,
+    )
+
+
+def _grid(family: str, own: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(G,) parameters, the loosest first."""
+    if family == "perc-pos":
+        return np.arange(100, 49, -1) / 100
+    if family == "shifted":
+        return np.arange(STEPS)
+    spread = float(np.abs(own).mean()) / 100  # one per cent of a positive's score
+    if family == "margin-pos":
+        return np.array([float(f"{spread * step:.3g}") for step in range(STEPS)])
+    high, low = np.quantile(own, 0.99), np.quantile(own, 0.99) - 60 * spread
+    return np.array([float(f"{value:.4g}") for value in np.linspace(high, low, STEPS)])
+
+
+def _method(family: str, parameter: float) -> methods.Method:
+    value = int(parameter) if family == "shifted" else float(parameter)
+    return methods.build_method(family, **{FAMILIES[family]: value})
+
+
+def _taken(
+    family: str, parameter: float, scores: np.ndarray, own: np.ndarray, num: int
+) -> np.ndarray:
+    """(P, num) places in the flat ranking of what a parameter takes, -1 where there is none."""
+    method, depth = _method(family, parameter), scores.shape[1]
+    first = (scores >= method.ceiling(own.astype(np.float32), safe=True)[:, None]).sum(1)
+    columns = first[:, None] + method.skip + np.arange(num)
+    inside = columns < depth
+    columns = np.where(inside, columns, 0)
+    valid = inside & np.isfinite(np.take_along_axis(scores, columns, 1))
+    return np.where(valid, np.arange(len(scores))[:, None] * depth + columns, -1)
+
+
+def _membership(places: Sequence[np.ndarray], used: np.ndarray) -> sp.csr_matrix:
+    import scipy.sparse as sp
+
+    columns = [np.searchsorted(used, some[some >= 0]) for some in places]
+    ends = np.cumsum([0, *map(len, columns)])
+    shape = len(places), len(used)
+    return sp.csr_matrix((np.ones(ends[-1]), np.concatenate(columns), ends), shape=shape)
+
+
+def _distances(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P, bins) candidates above and below their positive, by distance from it."""
+    rows = np.broadcast_to(np.arange(len(gaps))[:, None], gaps.shape)
+    counts = []
+    for sign in (-1, 1):
+        away = sign * gaps
+        there = np.isfinite(away) & (away >= 0) & (away < 1)
+        bins = np.searchsorted(BINS, away[there], "right") - 1
+        table = np.zeros((len(gaps), len(BINS) - 1))
+        np.add.at(table, (rows[there], bins), 1)
+        counts.append(table)
+    return counts[0], counts[1]
+
+
+def sample(steps: Ladder, target: float, number: int = 200, seed: int = 0) -> pd.DataFrame:
+    """Pairs to label, of different queries where possible.
+
+    They are what some parameters would take, from the loosest to one that is tighter than the
+    target needs by the scores alone; more of those of which it is least sure what they are (a
+    weight of sqrt(p (1 - p)), p being the chance by the scores alone). What is drawn depends on
+    scores and ranks only, which the model of `by_labels` knows too, so that it needs no weights.
+
+    Returns:
+        columns candidate (its place in the ladder), query_id, corpus_id, query, passage, positive
+        (texts), share; in a random order, so that a labeller cannot guess.
+    """
+    ids = (steps.dataset.queries["id"].take(pa.array(steps.query)),
+           steps.dataset.corpus["id"].take(pa.array(steps.passage)))  # fmt: skip
+    # Not in the order of audit.hide, which keeps the positive of the lowest hash
+    keys = pair_keys(*ids[::-1], seed)
+    chance = _chance(steps, np.ones(steps.pairs))
+    needless = steps.rates(chance) < target / 2  # as tight as nobody would need
+    last = int(needless.argmax()) if needless.any() else len(needless) - 1
+    anchors = np.unique(np.linspace(0, last, ANCHORS).round().astype(int))
+    use = steps.taken[anchors].sum(0).A1 / len(anchors)
+    chance = chance.clip(*PRIOR)
+    weight = use * np.sqrt(chance * (1 - chance))
+    uniform = ((keys >> np.uint64(11)) + 0.5) * 2.0**-53
+    order = np.argsort(np.log(uniform) / np.maximum(weight, 1e-9), kind="stable")[::-1]
+    order = order[: (weight > 0).sum()]
+    # A query's second candidate comes after all first ones (Efraimidis and Spirakis 2006 within)
+    turn = pd.Series(steps.query[order]).groupby(steps.query[order]).cumcount().to_numpy()
+    chosen = order[np.argsort(turn, kind="stable")][:number]
+    chosen = chosen[np.argsort(keys[chosen], kind="stable")]
+    texts = steps.dataset.query_texts, steps.dataset.passages
+    return pd.DataFrame({
+        "candidate": chosen,
+        "query_id": ids[0].take(pa.array(chosen)).to_pylist(),
+        "corpus_id": ids[1].take(pa.array(chosen)).to_pylist(),
+        "query": [texts[0][row] for row in steps.query[chosen]],
+        "passage": [texts[1][row] for row in steps.passage[chosen]],
+        "positive": [texts[1][row] for row in steps.positive[chosen]],
+        "share": steps.share[chosen],
+    })  # fmt: skip
+
+
+def by_hidden(steps: Ladder, hidden: Hidden, target: float) -> Calibration:
+    """By positives that mining does not see, counted."""
+    known = is_one_of(steps, hidden.pairs)
+    counts = [_counts(steps, place, known) for place in range(len(steps.parameters))]
+    intervals = [rate(some) if some["mined"].sum() else Interval(0, 0, 0) for some in counts]
+    draws = _resampled(steps, known)
+    labelled = len(steps.pair), int(known.sum())
+    return _calibration(steps, target, "hidden positives", intervals, draws, labelled)
+
+
+def by_labels(
+    steps: Ladder,
+    labels: pa.Table,
+    target: float,
+    source: Source = "labels",
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Calibration:
+    """By a model of labelled pairs.
+
+    Args:
+        labels: query_id, corpus_id, score (0: not relevant); pairs that are no candidate of the
+            ladder are left aside.
+        resamples: of the queries, for the intervals.
+    Raises:
+        NvretError: fewer than 20 of them are candidates.
+    """
+    judged = pd.MultiIndex.from_frame(labels.select(["query_id", "corpus_id"]).to_pandas())
+    names = _names(steps)
+    at = names.get_indexer(judged) if names.is_unique else _first(names, judged)
+    there = at >= 0
+    at, relevant = at[there], labels["score"].to_numpy()[there] > 0
+    if len(at) < LEAST:
+        raise NvretError(
+            f"{len(at)} of {labels.num_rows} labelled pairs are candidates of this teacher, "
+            f"expected at least {LEAST}; `--sample` writes a page of such pairs"
+        )
+    features = np.stack([np.ones(len(steps.pair)), steps.share - 1, np.log(steps.rank)])
+    scale = np.maximum(features[:, at].std(1), 1e-9)
+    scale[0] = 1
+    features = features / scale[:, None]
+    rng = np.random.default_rng(seed)
+    _, owner = np.unique(steps.query[at], return_inverse=True)
+    draws = []
+    for turn in range(resamples + 1):
+        weights = np.ones(len(at))
+        if turn:  # queries are drawn with replacement
+            number = owner.max() + 1
+            weights = np.bincount(rng.integers(0, number, number), minlength=number)[owner]
+        draws.append(steps.rates(_logistic(features, at, relevant, weights)))
+    curve, *others = draws
+    low, high = np.quantile(others, [0.025, 0.975], axis=0)
+    intervals = [Interval(*map(float, row)) for row in zip(curve, low, high, strict=True)]
+    labelled = len(at), int(relevant.sum())
+    return _calibration(steps, target, source, intervals, np.array(others), labelled)
+
+
+def by_judge(
+    steps: Ladder, judge: Judge, target: float, number: int = 200, *, progress: bool = True
+) -> Calibration:
+    """By what a judge says of as many pairs."""
+    pairs = sample(steps, target, number)
+    values, _ = judge.scores(
+        pairs["query"].tolist(), pairs["passage"].tolist(), pairs["positive"].tolist(),
+        progress=progress,
+    )  # fmt: skip
+    labels = pa.table({
+        "query_id": pairs["query_id"].tolist(), "corpus_id": pairs["corpus_id"].tolist(),
+        "score": (values >= judge.threshold).astype(np.int32),
+    })  # fmt: skip
+    return by_labels(steps, labels, target, "judge")
+
+
+def by_scores(
+    steps: Ladder, target: float, *, resamples: int = RESAMPLES // 2, seed: int = 0
+) -> Calibration:
+    """Without a label: a rough estimate.
+
+    Of passages that answer the query as well as the labelled one does, as many score above it as
+    below, at the same distances. So a candidate below is false with a probability of at most the
+    candidates above at its distance, divided by those below: over all pairs together, and not for
+    those of one score, so that the estimate is rough.
+    """
+    rng = np.random.default_rng(seed)
+    draws = []
+    for turn in range(resamples + 1):
+        weights = np.ones(steps.pairs)
+        if turn:
+            weights = np.bincount(rng.integers(0, steps.pairs, steps.pairs), minlength=steps.pairs)
+        draws.append(steps.rates(_chance(steps, weights)))
+    curve, *others = draws
+    low, high = np.quantile(others, [0.025, 0.975], axis=0)
+    intervals = [Interval(*map(float, row)) for row in zip(curve, low, high, strict=True)]
+    return _calibration(steps, target, "scores alone", intervals, np.array(others), (0, 0))
+
+
+def _chance(steps: Ladder, weights: np.ndarray) -> np.ndarray:
+    """(U,) chance that a candidate is false, by the scores alone; ``weights``: (P,) of the pairs.
+
+    It never rises with the distance.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    above, below = weights @ steps.above, weights @ steps.below
+    ratio = np.minimum(1.0, above / np.maximum(below, 1))
+    fit = IsotonicRegression(increasing=False, y_min=0, y_max=1)
+    chance = fit.fit_transform(np.arange(len(ratio)), ratio, sample_weight=below + 1)
+    bins = np.searchsorted(BINS, np.abs(steps.gap), "right") - 1
+    return np.where(steps.gap <= 0, 1.0, chance[bins.clip(max=len(chance) - 1)])
+
+
+def _logistic(
+    features: np.ndarray, at: np.ndarray, relevant: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(U,) probabilities of a logistic regression with a weak prior, by Newton's method.
+
+    The prior (a normal one, of standard deviation 3 on features of unit spread) keeps it finite
+    where the share tells the two kinds apart.
+    """
+    x, prior = features[:, at], np.diag([1e-6, 1 / 9, 1 / 9])
+    beta = np.zeros(3)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-(beta @ x).clip(-30, 30)))
+        gradient = x @ (weights * (relevant - p)) - prior @ beta
+        curvature = (x * (weights * p * (1 - p))) @ x.T + prior + 1e-9 * np.eye(3)
+        step = np.linalg.solve(curvature, gradient)
+        beta = beta + step * min(1.0, 4 / max(np.abs(step).max(), 1e-12))
+        if np.abs(step).max() < 1e-6:
+            break
+    return 1 / (1 + np.exp(-(beta @ features).clip(-30, 30)))
+
+
+def _names(steps: Ladder) -> pd.MultiIndex:
+    ids = steps.dataset.queries["id"].to_pandas(), steps.dataset.corpus["id"].to_pandas()
+    return pd.MultiIndex.from_arrays(
+        [ids[0].to_numpy()[steps.query], ids[1].to_numpy()[steps.passage]]
+    )
+
+
+def _first(names: pd.MultiIndex, judged: pd.MultiIndex) -> np.ndarray:
+    """Of a candidate that several pairs of a query have, the first."""
+    kept = np.flatnonzero(~names.duplicated())
+    found = names[kept].get_indexer(judged)
+    return np.where(found < 0, -1, kept[found])
+
+
+def is_one_of(steps: Ladder, pairs: pa.Table) -> np.ndarray:
+    """(U,) bool: whether a candidate is one of these pairs, query_id and corpus_id."""
+    return _names(steps).isin(pd.MultiIndex.from_frame(pairs.to_pandas()))
+
+
+def _counts(steps: Ladder, place: int, known: np.ndarray) -> pd.DataFrame:
+    """Of each query: negatives that a parameter takes, and false ones."""
+    columns = steps.taken.indices[steps.taken.indptr[place] : steps.taken.indptr[place + 1]]
+    rows = pd.DataFrame({"query_id": steps.query[columns], "mined": 1, "false": known[columns]})
+    return rows.groupby("query_id", as_index=False).sum()
+
+
+def _resampled(steps: Ladder, known: np.ndarray) -> np.ndarray:
+    """(RESAMPLES, G) rates of queries that are drawn with replacement."""
+    names, owner = np.unique(steps.query, return_inverse=True)
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[owner]
+        false, mined = steps.taken @ (weights * known), steps.taken @ weights
+        draws.append(false / np.maximum(mined, 1))
+    return np.array(draws)
+
+
+def _calibration(
+    steps: Ladder,
+    target: float,
+    source: Source,
+    intervals: Sequence[Interval],
+    draws: np.ndarray,
+    labelled: tuple[int, int],
+) -> Calibration:
+    counts = np.asarray(steps.taken.sum(1)).reshape(-1)
+    curve = pd.DataFrame(intervals, columns=["rate", "low", "high"])
+    curve.insert(0, "parameter", steps.parameters)
+    curve["hardness"] = steps.taken @ steps.share / np.maximum(counts, 1)
+    filled = [np.bincount(steps.pair[row.indices], minlength=steps.pairs) for row in steps.taken]
+    curve["short"] = [float((some < steps.wanted).mean()) for some in filled]
+    meets = (curve["rate"].to_numpy() <= target) & (counts > 0)
+    if not meets.any():
+        none = Interval(np.nan, np.nan, np.nan)
+        return Calibration(target, source, None, none, np.nan, np.nan, curve, labelled)
+    place = int(meets.argmax())
+    reached = draws <= target
+    chosen = np.where(reached.any(1), reached.argmax(1), len(steps.parameters) - 1)
+    ends = np.sort(steps.parameters[np.quantile(chosen, [0.025, 0.975], method="nearest")])
+    return Calibration(
+        target,
+        source,
+        _method(steps.family, steps.parameters[place]),
+        intervals[place],
+        *map(float, ends),
+        curve,
+        labelled,
+    )
+
+
+def page(pairs: pd.DataFrame) -> str:
+    """A page on which a person labels pairs, one by one, and saves them as a .tsv of judgements.
+
+    It holds the texts and needs no network; the scores are not shown.
+    """
+    rows = pairs[["query_id", "corpus_id", "query", "positive", "passage"]].to_dict("records")
+    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")  # no tag in a script
+    text = resources.files("nvret.analysis") / "templates" / "label.html"
+    return text.read_text(encoding="utf-8").replace("{{ pairs }}", data)
+
+
+def describe(found: Calibration, family: str) -> str:
+    """The answer in a few lines, with what it rests on."""
+    known, relevant = found.labelled
+    reasons = {
+        "hidden positives": f"counted by {relevant} hidden positives among {known} candidates, a "
+        "lower bound: others may be unlabelled",
+        "labels": f"by a model of {known} labelled pairs, {relevant} of them relevant",
+        "judge": f"by a model of {known} pairs that a judge has read, {relevant} of them relevant "
+        "to it",
+        "scores alone": "a rough estimate, by the scores alone: labels would say more",
+    }
+    curve, lines = found.curve, []
+    loosest = curve.iloc[0]
+    if found.method is None:
+        tightest = curve.iloc[-1]
+        lines.append(
+            f"no {FAMILIES[family]} from {loosest.parameter:g} to {tightest.parameter:g} meets "
+            f"{found.target:.1%}: at {tightest.parameter:g} {tightest.rate:.1%} are false"
+        )
+    else:
+        name, parameter = found.method.name, next(iter(vars(found.method).items()))
+        row = curve[curve["parameter"] == parameter[1]].iloc[0]
+        lines += [
+            f"--method {name} --{parameter[0]} {parameter[1]:g}   (95 % of the resamples: "
+            f"{found.low:g} to {found.high:g})",
+            f"  false negatives {found.rate.value:.1%} [{found.rate.low:.1%}, "
+            f"{found.rate.high:.1%}], hardness {row.hardness:.2f}, {row.short:.1%} of the pairs "
+            "get fewer negatives",
+        ]
+    at = curve[np.isclose(curve["parameter"], 0.95)] if family == "perc-pos" else curve.head(0)
+    if len(at):
+        one = at.iloc[0]
+        lines.append(f"  at 95 %: {one.rate:.1%} [{one.low:.1%}, {one.high:.1%}], hardness "
+                     f"{one.hardness:.2f}")  # fmt: skip
+    return "\n".join([*lines, f"  {reasons[found.source]}"])
+
+
+def record(found: Calibration) -> dict[str, Any]:
+    """As JSON."""
+    curve = found.curve.astype(float).replace([np.inf, -np.inf], np.nan)
+    return {
+        "target": found.target,
+        "source": found.source,
+        "method": None if found.method is None else found.method.record,
+        "rate": None if found.method is None else found.rate._asdict(),
+        "between": None if found.method is None else [found.low, found.high],
+        "labelled": dict(zip(("pairs", "relevant"), found.labelled, strict=True)),
+        "curve": json.loads(curve.to_json(orient="records")),
+    }
