@@ -15,7 +15,6 @@ Source: Thakur et al. 2021 (BEIR), arXiv 2104.08663; Muennighoff et al. 2023 (MT
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +28,7 @@ import pyarrow.compute as pc
 from nvret.data import RetrievalDataset
 from nvret.utils import processes
 from nvret.utils.errors import NvretError
+from nvret.utils.trec import check_ranking, metrics
 
 if TYPE_CHECKING:
     from nvret.encode import Encoder
@@ -149,7 +149,7 @@ def evaluate_ranking(
         NvretError: shapes that do not match, an id outside of the corpus or twice in a row, NaN.
     """
     ids, scores = np.asarray(ids), np.asarray(scores, dtype=np.float32)
-    _check_ranking(ids, scores, dataset)
+    check_ranking(ids, scores, dataset.queries.num_rows, dataset.corpus.num_rows)
     asked = _asked(dataset)
     return _scored(dataset, ids[asked], scores[asked], _check_k(k), mteb=True)
 
@@ -172,7 +172,7 @@ def collapsed(
     kept, first = np.full_like(ranked, -1), np.unique(apart, return_index=True)[1]
     kept.flat[first] = ranked.flat[first]
     kept = np.take_along_axis(kept, np.argsort(kept < 0, axis=1, kind="stable"), 1)
-    columns = _metrics(*_graded(dataset, kept, row), _check_k(k))
+    columns = metrics(*_graded(dataset, kept, row), _check_k(k))
     return Evaluation(dataset.name, pa.table({"query_id": evaluation.scores["query_id"]} | columns))
 
 
@@ -185,7 +185,7 @@ def _scored(
         mteb: whether mteb's own task gives each metric that it has by query.
     """
     ranked = _in_order(dataset, ids, scores)
-    columns = _metrics(*_graded(dataset, ranked, np.arange(dataset.corpus.num_rows)), k)
+    columns = metrics(*_graded(dataset, ranked, np.arange(dataset.corpus.num_rows)), k)
     if mteb:
         from nvret.io import mteb_task
 
@@ -232,25 +232,6 @@ def _graded(
     return grades, ideal
 
 
-def _metrics(grades: np.ndarray, ideal: np.ndarray, k: list[int]) -> dict[str, np.ndarray]:
-    """(Q,) float64 of each metric and cut, defined and summed as in trec_eval; of `_graded`."""
-    grades = np.pad(grades, ((0, 0), (0, 1)))  # there may be none
-    ranks = np.arange(1, max(grades.shape[1], ideal.shape[1]) + 1)
-    discounts = np.array([math.log2(rank + 1) for rank in ranks])
-    dcg, best = ((of / discounts[: of.shape[1]]).cumsum(1) for of in (grades, ideal))
-    hits, relevant = (grades > 0).cumsum(1), (ideal > 0).sum(1)
-    precisions = np.where(grades > 0, hits / ranks[: hits.shape[1]], 0).cumsum(1)
-    first = np.where(hits[:, -1] > 0, (hits > 0).argmax(1) + 1, math.inf)
-    last = {cut: min(cut, hits.shape[1]) - 1 for cut in k}
-    best = {cut: best[:, min(cut, best.shape[1]) - 1] for cut in k}
-    return (
-        {f"ndcg_at_{cut}": dcg[:, place] / best[cut] for cut, place in last.items()}
-        | {f"recall_at_{cut}": hits[:, place] / relevant for cut, place in last.items()}
-        | {f"map_at_{cut}": precisions[:, place] / relevant for cut, place in last.items()}
-        | {f"mrr_at_{cut}": np.where(first <= cut, 1 / first, 0) for cut in k}
-    )
-
-
 def _asked(dataset: RetrievalDataset) -> np.ndarray:
     """Rows of the queries that have a relevant passage; others have no recall."""
     if not len(rows := np.unique(dataset.pairs[0])):
@@ -286,24 +267,3 @@ def _check_k(k: Sequence[int]) -> list[int]:
     if not cuts or any(isinstance(cut, bool) or int(cut) != cut or cut < 1 for cut in cuts):
         raise NvretError(f"k is {k!r}, expected one or more whole numbers of at least 1")
     return [int(cut) for cut in cuts]
-
-
-def _check_ranking(ids: np.ndarray, scores: np.ndarray, dataset: RetrievalDataset) -> None:
-    queries, passages = dataset.queries.num_rows, dataset.corpus.num_rows
-    if ids.ndim != 2 or ids.shape != scores.shape or len(ids) != queries:
-        raise NvretError(
-            f"ids have shape {ids.shape} and scores {scores.shape}, "
-            f"expected ({queries}, depth) for the {queries} queries of {dataset.name}"
-        )
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise NvretError(f"ids have type {ids.dtype}, expected integers")
-    valid = ids >= 0
-    ordered = np.sort(np.where(valid, ids, -1), axis=1)
-    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    for bad, problem in (
-        ((ids < -1) | (ids >= passages), f"an id outside of -1 to {passages - 1}"),
-        (repeated, "the same id twice"),
-        (valid & ~np.isfinite(scores), "a score that is not finite"),
-    ):
-        if bad.any():
-            raise NvretError(f"ranking: query row {int(bad.any(1).argmax())} holds {problem}")

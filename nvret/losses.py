@@ -35,6 +35,7 @@ def info_nce(
     known: Tensor | None = None,
     bank: Tensor | None = None,
     bank_known: Tensor | None = None,
+    hardness: float = 0.0,
 ) -> Tensor:
     """Mean InfoNCE loss of B (query, positive) pairs that share a pool of U distinct passages.
 
@@ -58,6 +59,8 @@ def info_nce(
         bank: (M, D), L2-normalised, without gradient: vectors of further negatives. M may be 0.
         bank_known: (B, M) bool, places of ``bank`` that are no negatives of the query: empty,
             relevant, or among the pair's other negatives and therefore counted already.
+        hardness: mined negatives weigh exp(hardness * cosine) times as much, a weight without
+            gradient (arXiv 2509.20354 takes 5); 0: all weigh the same.
     Returns:
         scalar, float32 or wider, whatever precision autocast asks for.
     Raises:
@@ -93,6 +96,9 @@ def info_nce(
         listed = torch.cat([positives.unsqueeze(1), negatives], 1)
         absent = listed < 0
         logits = scores.gather(1, listed.clamp_min(0)).masked_fill(absent, -torch.inf)
+        if hardness:
+            harder = hardness * temperature * logits[:, 1:].detach()
+            logits = torch.cat([logits[:, :1], logits[:, 1:] + harder], 1)
         if in_batch:
             own = torch.zeros(size, pool + 1, dtype=torch.bool, device=scores.device)
             own.scatter_(1, listed.masked_fill(absent, pool), True)  # -1 goes to a spare column
@@ -161,6 +167,7 @@ class FalseNegativeMask:
         guide: a teacher that has read the data set; None: the labels alone.
         margin: how far above the pair's positive a passage must score to be suspected, in the
             guide's own units (cosines, BM25 sums); below 0 it is suspected earlier.
+        perc: instead of the margin, the share of the positive's score above which it is suspected.
 
     Source: GISTEmbed, arXiv 2402.16829 (margin 0); Qwen3-Embedding, arXiv 2506.05176, masks what is
     above the positive's score + 0.1. Both also mask queries against queries; here are passages
@@ -175,6 +182,7 @@ class FalseNegativeMask:
     positives: Sequence[np.ndarray]
     guide: Scorer | None = None
     margin: float = 0.0
+    perc: float | None = None
 
     def __call__(
         self, queries: np.ndarray, positives: np.ndarray, passages: np.ndarray
@@ -194,5 +202,7 @@ class FalseNegativeMask:
         rows, columns = np.unique(np.concatenate([positives, passages]), return_inverse=True)
         scores = self.guide.block_scores(queries, rows)
         own, others = np.split(columns.reshape(-1), [len(positives)])
-        limits = scores[np.arange(len(queries)), own] + self.margin
+        limits = scores[np.arange(len(queries)), own]
+        away = self.margin if self.perc is None else np.abs(limits) * (self.perc - 1)
+        limits = limits + away
         return known | (scores[:, others] > limits[:, None])

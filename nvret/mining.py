@@ -37,6 +37,7 @@ from nvret.methods import (
     TopKShifted,
 )
 from nvret.sampling import (
+    Distinct,
     SampledTopK,
     Sampling,
     Top1PlusSampled,
@@ -69,6 +70,9 @@ def mine(
     ceiling_positive: Literal["own", "lowest"] = "own",
     negative_positives: Literal["literal", "safe"] = "literal",
     near_duplicates: float | None = 0.8,
+    skip: int = 0,
+    min_score: float | None = None,
+    distinct: float | None = None,
     exclude: list[np.ndarray] | None = None,
     progress: bool = True,
 ) -> pa.Table:
@@ -89,6 +93,10 @@ def mine(
             warning) or lower the ceiling by the same share ("safe").
         near_duplicates: word-trigram Jaccard similarity from which a passage counts as a copy of a
             positive and is no negative; None keeps only the check for the same text.
+        skip: further leading ranks that are dropped, of those that the method allows.
+        min_score: the least that a negative may score.
+        distinct: similarity from which a passage is a copy of a negative that the pair has, and is
+            passed over; None takes copies too. Not of `sweep`, whose methods share a search.
         exclude: ``exclusions(dataset, near_duplicates)``, when the caller has it already.
         progress: show a bar.
     Returns:
@@ -99,6 +107,9 @@ def mine(
     Raises:
         NvretError: no pair to mine for, or an argument out of its range.
     """
+    if distinct is not None:
+        scorer = teachers.prepare(teacher, dataset, progress=progress)
+        teacher = Distinct(scorer, dataset.passages, distinct)
     return sweep(
         dataset,
         teacher,
@@ -109,6 +120,8 @@ def mine(
         ceiling_positive=ceiling_positive,
         negative_positives=negative_positives,
         near_duplicates=near_duplicates,
+        skip=skip,
+        min_score=min_score,
         exclude=exclude,
         progress=progress,
     )[0]
@@ -125,6 +138,8 @@ def sweep(
     ceiling_positive: Literal["own", "lowest"] = "own",
     negative_positives: Literal["literal", "safe"] = "literal",
     near_duplicates: float | None = 0.8,
+    skip: int = 0,
+    min_score: float | None = None,
     exclude: list[np.ndarray] | None = None,
     progress: bool = True,
 ) -> list[pa.Table]:
@@ -135,8 +150,8 @@ def sweep(
     """
     check_choice("ceiling_positive", ceiling_positive, ("own", "lowest"))
     check_choice("negative_positives", negative_positives, ("literal", "safe"))
-    if num_negatives < 1:
-        raise NvretError(f"num_negatives is {num_negatives}, expected at least 1")
+    if num_negatives < 1 or skip < 0:
+        raise NvretError(f"num_negatives is {num_negatives}, skip {skip}; expected 1 or 0 and more")
     if len(dataset.pairs[0]) == 0:
         raise NvretError(
             f"{dataset.name}: no query has a positive, so there is nothing to mine for"
@@ -154,21 +169,24 @@ def sweep(
         "dataset_fingerprint": dataset.fingerprint,
         "teacher": scorer.name,
         "teacher_fingerprint": scorer.fingerprint,
+        "prompts": getattr(scorer, "prompts", None),
         "num_negatives": num_negatives,
         "sampling": {"name": sampling.name, **dataclasses.asdict(sampling)},
         "seed": seed,
         "ceiling_positive": ceiling_positive,
         "negative_positives": negative_positives,
         "near_duplicates": near_duplicates,
+        "skip": skip,
+        "min_score": min_score,
+        "distinct": getattr(scorer, "threshold", None),
         "pairs": len(pairs.scores),
         "positives_below_zero": int((pairs.scores < 0).sum()),
     }
     ranking = [method for method in methods if not isinstance(method, RandomNegatives)]
     limiting = pairs.lowest if ceiling_positive == "lowest" else pairs.scores
     ceilings = [method.ceiling(limiting, safe=not literal) for method in ranking]
-    ranked = iter(
-        rank(scorer, pairs.queries, ranking, ceilings, depth, pairs.exclude, progress=progress)
-    )
+    asked = pairs.queries, ranking, ceilings, depth, pairs.exclude, skip
+    ranked = iter(rank(scorer, *asked, progress=progress))
     if ranking and (approximation := getattr(scorer, "approximation", lambda _: None)(depth)):
         facts["search"] = approximation
     tables = []
@@ -176,7 +194,11 @@ def sweep(
         if isinstance(method, RandomNegatives):
             chosen = _random(pairs, scorer, dataset.corpus.num_rows, num_negatives)
         else:
-            chosen = _sampled(next(ranked), pairs.keys, num_negatives, sampling, method.skip)
+            found = next(ranked)
+            if min_score is not None:
+                ids, scores = found
+                ids[scores < min_score], scores[scores < min_score] = -1, -np.inf
+            chosen = _sampled(found, pairs.keys, num_negatives, sampling, method.skip + skip)
         tables.append(_table(dataset, scorer.name, pairs, method, chosen, num_negatives, facts))
     return tables
 
@@ -230,6 +252,7 @@ def rank(
     ceilings: Sequence[np.ndarray],
     depth: int,
     exclude: Sequence[np.ndarray],
+    skip: int = 0,
     *,
     progress: bool = True,
 ) -> list[Candidates]:
@@ -241,17 +264,18 @@ def rank(
         methods, ceilings: M methods, and the (P,) ceilings that each of them sets.
         depth: K.
         exclude: for each pair the rows of the corpus that are no candidates.
+        skip: ranks that are skipped beside those of the method.
     """
     if not methods:
         return []
-    needed = max(method.skip for method in methods) + depth
+    needed = max(method.skip for method in methods) + skip + depth
     loosest = np.max(ceilings, axis=0)
     spare = SPARE if len(methods) > 1 else 0
     shared = _top_k(scorer, query_rows, needed + spare, loosest, exclude, progress)
     ranked = []
     for method, ceiling in zip(methods, ceilings, strict=True):
-        first = (shared.scores >= ceiling[:, None]).sum(1)
-        columns = first[:, None] + np.arange(method.skip, method.skip + depth)
+        first, own = (shared.scores >= ceiling[:, None]).sum(1), method.skip + skip
+        columns = first[:, None] + np.arange(own, own + depth)
         inside = columns < shared.ids.shape[1]
         columns = np.where(inside, columns, 0)
         ids = np.where(inside, np.take_along_axis(shared.ids, columns, 1), -1)
@@ -262,12 +286,12 @@ def rank(
             again = _top_k(
                 scorer,
                 query_rows[short],
-                method.skip + depth,
+                own + depth,
                 ceiling[short],
                 [exclude[pair] for pair in short],
                 progress,
             )
-            ids[short], scores[short] = again.ids[:, method.skip :], again.scores[:, method.skip :]
+            ids[short], scores[short] = again.ids[:, own:], again.scores[:, own:]
         ranked.append(Candidates(ids, scores))
     return ranked
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pandas.util import hash_array
 
+from nvret.search import NOTHING, SearchResult
+from nvret.teachers import Scorer
 from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import distinct
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,38 @@ class Top1PlusSampled(SampledTopK):
 
 
 Sampling = TopK | SampledTopK
+
+
+class Distinct:
+    """A scorer of these passages that passes over copies of what a query has been given already.
+
+    One is a copy of another from a word-trigram Jaccard similarity of ``threshold`` on.
+    """
+
+    def __init__(self, scorer: Scorer, passages: Sequence[str], threshold: float) -> None:
+        self.scorer, self.passages, self.threshold = scorer, passages, threshold
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scorer, name)
+
+    def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False) -> SearchResult:
+        """As `nvret.search.top_k`: of texts that are copies of each other the best alone."""
+        shape, rows = (len(query_rows), k), np.arange(len(query_rows))
+        best = SearchResult(torch.full(shape, -1), torch.full(shape, NOTHING))
+        depth = 2 * k + 8  # should there be copies
+        while len(rows):
+            limits = None if ceiling is None else ceiling[rows]
+            excluded = None if exclude is None else [exclude[row] for row in rows]
+            asked = np.asarray(query_rows)[rows]
+            found = self.scorer.top_k(asked, depth, limits, excluded, progress=progress)
+            kept = distinct(self.passages, found.ids.numpy(), self.threshold, k)
+            row, place = kept.nonzero()
+            nth = (kept.cumsum(1) - 1)[row, place]
+            best.ids[rows[row], nth] = found.ids[row, place]
+            best.scores[rows[row], nth] = found.scores[row, place]
+            rows = rows[(kept.sum(1) < k) & (found.ids[:, -1] >= 0).numpy()]
+            depth *= 4
+        return best
 
 
 def draw(scores: np.ndarray, noise: np.ndarray, num: int, sampling: SampledTopK) -> np.ndarray:

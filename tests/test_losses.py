@@ -14,8 +14,9 @@ from nvret.utils.errors import NvretError
 
 
 def oracle(
-    queries, passages, positives, negatives, temperature, in_batch, known, bank=(), bank_known=()
-):
+    queries, passages, positives, negatives, temperature, in_batch, known, bank=(), bank_known=(),
+    hardness=0,
+):  # fmt: skip
     losses = []
     for q, (positive, listed) in enumerate(zip(positives, negatives, strict=True)):
         own = [n for n in listed if n >= 0]
@@ -26,6 +27,8 @@ def oracle(
         vectors = [passages[p] for p in [positive, *pool]]
         vectors += [bank[m] for m in range(len(bank)) if not bank_known[q][m]]
         score = [math.exp(float(queries[q] @ vector) / temperature) for vector in vectors]
+        for place in range(1, len(own) + 1):
+            score[place] *= math.exp(hardness * float(queries[q] @ vectors[place]))
         losses.append(-math.log(score[0] / sum(score)))
     return sum(losses) / len(losses)
 
@@ -43,8 +46,8 @@ def batches(draw):
 
 
 @examples(200)
-@given(batches(), st.sampled_from([0.05, 0.5, 1.0]), st.booleans())
-def test_equals_the_definition(batch, temperature, in_batch):
+@given(batches(), st.sampled_from([0.05, 0.5, 1.0]), st.booleans(), st.sampled_from([0, 5]))
+def test_equals_the_definition(batch, temperature, in_batch, hardness):
     queries, passages, positives, negatives, known = batch
     got = info_nce(
         torch.from_numpy(queries),
@@ -54,8 +57,11 @@ def test_equals_the_definition(batch, temperature, in_batch):
         temperature=temperature,
         in_batch=in_batch,
         known=torch.from_numpy(known) if in_batch else None,
+        hardness=hardness,
     )
-    expected = oracle(queries, passages, positives, negatives, temperature, in_batch, known)
+    expected = oracle(
+        queries, passages, positives, negatives, temperature, in_batch, known, hardness=hardness
+    )
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -104,6 +110,34 @@ def test_gradients():
             ),
             (queries, passages),
         )
+
+
+def test_hardness_is_that_of_sentence_transformers():
+    """Loss and gradients: the weight itself has none."""
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    class NoModel(torch.nn.Module):
+        pass
+
+    rng = np.random.default_rng(0)
+    vectors = [torch.from_numpy(rng.standard_normal((4, 8))) for _ in range(3)]
+    ours = [one.clone().requires_grad_() for one in vectors]
+    theirs = [one.clone().requires_grad_() for one in vectors]
+    queries, *pool = (torch.nn.functional.normalize(one, dim=1) for one in ours)
+    rows = torch.arange(4)
+    loss = info_nce(
+        queries, torch.cat(pool), rows, rows[:, None] + 4,
+        temperature=0.05, in_batch=True, hardness=5.0,
+    )  # fmt: skip
+    peer = MultipleNegativesRankingLoss(
+        NoModel(), scale=20.0, hardness_mode="hard_negatives", hardness_strength=5.0
+    )
+    expected = peer.compute_loss_from_embeddings(theirs, None)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    expected.backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-8)
 
 
 def test_a_pair_without_negatives_moves_nothing_and_counts():

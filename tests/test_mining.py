@@ -21,8 +21,9 @@ from nvret.mining import (
     TopKShifted,
 )
 from nvret.sampling import draw_rows
+from nvret.utils import near_duplicates
 from nvret.utils.errors import NvretError
-from nvret.utils.near_duplicates import normalise
+from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
 
 METHODS = [
     NaiveTopK(),
@@ -57,7 +58,9 @@ def problems(draw):
     return dataset(passages, queries, positives), scores
 
 
-def oracle(data, scores, method, num, ceiling_positive="own", safe=False):
+def oracle(
+    data, scores, method, num, ceiling_positive="own", safe=False, skip=0, least=-9, distinct=False
+):
     """Rows (query, positive, negative, rank) by the definition, one pair at a time."""
     rows = []
     passages = [normalise(text) for text in data.passages]
@@ -86,7 +89,11 @@ def oracle(data, scores, method, num, ceiling_positive="own", safe=False):
                 (c for c in range(len(passages)) if c not in banned and scores[q, c] < limit),
                 key=lambda c: (-exact[c], c),
             )
-            kept = list(enumerate(ranked, 1))[method.skip :][:num]
+            if distinct:  # of equal texts the first alone
+                first = {passages[c]: c for c in reversed(ranked)}
+                ranked = [c for c in ranked if first[passages[c]] == c]
+            kept = list(enumerate(ranked, 1))[method.skip + skip :][:num]
+            kept = [(rank, c) for rank, c in kept if scores[q, c] >= np.float32(least)]
             rows += [(f"q{q}", f"p{p}", f"p{c}", rank) for rank, c in kept]
     return rows
 
@@ -113,6 +120,59 @@ def test_equals_the_definition(method, problem, num, ceiling_positive, safe):
     assert facts["pairs"] == pairs
     assert facts["negatives_missing"] == pairs * num - len(expected)
     assert facts["pairs_empty"] == pairs - len({row[:2] for row in expected})
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@examples(40)
+@given(problems(), st.integers(1, 3), st.integers(0, 4), st.sampled_from([-9, 0.0, 0.25, 0.5]))
+def test_further_filters_equal_their_definition(method, problem, num, skip, least):
+    data, scores = problem
+    for distinct in (None, 1.0):
+        table = mining.mine(
+            data, MatrixTeacher(scores), method, num, near_duplicates=None, progress=False,
+            skip=skip, min_score=None if least == -9 else least, distinct=distinct,
+        )  # fmt: skip
+        expected = oracle(
+            data, scores, method, num, skip=skip, least=least, distinct=bool(distinct)
+        )
+        assert rows_of(table) == expected
+        facts = negatives.provenance(table)
+        assert (facts["skip"], facts["distinct"]) == (skip, distinct)
+
+
+def test_a_family_of_copies_gives_one_negative():
+    """However many they are: the search goes on until it finds others."""
+    family = [f"the river runs to the sea and on day number {n} it came back" for n in range(300)]
+    others = ["something else entirely and no more", "snow fell on the hills all night long"]
+    data = dataset([*family, *others, "the answer"], ["what is it?"], [[302]])
+    scores = np.linspace(0.9, 0.1, 303, dtype=np.float32)[None]
+    options = {"near_duplicates": None, "progress": False}
+    for distinct, expected in ((None, ["p0", "p1", "p2"]), (0.5, ["p0", "p300", "p301"])):
+        table = mining.mine(
+            data, MatrixTeacher(scores), NaiveTopK(), 3, distinct=distinct, **options
+        )
+        assert table["negative_id"].to_pylist() == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.integers(1, 4))
+def test_distinct_is_greedy(seed, threshold, most):
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(rng.choice(list("abcd"), rng.integers(1, 7))) for _ in range(12)]
+    ids = np.array([rng.permutation(12)[:8] for _ in range(5)])
+    for row, number in zip(ids, rng.integers(0, 9, 5), strict=True):
+        row[number:] = -1
+    left, right, _ = near_duplicate_pairs(texts, threshold=threshold)
+    twins = {frozenset(pair) for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    expected = []
+    for row in ids.tolist():
+        taken = []
+        for one in row:
+            fresh = all(frozenset((one, other)) not in twins for other in taken)
+            if one >= 0 and len(taken) < most and fresh:
+                taken.append(one)
+        expected.append([one in taken and one >= 0 for one in row])
+    found = near_duplicates.distinct(texts, ids, threshold, most)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("method", [*METHODS, RandomNegatives()], ids=str)

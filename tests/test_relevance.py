@@ -57,6 +57,30 @@ def test_equals_the_loop(seed, margin, pool, guided):
         assert (found == FalseNegativeMask(labelled)(queries, positives, passages)).all()
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1.0, 1.25]))
+def test_a_share_instead_of_a_margin(seed, perc):
+    """Of a positive of negative score the limit is as far above it as the share says."""
+    rng = np.random.default_rng(seed)
+    table = rng.integers(-4, 5, (3, 8)).astype(np.float32) / 4
+    queries, positives = rng.integers(0, 3, 5), rng.integers(0, 8, 5)
+    mask = FalseNegativeMask([np.array([], int)] * 3, Table(table), perc=perc)
+    found = mask(queries, positives, np.arange(8))
+    for b, (query, positive) in enumerate(zip(queries, positives, strict=True)):
+        own = table[query, positive]
+        limit = own * perc if own >= 0 else own * (2 - perc)
+        assert found[b].tolist() == (table[query] > limit).tolist()
+
+
+def test_a_share_masks_in_training(tmp_path):
+    dataset = toy()
+    loose, tight = (
+        tune(tmp_path / str(perc), changed(CONFIG, in_batch_negatives=True, mask_perc=perc),
+             dataset, guide=guide(dataset))
+        for perc in (2.0, 0.1)
+    )  # fmt: skip
+    assert loose["loss"][0].as_py() > tight["loss"][0].as_py()
+
+
 @pytest.mark.parametrize("teacher", ["bm25", STATIC])
 def test_real_guides(teacher):
     """No passage is suspected for having the positive's own text, and some are suspected."""

@@ -221,7 +221,8 @@ class Models(Material):
 
 def _left_out(config: TrainingConfig) -> set[str]:
     """What is in no key: what changes no result, and a later option where it is not used."""
-    return {"checkpoint_steps"} | ({"freeze_layers"} if not config.freeze_layers else set())
+    later = ("freeze_layers", "mask_perc", "hardness")
+    return {"checkpoint_steps", *(name for name in later if not getattr(config, name))}
 
 
 def _last_stage(arm: Arm) -> Arm:

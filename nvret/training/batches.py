@@ -72,6 +72,15 @@ class Examples:
         return index  # the collator looks up the whole batch at once
 
 
+def mask_of(
+    dataset: RetrievalDataset, config: TrainingConfig, guide: Scorer | None
+) -> FalseNegativeMask | None:
+    """What may not be a negative by chance; None where the loss takes no such negatives."""
+    if not (config.in_batch_negatives or config.memory_bank):
+        return None
+    return FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0, config.mask_perc)
+
+
 @dataclass(frozen=True)
 class Collator:
     """A batch of pairs as tensors: its distinct texts in groups of near-equal length.
@@ -116,9 +125,7 @@ class Collator:
             slot = np.full(len(texts), -1, np.int64)  # -1: the text is not used
             slot[rows] = np.arange(len(rows))
             slots.append(slot)
-        mask = None
-        if config.in_batch_negatives or config.memory_bank:
-            mask = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
+        mask = mask_of(dataset, config, guide)
         budget, slack = BUDGETS["cpu" if encoder.device.type == "cpu" else "cuda"]
         budget = min(budget, config.chunk_tokens or budget)
         if encoder.layout.static:  # pads nothing and looks up all texts at once

@@ -56,6 +56,14 @@ class TrainingConfig(Section):
     0.0 as GISTEmbed, 0.1 as Qwen3-Embedding; none: no guide. In the guide's units; needs in-batch
     negatives. Mined negatives are taken as they are."""
 
+    mask_perc: float | None = Field(None, gt=0, le=2)
+    """Likewise, what a guide scores above this share of the pair's positive (0.95), instead of a
+    margin."""
+
+    hardness: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """A mined negative weighs exp(hardness * cosine) times as much in the loss, as in
+    EmbeddingGemma (5); 0: all weigh the same."""
+
     memory_bank: int = Field(0, ge=0)
     """Passages of earlier batches that are negatives too, with the vectors they had then and unless
     known to be relevant (or suspected by the guide); 0: none."""
@@ -107,8 +115,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _guided(self) -> TrainingConfig:
-        if self.mask_margin is not None and not self.in_batch_negatives:
-            raise ValueError(
-                f"mask_margin is {self.mask_margin}, expected none without in_batch_negatives"
-            )
+        for name in ("mask_margin", "mask_perc"):
+            value = getattr(self, name)
+            if value is not None and not self.in_batch_negatives:
+                raise ValueError(f"{name} is {value}, expected none without in_batch_negatives")
+        if None not in (self.mask_margin, self.mask_perc):
+            raise ValueError("mask_margin and mask_perc are both given, expected one of them")
         return self

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder, embed
-from nvret.losses import FalseNegativeMask
 from nvret.models import layout
 from nvret.teachers import Scorer
 from nvret.training import finetuning
-from nvret.training.batches import Collator, Examples
+from nvret.training.batches import Collator, Examples, mask_of
 from nvret.training.config import TrainingConfig
 from nvret.training.trainer import Shuffle, Student
 from nvret.utils import processes, store
@@ -144,9 +143,7 @@ def train_head(
         if partial is None:
             return finetuning.completed(output, inputs)
         if processes.is_main_process():
-            mask = None
-            if config.in_batch_negatives or config.memory_bank:
-                mask = FalseNegativeMask(dataset.positives, guide, config.mask_margin or 0.0)
+            mask = mask_of(dataset, config, guide)
             head = Head(shape[1])
             batches = Collator(
                 pairs, head, Vectors(queries), Vectors(passages), np.arange(len(queries)),

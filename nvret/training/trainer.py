@@ -61,7 +61,7 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
-        self.chunk_tokens = config.chunk_tokens
+        self.chunk_tokens, self.hardness = config.chunk_tokens, config.hardness
         self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
         if config.lora_rank:
             lora.checkpoint_trained_only(self)
@@ -91,7 +91,8 @@ class Student(nn.Module):
             passages = torch.cat(vectors[count:])[passage_order]
             if passage_rows is None:  # mined negatives alone
                 places = positives, negatives
-                return info_nce(queries, passages, *places, temperature=self.temperature)
+                options = {"temperature": self.temperature, "hardness": self.hardness}
+                return info_nce(queries, passages, *places, **options)
             mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
             listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
             places, rows, chance = (positives, negatives), passage_rows, known
@@ -121,6 +122,7 @@ class Student(nn.Module):
                 known=chance,
                 bank=bank,
                 bank_known=bank_known,
+                hardness=self.hardness,
             )
 
         batches = [*query_batches, *passage_batches]

@@ -170,6 +170,42 @@ def near_duplicate_pairs(
     return pairs[:, 0], pairs[:, 1], np.concatenate([s for _, s in found])[index]
 
 
+def distinct(texts: Sequence[str], ids: np.ndarray, threshold: float, most: int) -> np.ndarray:
+    """Which texts of each row are no near-copy of one before them that is kept.
+
+    Args:
+        texts: N of them.
+        ids: (P, K) places in ``texts``; -1 is none, and nothing comes after it.
+        threshold: Jaccard similarity of word trigrams from which one is a copy.
+        most: kept in a row; what comes after them is not.
+    Returns:
+        (P, K) bool.
+
+    >>> distinct(["a b c", "A b, c", "x y z"], np.array([[0, 1, 2], [2, 1, -1]]), 0.8, 2)
+    array([[ True, False,  True],
+           [ True,  True, False]])
+    """
+    if not 0 < threshold <= 1:
+        raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
+    kept = np.zeros(ids.shape, bool)
+    rows = np.flatnonzero((ids >= 0).any(1)) if ids.size else np.empty(0, np.int64)
+    if not len(rows):
+        return kept
+    used, places = np.unique(ids[rows], return_inverse=True)
+    places = places.reshape(ids[rows].shape)
+    matrix = _incidence([normalise(texts[place]) if place >= 0 else "" for place in used.tolist()])
+    for column in range(ids.shape[1]):
+        rows_left = (ids[rows, column] >= 0) & (kept[rows, :column].sum(1) < most)
+        own = np.flatnonzero(rows_left)
+        fresh = np.ones(len(own), bool)
+        for before in range(column):
+            asked = np.flatnonzero(fresh & kept[rows[own], before])
+            pairs = np.stack([places[own[asked], before], places[own[asked], column]], axis=1)
+            fresh[asked] = _similarities(matrix, matrix, pairs, "jaccard") < threshold
+        kept[rows[own[fresh]], column] = True
+    return kept
+
+
 def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Connected components of an undirected graph: (count,) int32, numbered by their first node.
 
