@@ -84,18 +84,23 @@ def _agreement(name: str, path: Path, length: int) -> dict[str, Any]:
     facts = {}
     for place, rule in enumerate(rules):
         chosen = {precision: tables[place] for precision, tables in mined.items()}
-        scores = {p: _students(dataset, table, queries, exact) for p, table in chosen.items()}
+        scores = {p: students(dataset, table, queries, exact) for p, table in chosen.items()}
         for precision in ("bfloat16", "int8"):
             pairs = zip(_sets(chosen["float32"]), _sets(chosen[precision]), strict=True)
             share = round(float(np.mean([a == b for a, b in pairs])), 3)
-            value, *ends = statistics.mean_interval(scores[precision] - scores["float32"])
-            interval = f"{100 * value:+.2f} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
+            interval = points(scores[precision] - scores["float32"])
             facts[f"share of pairs with the same negatives, {precision}, {rule}"] = share
             facts[f"points of a student's NDCG@10 from float32's, {precision}, {rule}"] = interval
     return facts
 
 
-def _students(
+def points(differences: np.ndarray) -> str:
+    """The mean of (seeds, questions) differences of NDCG in points, with its interval."""
+    value, low, high = (100 * part for part in statistics.mean_interval(differences))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def students(
     dataset: RetrievalDataset, table: pa.Table, queries: np.ndarray, passages: np.ndarray
 ) -> np.ndarray:
     """NDCG@10 of heads of five seeds on a thousand held-out questions: (seeds, questions)."""

@@ -7,28 +7,39 @@ the table of negatives. Both read the same texts with the same static encoder.
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
+from benchmarks.encoding import points, students
 from benchmarks.harness import Case, interleaved
 from benchmarks.table import FEW_AT_ONCE, PEER
 from nvret import assets, data, mining, negatives, teachers
 from nvret.cost.calibration import Run, extra_memory
 from nvret.data import RetrievalDataset, from_texts
+from nvret.utils import near_duplicates
 
 MODEL = "potion-base-8m"
 SETS = ["nq", "squad-dev", "squadshifts-new-wiki", "squadshifts-nyt", "squadshifts-reddit"]
+WHOLE = ["nvret", PEER, FEW_AT_ONCE]
 NUM = 10
 PERC = 0.95
 
@@ -57,6 +68,7 @@ def cases(smoke: bool) -> list[Case]:
             facts={"share of their pairs with the same negatives": round(share, 4)},
         ),
         _assembly(dataset),
+        _whole(*((300, 2_000) if smoke else (10_000, 57_000)), 1 if smoke else 2),
     ]
 
 
@@ -155,6 +167,94 @@ def _memory_of(side: str, size: tuple[int, int]) -> float:
     with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as cache:
         prepare(corpus_of(300, 2_000), small)()  # libraries and threads start with a small one
         return extra_memory(prepare(dataset, cache), torch.device("cpu"))
+
+
+def _whole(queries: int, passages: int, rounds: int) -> Case:
+    """Commands from files to a file: reading, encoding, copies and search, as whole processes."""
+    dataset = corpus_of(queries, passages)
+    model = str(assets.model_path(MODEL))
+    seconds: dict[str, list[float]] = {}
+    mebibytes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write(dataset, folder)
+        outputs = {side: folder / f"{place}.parquet" for place, side in enumerate(WHOLE)}
+        ours = [
+            "nvret", "mine", "--pairs", folder / "pairs.jsonl", "--corpus", folder / "corpus.jsonl",
+            "--teacher", model, "--method", "perc-pos", "--perc", PERC, "--num-negatives", 4,
+            "--ceiling-positive", "lowest", "--format", "n-tuple", "--overwrite", "--output",
+        ]  # fmt: skip
+        for number in range(rounds):
+            for side in WHOLE[number % 3 :] + WHOLE[: number % 3]:
+                more = [256] if side == FEW_AT_ONCE else []
+                theirs = ["benchmarks.peer", folder, model, outputs[side], *more]
+                command = [*ours, outputs[side]] if side == "nvret" else theirs
+                taken, peak = _process(command, folder / "cache")
+                seconds.setdefault(side, []).append(taken)
+                mebibytes[side] = max(mebibytes.get(side, 0), peak)
+        facts = {f"{side}: {what}": count for side in ("nvret", PEER)
+                 for what, count in _counted(outputs[side]).items()}  # fmt: skip
+    if rounds > 1:
+        facts |= _distinct()
+    return Case(
+        "whole", f"4 negatives for {queries:,} questions from {passages:,} passages, as a command",
+        seconds, mebibytes, (queries, "questions"), facts,
+    )  # fmt: skip
+
+
+def _distinct() -> dict[str, str]:
+    """What passing over copies changes on NQ: how many negatives, and a student's NDCG@10."""
+    dataset, name = data.load("nq"), "minilm-l6"
+    scorer = teachers.DenseTeacher(name, passage_max_length=64).prepare(dataset, progress=False)
+    exclude, facts = mining.exclusions(dataset), {}
+    for rule in (mining.NaiveTopK(), mining.TopKPercPos(PERC)):
+        options = {"exclude": exclude, "progress": False}
+        tables = [
+            mining.mine(dataset, scorer, rule, 4, distinct=threshold, **options)
+            for threshold in (None, 0.8)
+        ]
+        columns = ["query_id", "positive_id", "negative_id"]
+        keys = [set(map(tuple, table.select(columns).to_pandas().to_numpy())) for table in tables]
+        changed = len(keys[0] - keys[1]) / len(keys[0])
+        plain, other = (students(dataset, table, scorer.queries, scorer.corpus) for table in tables)
+        facts[f"NQ, {rule}: negatives that copies give way to"] = f"{changed:.1%}"
+        facts[f"NQ, {rule}: points of a student's NDCG@10"] = points(other - plain)
+    return facts
+
+
+def _write(dataset: RetrievalDataset, folder: Path) -> None:
+    pairs = zip(*dataset.pairs, strict=True)
+    rows = {
+        "corpus": [{"id": str(row), "text": text} for row, text in enumerate(dataset.passages)],
+        "pairs": [{"query": dataset.query_texts[q], "positive": dataset.passages[p]}
+                  for q, p in pairs],
+    }  # fmt: skip
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def _process(command: list[object], cache: Path) -> tuple[float, float]:
+    """Seconds and peak mebibytes of a command in a process of its own, with an empty cache."""
+    shutil.rmtree(cache, ignore_errors=True)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, command)], stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env=os.environ | {"NVRET_CACHE": str(cache)},
+    )  # fmt: skip
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0, command
+    return time.perf_counter() - start, used.ru_maxrss / 1024
+
+
+def _counted(path: Path) -> dict[str, int]:
+    """Of a file of tuples: queries, and negatives that copy another of their query."""
+    rows = pq.read_table(path).to_pylist()
+    lists = [[row[f"negative_{number}"] for number in range(1, 5)] for row in rows]
+    texts = list(dict.fromkeys(text for some in lists for text in some))
+    place = {text: row for row, text in enumerate(texts)}
+    ids = np.array([[place[text] for text in some] for some in lists])
+    copies = int((~near_duplicates.distinct(texts, ids, 0.8, 4)).sum())
+    return {"queries": len(rows), "negatives that copy another": copies}
 
 
 def _assembly(dataset: RetrievalDataset) -> Case:

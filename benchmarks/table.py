@@ -103,14 +103,21 @@ BENCHMARKS = {
             "mining",
             "Mining after encoding",
             "Search, rule, exclusion of the positives and the table of negatives, against "
-            "sentence-transformers' `mine_hard_negatives`, vectors being there on both sides; and "
-            "the table alone, against a microsecond a negative.",
+            "sentence-transformers' `mine_hard_negatives`, vectors being there on both sides; "
+            "the table alone, against a microsecond a negative; and both as commands, from files "
+            "to a file.",
             ["torch", "pyarrow", PEER, "datasets"],
             {
                 "mine": [
                     Target("nvret", PEER, 1 / 3),
                     Target("nvret", PEER, 1 / 5, "mebibytes"),
                     Target("nvret", FEW_AT_ONCE, 1 / 3),
+                    Target("nvret", FEW_AT_ONCE, 1.0, "mebibytes"),
+                ],
+                "whole": [
+                    Target("nvret", PEER, 1 / 3),
+                    Target("nvret", FEW_AT_ONCE, 1 / 3),
+                    Target("nvret", PEER, 1.0, "mebibytes"),
                     Target("nvret", FEW_AT_ONCE, 1.0, "mebibytes"),
                 ],
                 "assembly": [Target("assembly", "1 µs a negative", 1.0)],

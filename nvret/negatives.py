@@ -95,6 +95,16 @@ def load(path: Path) -> pa.Table:
     return table
 
 
+def is_own(path: Path) -> bool:
+    """Whether a file has the columns of ``SCHEMA`` and provenance."""
+    check_file(Path(path), "a file of mined negatives")
+    try:
+        schema = pq.read_schema(path)
+        return schema.names == SCHEMA.names and b"nvret" in (schema.metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def rows_of(table: pa.Table, dataset: RetrievalDataset) -> pd.DataFrame:
     """The table with rows of the data set instead of ids.
 

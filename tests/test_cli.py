@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from helpers.files import write_beir, write_rows
 from nvret import assets, cli, data, ensembles, methods, mining, negatives, teachers
 from nvret.analysis import judges
 from nvret.cli import mine as command_line
-from nvret.io import export
+from nvret.io import export, inputs
 from nvret.sampling import SampledTopK, Top1PlusSampled, TopK
 from nvret.utils import store
 
@@ -246,28 +246,123 @@ def test_teachers_together(real, ensemble):
     assert facts["pairs_empty"] == facts["pairs"] - sizes.num_rows
 
 
-def test_a_second_opinion(real, capsys):
+def test_a_second_opinion_drops_and_the_next_take_the_places(real, capsys):
     folder, dataset = real
-    given = ("--teacher", "bm25", "--method", "naive")
-    assert mine(folder, *given) == 0
-    everything = negatives.load(folder / "negatives.parquet")
-    more = ("--second-opinion", "potion-base-8m", "--second-threshold", "0.6", "--overwrite")
-    assert mine(folder, *given, *more) == 0
+    given = ("--teacher", "bm25", "--method", "naive", "--num-negatives", "2")
+    labels = folder / "more.tsv"
+    more = ("--second-opinion", "potion-base-8m", "--second-threshold", "0.6")
+    assert mine(folder, *given, *more, "--relabel", str(labels)) == 0
     found = negatives.load(folder / "negatives.parquet")
     asked = dict(zip(dataset.queries["id"].to_pylist(), dataset.query_texts, strict=True))
     read = dict(zip(dataset.corpus["id"].to_pylist(), dataset.passages, strict=True))
-    texts = [
-        [known[ident] for ident in everything[column].to_pylist()]
-        for column, known in (("query_id", asked), ("negative_id", read), ("positive_id", read))
-    ]
-    judge = judges.BiEncoderJudge("potion-base-8m")
-    relevant = judge.scores(*texts, progress=False).values >= 0.6
-    assert 0 < relevant.sum() < len(relevant)
-    assert found.equals(everything.filter(pa.array(~relevant)))
+
+    def relevant(pairs):
+        """Which negatives a judge of its own calls relevant."""
+        texts = [
+            [known[ident] for ident in pairs[column].to_pylist()]
+            for column, known in (("query_id", asked), ("negative_id", read), ("positive_id", read))
+        ]
+        judge = judges.BiEncoderJudge("potion-base-8m")
+        return judge.scores(*texts, progress=False).values >= 0.6
+
+    assert not relevant(found).any()
+    judged = inputs.qrels(labels)[0]
+    assert judged.slice(0, dataset.qrels.num_rows).equals(dataset.qrels.cast(judged.schema))
+    new = judged.slice(dataset.qrels.num_rows)
+    assert new.num_rows > 0
+    # What is left is what mining gives where these are no candidates
+    rows = {
+        name: {ident: row for row, ident in enumerate(table["id"].to_pylist())}
+        for name, table in (("query", dataset.queries), ("passage", dataset.corpus))
+    }
+    banned = mining.exclusions(dataset)
+    for one in new.to_pylist():
+        row = rows["query"][one["query_id"]]
+        banned[row] = np.union1d(banned[row], [rows["passage"][one["corpus_id"]]])
+    options = {"exclude": banned, "distinct": 0.8, "progress": False}
+    expected = mining.mine(dataset, "bm25", mining.NaiveTopK(), 2, **options)
+    assert found.equals(expected)
     facts = negatives.provenance(found)
-    assert facts["second_opinion"]["dropped"] == relevant.sum()
-    assert facts["negatives_missing"] == 4 * facts["pairs"] - found.num_rows
-    assert f"{relevant.sum()} were dropped" in capsys.readouterr().out
+    assert facts["second_opinion"]["dropped"] == new.num_rows
+    assert facts["negatives_missing"] == 2 * facts["pairs"] - found.num_rows
+    assert f"calls {new.num_rows} of them relevant" in capsys.readouterr().out
+
+
+def test_a_card_is_written_and_pushed(files, capsys, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+            return f"https://hub/datasets/{name}"
+
+        def upload_file(self, path_or_fileobj, path_in_repo, **options):
+            calls.append((path_in_repo, path_or_fileobj))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    card = files / "card.md"
+    more = ("--method", "perc-pos", "--num-negatives", "1", "--card", str(card))
+    assert command(files, *more, "--push-to-hub", "me/mined") == 0
+    text = card.read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head == {"license": "other", "tags": ["hard-negatives", "nvret"]}
+    assert "| rule | `perc-pos` perc 0.95 |" in text
+    assert "| teacher | `bm25` |" in text
+    assert calls[0] == (
+        "me/mined", {"repo_type": "dataset", "private": True, "exist_ok": True}
+    )  # fmt: skip
+    uploaded = dict(calls[1:])
+    assert uploaded["README.md"].decode() == text
+    assert uploaded["data/train.parquet"] == files / "negatives.parquet"
+    assert json.loads(uploaded["provenance.json"])["method"]["name"] == "perc-pos"
+    assert "https://hub/datasets/me/mined" in capsys.readouterr().out
+
+
+def test_a_hub_that_refuses_leaves_the_file(files, capsys, monkeypatch):
+    class Hub:
+        def create_repo(self, name, **options):
+            raise OSError("401 Unauthorized\nmore")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    more = ("--method", "naive", "--num-negatives", "1", "--push-to-hub", "me/mined")
+    assert command(files, *more) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--push-to-hub me/mined: 401 Unauthorized;" in line
+    assert (files / "negatives.parquet").exists()
+    assert command(files, *more[:-1], "mined", "--overwrite") == 2
+    assert "expected owner/name" in capsys.readouterr().err
+
+
+def test_pairs_of_the_hub(tmp_path, capsys, monkeypatch):
+    """A data set with columns of its own, in shards."""
+    name = f"owner/questions@{'a' * 40}"
+    texts = [f"passage number {n} about topic {n * 7}" for n in range(6)]
+    (tmp_path / "data").mkdir()
+    for place in range(2):
+        rows = [
+            {"ask": f"topic {n * 7}?", "reply": texts[n]} for n in (place, place + 2, place + 4)
+        ]
+        shard = tmp_path / "data" / f"train-{place:05}-of-00002.parquet"
+        pd.DataFrame(rows).to_parquet(shard)
+    pd.DataFrame([{"ask": "x", "reply": "y"}]).to_parquet(
+        tmp_path / "data" / "test-00000-of-00001.parquet"
+    )
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append((repository, options["revision"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    options = ["--teacher", "bm25", "--method", "naive", "--num-negatives", "2"]
+    mine = ["mine", "--data", name, *options, "--output", str(tmp_path / "n.parquet")]
+    columns = ["--query-column", "ask", "--positive-column", "reply"]
+    assert cli.main([*mine, *columns]) == 2
+    assert "split is None, expected one of its files: test, train" in capsys.readouterr().err
+    assert cli.main([*mine, *columns, "--split", "train"]) == 0
+    facts = negatives.provenance(negatives.load(tmp_path / "n.parquet"))
+    assert facts["pairs"] == 6
+    assert asked[0] == ("owner/questions", "a" * 40)
 
 
 @pytest.mark.parametrize("name", ["triplet", "labeled-list", "flagembedding", "tevatron"])

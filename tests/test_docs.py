@@ -23,8 +23,8 @@ PAGES = [*OUTSIDE, *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 COMMANDS = (
-    "mine", "inspect", "lint", "train", "evaluate", "cost", "plan", "fetch", "run", "report",
-    "claim",
+    "mine", "rank", "calibrate", "inspect", "lint", "train", "evaluate", "cost", "plan", "fetch",
+    "run", "report", "claim",
 )  # fmt: skip
 FOLDERS = "nvret|params|docs|results|notebooks|tests|examples"
 
@@ -53,7 +53,7 @@ def options(capsys: pytest.CaptureFixture[str]) -> dict[str, set[str]]:
 def test_options_in_the_guide_exist(options):
     """Options that stand alone, in the pages on own data; other tools' have underscores."""
     known = set.union(*options.values()) | {"--print-completion", "--help"}
-    for name in ("own_data.md", "coming_from.md", "README.md"):
+    for name in ("own_data.md", "from_pairs.md", "coming_from.md", "README.md"):
         for code in re.findall(r"`([^`\n]+)`", TEXTS[name]):
             if not code.startswith(("--", "nvret ")):
                 continue
@@ -105,6 +105,32 @@ def test_own_data_in_the_readme_runs(tmp_path, monkeypatch, capsys):
         assert cli.main(arguments) == 0, capsys.readouterr().err
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert (tmp_path / "model" / "modules.json").is_file()
+
+
+def test_the_way_from_pairs_to_a_model_runs(tmp_path, monkeypatch, capsys):
+    """Every block of the page in its order, on 250 of its questions."""
+    from nvret import data
+
+    whole = data.load("nq")
+    ids = whole.queries["id"].to_pylist()[:250]
+    used = sorted({row for rows in whole.positives[:250] for row in rows.tolist()})
+    corpus = whole.corpus["id"].take(used + [row for row in range(60) if row not in used])
+    part = whole.select(ids, corpus_ids=corpus.to_pylist())
+    monkeypatch.setattr(data, "load", lambda name: part)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(python|console)\n(.*?)```", TEXTS["from_pairs.md"], re.S)
+    assert [kind for kind, _ in blocks] == ["python"] + ["console"] * 5
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text.replace("1000", "50"), {})
+            continue
+        for command in re.findall(r"^\$ (.+)$", text, re.M):
+            program, *arguments = shlex.split(command)
+            assert program == "nvret"
+            assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert "low" in capsys.readouterr().out
+    for made in ("label.html", "report.html", "model/modules.json"):
+        assert (tmp_path / made).is_file()
 
 
 @pytest.fixture

@@ -433,7 +433,7 @@ def test_the_page_fits_and_says_nothing_in_the_console(browser, report, width):
         assert wide <= browser.execute_script("return window.innerWidth") == width
     blank = "return [...document.querySelectorAll('svg')].filter(e => !e.getBBox().width).length"
     assert browser.execute_script(blank) == 0
-    assert browser.execute_script("return document.querySelectorAll('figure svg').length") == 4
+    assert browser.execute_script("return document.querySelectorAll('figure svg').length") == 3
 
 
 def test_the_filter_hides_what_does_not_match(browser, report, found):

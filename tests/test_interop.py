@@ -6,7 +6,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from nvret import assets, data, mining, negatives, teachers
-from nvret.io import export
+from nvret.analysis import lint
+from nvret.io import adopted, candidates, export, rankings
 from nvret.utils.near_duplicates import normalise
 
 NUMBER = 3
@@ -63,7 +64,7 @@ def theirs(dataset, model, output_format="triplet", names=("anchor", "positive")
     )
 
 
-def ours(dataset, teacher, method):
+def ours(dataset, teacher, method, **options):
     return mining.mine(
         dataset,
         teacher,
@@ -72,6 +73,7 @@ def ours(dataset, teacher, method):
         ceiling_positive="lowest",
         near_duplicates=None,
         progress=False,
+        **options,
     )
 
 
@@ -91,6 +93,57 @@ def test_the_same_negatives(dataset, teacher, model, method, options):
     found = list(export.triplets(mined))
     assert len(found) > 100
     assert found == theirs(dataset, model, **options).to_list()
+
+
+@pytest.mark.parametrize(
+    ("own", "options"),
+    [
+        ({"skip": 5}, {"range_min": 5}),
+        ({"min_score": 0.3}, {"min_score": 0.3}),
+        ({"skip": 2, "min_score": 0.35}, {"range_min": 2, "min_score": 0.35}),
+    ],
+)
+def test_a_shift_beside_a_margin_and_a_least_score(dataset, teacher, model, own, options):
+    table = ours(dataset, teacher, mining.TopKMarginPos(0.05), **own)
+    found = list(export.triplets(export.NegativesByPair(dataset, table, NUMBER)))
+    assert len(found) > 0
+    assert found == theirs(dataset, model, absolute_margin=0.05, **options).to_list()
+
+
+@pytest.mark.parametrize("name", ["triplet", "n-tuple", "labeled-list"])
+def test_their_scored_files_are_candidates(dataset, teacher, model, name, tmp_path):
+    """What the other tool wrote is linted, inspected and mined from, without a model."""
+    names = ("query", "answer") if name == "labeled-list" else ("anchor", "positive")
+    path = tmp_path / "theirs.parquet"
+    theirs(dataset, model, name, names, output_scores=True).to_parquet(path)
+    found = lint.lint(path, progress=False)
+    assert found.negatives > 300
+    assert not any(found.counts[check] for check in ("unreadable", "not-finite", "positive"))
+    table = adopted.table(path, dataset)
+    assert table.num_rows == found.negatives
+    scorer = candidates.ListTeacher(path).prepare(dataset)
+    method = mining.TopKPercPos(0.9)
+    options = {"near_duplicates": None, "negative_positives": "safe", "progress": False}
+    mined = mining.mine(dataset, scorer, method, 1, **options)
+    whole = mining.mine(dataset, teacher, method, 1, **options).to_pandas()
+    listed = table.to_pandas().groupby("query_id")["negative_id"].agg(set)
+    whole = whole[[n in listed.get(q, ()) for q, n in whole[["query_id", "negative_id"]].values]]
+    ids = ["query_id", "positive_id", "negative_id"]
+    assert mined.select(ids).to_pylist() == whole[ids].to_dict("records")
+
+
+def test_pylate_reads_our_three_parts(dataset, teacher, tmp_path):
+    utils = pytest.importorskip("pylate.utils")
+    ranked = rankings.rank(dataset, teacher, 20, mining.exclusions(dataset), progress=False)
+    facts = {"teacher": "potion", "kind": "dense", "version": "0"}
+    rankings.write(dataset, ranked, tmp_path / "parts", "three-part", facts)
+    parts = {
+        name: Dataset.from_parquet(str(tmp_path / "parts" / f"{name}.parquet"))
+        for name in ("queries", "documents", "scores")
+    }
+    convert = utils.KDToContrastive(parts["queries"], parts["documents"], num_negatives=3)
+    read = convert.map(parts["scores"])
+    assert len(read) > 0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,6 +25,7 @@ from nvret import __version__
 from nvret.analysis import ceilings, looks, suspects
 from nvret.analysis.inspection import Inspection
 from nvret.utils.errors import NvretError
+from nvret.utils.near_duplicates import normalise
 from nvret.utils.store import atomic_file, hashed
 
 if TYPE_CHECKING:
@@ -173,10 +175,25 @@ def _cases(inspection: Inspection, rows: pd.DataFrame) -> list[dict[str, Any]]:
         for name in ("positive", "negative"):
             case[f"{name}_id"] = corpus[case[name]].as_py()
             case[name] = dataset.passages[case[name]]
+        case["marked"] = {
+            name: _marked(case[name], case[other])
+            for name, other in (("positive", "negative"), ("negative", "positive"))
+        }
         case["run"] = []
         if any(case[sign] for sign in suspects.TEXT):
             case["run"] = suspects.longest_run(case["positive"], case["negative"])
     return cases
+
+
+def _marked(text: str, other: str) -> Markup:
+    """A text with the words that another has too in <mark>, but for those of three letters."""
+    shared = set(normalise(other).split())
+    pieces = [
+        f"<mark>{escape(piece)}</mark>" if len(piece) > 3 and normalise(piece) in shared
+        else escape(piece)
+        for piece in re.split(r"(\w+)", text)
+    ]  # fmt: skip
+    return Markup("".join(pieces))
 
 
 def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
@@ -193,7 +210,9 @@ def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
 def _figures(inspection: Inspection) -> list[dict[str, str]]:
     """Name, title, caption and SVG of each figure."""
     drawings = {"scores": _scores, "room": _room}
-    drawings |= {family: partial(_survival, family=family) for family in FAMILIES}
+    mined_by = inspection.facts["method"]["name"]
+    family = mined_by if mined_by in FAMILIES else next(iter(FAMILIES))
+    drawings |= {family: partial(_survival, family=family)}
     figures = []
     for name, draw in drawings.items():
         with mpl.rc_context(STYLE | {"svg.hashsalt": name}):

@@ -6,6 +6,7 @@ None of these signs proves a false negative; a person has to look.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
@@ -26,6 +27,8 @@ REASONS = {  # column -> what a reader is told; the most telling sign first
 }
 TEXT = ["near_duplicate", "contains", "shared"]  # signs that do not depend on the teacher's score
 RUN = 13  # words in a row; the length that GPT-3's authors took for a text that leaked
+# Passages from which a run of words is boilerplate, which says nothing: as many, and this share
+COMMON = 5, 0.001
 SIMILAR = 0.5  # word-trigram Jaccard similarity; mining itself drops copies from 0.8 on
 
 
@@ -94,7 +97,10 @@ def _similar(passages: Sequence[str], rows: pd.DataFrame) -> np.ndarray:
 
 
 def _wording(passages: Sequence[str], rows: pd.DataFrame) -> dict[str, list[bool]]:
-    """Whether one text contains the other, and whether they share ``RUN`` words in a row."""
+    """Whether one text contains the other, and whether they share ``RUN`` words in a row.
+
+    A run that many passages have is their form, not their matter, and does not count.
+    """
     used = np.unique(rows[["positive", "negative"]])
     plain = {row: f" {normalise(passages[row])} " for row in used}
     pairs = list(zip(rows["positive"], rows["negative"], strict=True))
@@ -103,9 +109,15 @@ def _wording(passages: Sequence[str], rows: pd.DataFrame) -> dict[str, list[bool
     def runs(positive: int) -> set[str]:
         return set(_runs(plain[positive]))
 
+    shared = [runs(a).intersection(_runs(plain[b])) for a, b in pairs]
+    wanted = set().union(*shared)
+    frequency = Counter(
+        run for text in plain.values() for run in wanted.intersection(_runs(text))
+    )  # fmt: skip
+    most = max(COMMON[0], int(COMMON[1] * len(plain)))
     return {
         "contains": [plain[a] in plain[b] or plain[b] in plain[a] for a, b in pairs],
-        "shared": [not runs(a).isdisjoint(_runs(plain[b])) for a, b in pairs],
+        "shared": [any(frequency[run] <= most for run in some) for some in shared],
     }
 
 

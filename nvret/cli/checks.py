@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from nvret.cli.options import Count, Device, OwnData
+from nvret.cli import options
+from nvret.cli.options import Count, Device, OwnData, PassagePrompt, QueryPrompt, prompts
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
@@ -29,23 +30,34 @@ def inspect(
     """Write an HTML report on mined negatives.
 
     Args:
-        negatives: the Parquet file that `nvret mine` wrote
+        negatives: what `nvret mine` wrote, or a file of any layout that `nvret lint` reads; with
+            texts in it, it needs no other data
         output: an HTML file
         hidden: a .tsv of labels that mining did not see
-        teacher: bm25 or a model, the table's own; adds scores of random passages
+        teacher: bm25 or a model, the table's own; adds scores of random passages, and all scores
+            where the file has none
         overwrite: replace the output
     """
     from nvret import negatives as tables
+    from nvret import teachers
     from nvret.analysis import inspection, inspection_report
-    from nvret.io import inputs
+    from nvret.io import adopted, inputs
 
-    data.check("inspect needs")
+    if options.given(data):
+        data.check("inspect needs")
     # Before the work, and again when the report is written
     if output.is_dir() or (output.exists() and not overwrite):
         raise NvretError(f"{output} exists, expected a new file or --overwrite")
-    table = tables.load(negatives)
     labels = None if hidden is None else inputs.qrels(hidden)[0]
-    report = inspection.inspect(table, data.load(), hidden=labels, teacher=teacher)
+    if tables.is_own(negatives):
+        data.check("inspect needs")
+        table, dataset = tables.load(negatives), data.load()
+    else:
+        dataset = data.load() if options.given(data) else adopted.load_dataset(negatives)
+        if teacher:
+            teacher = teachers.prepare(teacher, dataset)
+        table = adopted.table(negatives, dataset, teacher)
+    report = inspection.inspect(table, dataset, hidden=labels, teacher=teacher)
     inspection_report.save_html(report, output, overwrite=overwrite)
     counts = report.counts
     print(
@@ -75,7 +87,7 @@ def lint(
     nothing an error but a file that it cannot open: what a record holds is reported.
 
     Args:
-        file: a .parquet or .jsonl of mined negatives
+        file: a .parquet, .jsonl or .json of mined negatives
         corpus: passages with their ids, where the file has ids
         model: counts likely answers among some negatives, with an interval: as --second-opinion
         sample: negatives that the model reads
@@ -125,6 +137,8 @@ def evaluate(
     k: Annotated[list[Count], Parameter(consume_multiple=True, json_list=False)] = [10, 100],  # noqa: B006
     query_max_length: Count | None = None,
     passage_max_length: Count | None = None,
+    query_prompt: QueryPrompt = None,
+    passage_prompt: PassagePrompt = None,
     device: Device = "cpu",
     output: Path | None = None,
 ) -> None:
@@ -141,7 +155,6 @@ def evaluate(
         output: a .csv of the table
     """
     from nvret import assets, evaluation, teachers
-    from nvret.encode import Encoder
     from nvret.utils import machine, store
 
     data.check("evaluate needs")
@@ -164,7 +177,8 @@ def evaluate(
                 ranked.ids.numpy(), ranked.scores.numpy(), dataset, k=k
             )
         else:
-            encoder = Encoder.load(assets.model_folder(name), device=device)
+            asked = prompts(query_prompt, passage_prompt)
+            encoder = assets.load_encoder(name, device, prompts=asked)
             results[name] = evaluation.evaluate(
                 encoder, dataset, k=k,
                 query_max_length=query_max_length, passage_max_length=passage_max_length,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import re
 import tempfile
 import typing
 from pathlib import Path
@@ -13,7 +15,17 @@ import docstring_parser
 from cyclopts import Parameter, validators
 
 from nvret.cli import options, profile
-from nvret.cli.options import Count, Device, Only, OwnData, Profile, Seed, spelled
+from nvret.cli.options import (
+    Count,
+    Device,
+    Only,
+    OwnData,
+    PassagePrompt,
+    Profile,
+    QueryPrompt,
+    Seed,
+    spelled,
+)
 from nvret.methods import BY_NAME, build_method
 from nvret.utils.errors import NvretError
 
@@ -22,11 +34,19 @@ if TYPE_CHECKING:
 
     from nvret.data import RetrievalDataset
 
+log = logging.getLogger("nvret")
 Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
 # The names of nvret.sampling and nvret.io.export, which take long to import; a test compares them
 Sampling = Literal["top-k", "sampled", "top-1+sampled"]
 Format = Literal[
-    "parquet", "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron"
+    "parquet",
+    "triplet",
+    "n-tuple",
+    "labeled-pair",
+    "labeled-list",
+    "flagembedding",
+    "tevatron",
+    "automodel",
 ]
 Share = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
 
@@ -39,6 +59,8 @@ class TeacherOptions:
         teacher: bm25, vectors, or a model: a name (minilm-l6), a folder (./mine), or of the hub
             owner/name@revision; repeated with --ensemble
         ensemble: how several teachers are joined
+        candidates: scored candidates instead of a teacher: a file or folder of `nvret rank`, lists
+            with scores of sentence-transformers or FlagEmbedding, or a TREC run (.run, .txt, .gz)
         query_vectors: of --teacher vectors: a .npy, a row for each query in its file's order
         corpus_vectors: likewise, of the passages
         normalise: bring given vectors to length 1
@@ -52,11 +74,14 @@ class TeacherOptions:
 
     teacher: list[str] | None = None
     ensemble: Ensemble | None = None
+    candidates: Path | None = None
     query_vectors: Path | None = None
     corpus_vectors: Path | None = None
     normalise: bool = True
     max_query_length: Count = 64
     max_passage_length: Count = 128
+    query_prompt: QueryPrompt = None
+    passage_prompt: PassagePrompt = None
     device: Device = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     index: str | None = None
@@ -65,6 +90,10 @@ class TeacherOptions:
     def check(self) -> None:
         """`NvretError` for options that are not for each other."""
         names = self.teacher or []
+        if self.candidates is not None:
+            if others := [spelled(one) for one in options.given(self) if one != "candidates"]:
+                raise NvretError(f"--candidates stands for a teacher, and {others[0]} is of one")
+            return
         if len(names) > 1 and not self.ensemble:
             ensembles = "|".join(typing.get_args(Ensemble))
             raise NvretError(f"{len(names)} teachers need --ensemble {ensembles}")
@@ -75,6 +104,9 @@ class TeacherOptions:
         for option in ("query_vectors", "corpus_vectors"):
             if ("vectors" in names) != (getattr(self, option) is not None):
                 raise NvretError(f"{spelled(option)} and --teacher vectors need each other")
+        for option in ("query_prompt", "passage_prompt"):
+            if getattr(self, option) is not None and not set(names) - {"bm25", "vectors"}:
+                raise NvretError(f"{spelled(option)} is of an embedding model, which is not given")
         if not self.normalise and "vectors" not in names:
             raise NvretError("--no-normalise is of --teacher vectors, which is not given")
 
@@ -99,7 +131,8 @@ class TeacherOptions:
         lengths = self.max_query_length, self.max_passage_length
         fast = "bfloat16" if self.device == "cuda" else "float32"
         dtype = fast if self.dtype == "auto" else self.dtype
-        return teachers.DenseTeacher(name, *lengths, dtype=dtype, **where)
+        prompts = options.prompts(self.query_prompt, self.passage_prompt)
+        return teachers.DenseTeacher(name, *lengths, dtype=dtype, prompts=prompts, **where)
 
 
 @options.group("filters")
@@ -109,23 +142,36 @@ class FilterOptions:
     Attributes:
         ceiling_positive: whose score counts for a query of several: the pair's own, or the lowest
         near_duplicates: similarity from which a passage is a copy of a positive; or none
+        distinct: similarity from which a passage is a copy of a negative that the pair has already,
+            so that the next one is taken; or none
+        skip: further leading ranks that are dropped, of those that the method allows
+        min_score: the least that a negative may score
         second_opinion: drop the negatives that this model calls relevant: a cross-encoder, an
-            embedding model or a language model; as --teacher
+            embedding model or a language model; as --teacher. The next ones take their places
         second_threshold: from which they are relevant: a probability (0.5), or of an embedding
             model a share of the positive's score (0.95)
+        relabel: a .tsv to write: your labels, and as further positives what it calls relevant
     """
 
     ceiling_positive: Literal["own", "lowest"] = "own"
     near_duplicates: Share | None = 0.8
+    distinct: Share | None = 0.8
+    skip: Annotated[int, Parameter(converter=options.whole, validator=validators.Number(gte=0))] = 0
+    min_score: float | None = None
     second_opinion: str | None = None
     second_threshold: float | None = None
+    relabel: Path | None = None
 
     def judge(self, device: str) -> Any:
         """The model of ``--second-opinion``, or None."""
         if self.second_opinion is None:
             if self.second_threshold is not None:
                 raise NvretError("--second-threshold is of --second-opinion, which is not given")
+            if self.relabel is not None:
+                raise NvretError("--relabel is of --second-opinion, which is not given")
             return None
+        if self.relabel and (self.relabel.suffix != ".tsv" or self.relabel.exists()):
+            raise NvretError(f"--relabel {self.relabel}: expected a new .tsv")
         from nvret.analysis import judges
 
         try:
@@ -180,12 +226,17 @@ class OutputOptions:
         output: file to write
         overwrite: replace the file if it is there
         format: parquet: ids, ranks and scores; triplet to labeled-list: sentence-transformers'
-            (Parquet); flagembedding, tevatron: JSON Lines
+            (Parquet); flagembedding, tevatron, automodel: JSON Lines
+        card: a .md to write beside it: teacher, rule and counts, as the hub shows them
+        push_to_hub: owner/name of a data set, private if it is new, that the file and its card are
+            uploaded to
     """
 
     output: Path | None = None
     overwrite: bool = False
     format: Format = "parquet"
+    card: Path | None = None
+    push_to_hub: str | None = None
 
     def check(self) -> None:
         """`NvretError` if the file cannot be written, or is there and may not be replaced."""
@@ -193,6 +244,10 @@ class OutputOptions:
 
         path = self.output
         export.check(self.format, path)
+        if self.card and (self.card.suffix != ".md" or (self.card.exists() and not self.overwrite)):
+            raise NvretError(f"--card {self.card}: expected a new .md, or --overwrite")
+        if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            raise NvretError(f"--push-to-hub {self.push_to_hub}: expected owner/name")
         if path.is_dir():
             raise NvretError(f"--output {path} is a folder, expected a file")
         if path.exists() and not self.overwrite:
@@ -244,41 +299,69 @@ def mine(
         profile.stage("mine", params, only)
         return
     rule = rule or method_options()()
-    needed = {"teacher": teacher.teacher, "method": rule.method, "output": output.output}
+    scorers = teacher.teacher or teacher.candidates
+    needed = {"teacher": scorers, "method": rule.method, "output": output.output}
     if missing := [spelled(name) for name, value in needed.items() if not value]:
         raise NvretError(f"mine needs a profile, or your data and {', '.join(missing)}")
     from nvret import mining
 
     # All that can be checked is checked before the data are read
-    data.check("mine needs a profile, or")
+    if not teacher.candidates or options.given(data):
+        data.check("mine needs a profile, or")
     teacher.check()
     output.check()
     parameters = vars(rule).copy()
     method = build_method(parameters.pop("method"), **parameters)
     draws = sampling.build()
-    teachers = [teacher.build(name) for name in teacher.teacher]
+    teachers = [teacher.build(name) for name in teacher.teacher or []]
     judge = filters.judge(teacher.device)
-    # Rows of given vectors are those of the file of queries
-    dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
+    if teacher.candidates:
+        dataset, exclude, teachers = _ranked(data, teacher.candidates, rule.method, filters)
+    else:  # rows of given vectors are those of the file of queries
+        dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
     size, number = dataset.corpus.num_rows, sampling.num_negatives
-    asked = {"num-negatives": number, "k": draws.depth(number), "n": method.skip}
+    asked = {"num-negatives": number, "k": draws.depth(number), "n": method.skip,
+             "skip": filters.skip}  # fmt: skip
     for option, value in asked.items():
         if value >= size:
             raise NvretError(
                 f"--{option} is {value}, the corpus has only {size} passages, positives among them"
             )
-    exclude = mining.exclusions(dataset, filters.near_duplicates)
-    tables = [
-        _with_precision(dataset, one, mining.mine(
-            dataset, one, method, number, draws, sampling.seed, exclude=exclude,
-            ceiling_positive=filters.ceiling_positive, near_duplicates=filters.near_duplicates,
-        ))
-        for one in teachers
-    ]  # fmt: skip
-    table = tables[0] if len(tables) == 1 else _joined(dataset, tables, teacher.ensemble, sampling)
-    if judge is not None and table.num_rows:
-        table = second_opinion(dataset, table, judge)
+    if not teacher.candidates:
+        exclude = mining.exclusions(dataset, filters.near_duplicates)
+
+    def mined(banned: list[Any]) -> pa.Table:
+        tables = [
+            _with_precision(dataset, one, mining.mine(
+                dataset, one, method, number, draws, sampling.seed, exclude=banned,
+                ceiling_positive=filters.ceiling_positive, near_duplicates=filters.near_duplicates,
+                distinct=filters.distinct, skip=filters.skip, min_score=filters.min_score,
+            ))
+            for one in teachers
+        ]  # fmt: skip
+        joined = len(tables) > 1
+        return _joined(dataset, tables, teacher.ensemble, sampling) if joined else tables[0]
+
+    table = mined(exclude) if judge is None else _judged(dataset, mined, exclude, judge, filters)
     _write(dataset, table, output)
+
+
+def _ranked(
+    data: OwnData, path: Path, method: str, filters: FilterOptions
+) -> tuple[RetrievalDataset, Any, list[Any]]:
+    """The data set of scored candidates, what may be no negative, and their scorer."""
+    from nvret import mining
+    from nvret.io import adopted, candidates
+
+    if method == "random":
+        raise NvretError(f"--method random: passages of the corpus have no score in {path}")
+    dataset = data.load() if options.given(data) else adopted.load_dataset(path)
+    scorer = candidates.ListTeacher(path).prepare(dataset)
+    exclude = mining.exclusions(dataset, filters.near_duplicates)
+    dataset, lost = candidates.scored(dataset, scorer)
+    if lost:
+        log.warning("%s: %d positives have no score there; none is mined for them", path, lost)
+    return dataset, exclude, [scorer]
 
 
 def _with_precision(dataset: RetrievalDataset, teacher: Any, table: pa.Table) -> pa.Table:
@@ -318,18 +401,22 @@ def _joined(
     return _with_facts(table, shared | {"ensemble": ensemble, "teachers": each})
 
 
-def second_opinion(dataset: RetrievalDataset, table: pa.Table, judge: Any) -> pa.Table:
-    """The table without the negatives that a judge calls relevant; provenance says how many."""
-    import pyarrow as pa
-
+def _judged(
+    dataset: RetrievalDataset, mined: Any, exclude: Any, judge: Any, filters: FilterOptions
+) -> pa.Table:
+    """Negatives that a judge does not call relevant; what it does is written for --relabel."""
     from nvret import negatives
-    from nvret.analysis import judge_quality
+    from nvret.analysis import relabel
+    from nvret.io import inputs
+    from nvret.utils import processes
 
-    judged = judge_quality.judge(judge, dataset, table)
-    relevant = judged.table["judged"].to_numpy() >= judge.threshold
-    opinion = {"judge": judge.name, "threshold": judge.threshold, "dropped": int(relevant.sum())}
-    facts = negatives.provenance(table) | {"second_opinion": opinion}
-    return _with_facts(table.filter(pa.array(~relevant)), facts)
+    found = relabel.second_opinion(dataset, mined, exclude, judge)
+    if filters.relabel and processes.is_main_process():
+        inputs.write_qrels([dataset.qrels, found.relevant], filters.relabel)
+    opinion = {"judge": judge.name, "threshold": judge.threshold, "read": found.read,
+               "dropped": found.relevant.num_rows}  # fmt: skip
+    facts = negatives.provenance(found.table) | {"second_opinion": opinion}
+    return _with_facts(found.table, facts)
 
 
 def _with_facts(table: pa.Table, facts: dict[str, Any]) -> pa.Table:
@@ -359,7 +446,22 @@ def _write(dataset: RetrievalDataset, table: pa.Table, output: OutputOptions) ->
         f"positive; {facts['pairs_short']} pairs have fewer than {facts['num_negatives']}"
     ]
     if opinion := facts.get("second_opinion"):
-        parts.append(f"{opinion['dropped']} were dropped, which {opinion['judge']} calls relevant")
+        parts.append(
+            f"{opinion['judge']} has read {opinion['read']} and calls {opinion['dropped']} of them "
+            "relevant, which are none of these"
+        )
+    if facts.get("search", {}).get("candidates") and facts["pairs_short"]:
+        parts.append("their lists end before the rule is content: rank deeper")
     if output.format != "parquet":
         parts.append(f"{records} records, {without} pairs in none of them")
     print("; ".join(parts))
+    if output.card or output.push_to_hub:
+        from nvret.io import card
+        from nvret.utils import store
+
+        text = card.card(dataset.name, facts, records, output.format)
+        if output.card:
+            with store.atomic_file(output.card) as partial:
+                partial.write_text(text, encoding="utf-8")
+        if output.push_to_hub:
+            print(card.push(output.output, output.push_to_hub, text, facts))

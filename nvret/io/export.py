@@ -1,7 +1,8 @@
 """Mined negatives in the formats that other trainers read.
 
 Of sentence-transformers, as its ``mine_hard_negatives`` writes them: ``triplet``, ``n-tuple``,
-``labeled-pair`` and ``labeled-list``, in Parquet; of FlagEmbedding and of Tevatron, JSON Lines.
+``labeled-pair`` and ``labeled-list``, in Parquet; of FlagEmbedding, Tevatron and NeMo Automodel,
+JSON Lines.
 A pair of query and positive whose negatives are too few is treated as each reader needs it:
 
 | format | a pair with fewer negatives than asked for | a pair without any |
@@ -12,6 +13,7 @@ A pair of query and positive whose negatives are too few is treated as each read
 | ``labeled-list`` | a shorter list | left out |
 | ``flagembedding`` | a shorter list, from which the reader draws again | left out |
 | ``tevatron`` | a shorter list, from which the reader draws again | left out |
+| ``automodel`` | a shorter list | left out |
 """
 
 from __future__ import annotations
@@ -142,6 +144,16 @@ def flagembedding(mined: NegativesByPair, scores: bool = True) -> Iterator[Recor
         } | (given if scores else {})
 
 
+def automodel(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
+    """query, pos_doc (a text) and neg_doc (texts): NeMo Automodel's inline JSON Lines."""
+    for pair in mined.filled():
+        yield {
+            "query": mined.query_texts[pair.query],
+            "pos_doc": mined.texts[pair.positive],
+            "neg_doc": [mined.texts[row] for row in pair.negatives],
+        }
+
+
 def tevatron(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query_id, query, positive_passages, negative_passages, each with docid, title and text.
 
@@ -167,6 +179,7 @@ FORMATS = {
     "labeled-list": Format(".parquet", labeled_lists),
     "flagembedding": Format(".jsonl", flagembedding),
     "tevatron": Format(".jsonl", tevatron),
+    "automodel": Format(".jsonl", automodel),
 }
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from nvret.data import RetrievalDataset
 from nvret.io import tabular
+from nvret.utils import store
 from nvret.utils.errors import NvretError
 
 log = logging.getLogger("nvret")
@@ -114,6 +115,19 @@ def qrels(path: Path, *, progress: bool = True) -> tuple[pa.Table, tabular.Rows]
     return table, rows
 
 
+def write_qrels(tables: Sequence[pa.Table], path: Path) -> None:
+    """Judgements as `qrels` reads them; of a pair that several tables judge, the last counts."""
+    names = ["query_id", "corpus_id", "score"]
+    rows = pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
+    judged = {tuple(row[:2]): row[2] for row in zip(*rows.to_pydict().values(), strict=True)}
+    for name in {part for pair in judged for part in pair}:
+        if any(mark in name for mark in "\t\r\n"):
+            raise NvretError(f"id {name!r} holds a tab or a line break, which a .tsv cannot")
+    with store.atomic_file(Path(path)) as partial:
+        lines = ["query-id\tcorpus-id\tscore", *(f"{q}\t{p}\t{s}" for (q, p), s in judged.items())]
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _scores(rows: tabular.Rows, name: str) -> list[int]:
     scores = []
     for row, value in enumerate(rows.columns[name], rows.start):
@@ -182,7 +196,7 @@ def load_files(corpus: Path, queries: Path, judgements: Path, **options: Any) ->
 
 
 def load_pairs(
-    path: Path,
+    path: Path | Sequence[Path],
     *,
     query_column: str | None = None,
     positive_columns: Sequence[str] = (),
@@ -196,6 +210,7 @@ def load_pairs(
     Parquet; a second positive may be missing. `NvretError` names the row that is none.
 
     Args:
+        path: of the file, or of several with the same columns, which are read one after another.
         query_column: default ``query``, ``anchor`` or ``question``, or the first of two columns.
         positive_columns: default all that are named as ``POSITIVE`` has it, or the second of two.
         corpus: a file of more passages; a positive that is among them is not added.
@@ -209,8 +224,8 @@ def load_pairs(
     >>> dataset.qrels.select(["query_id", "corpus_id"]).to_pydict()
     {'query_id': ['q0', 'q1', 'q0'], 'corpus_id': ['p0', 'p1', 'p2']}
     """
-    path = Path(path)
-    query, named = _pair_columns(path, query_column, positive_columns)
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    query, named = _pair_columns(paths[0], query_column, positive_columns)
     passages = {"id": [], "title": [], "text": []}
     if corpus is not None:
         passages = texts(corpus, title=True, columns=columns, progress=progress).to_pydict()
@@ -218,8 +233,8 @@ def load_pairs(
     ids = {f"{title} {text}".strip() if title else text: ident for ident, title, text in known}
     taken = set(passages["id"])
     queries, judged = {}, {}
-    pieces = tabular.read(path, [query, *named], progress=progress)
-    pairs = (pair for rows in pieces for pair in _pairs(rows, query, named))
+    pieces = (tabular.read(one, [query, *named], progress=progress) for one in paths)
+    pairs = (pair for some in pieces for rows in some for pair in _pairs(rows, query, named))
     for text, positives in pairs:
         ident = queries.setdefault(text, f"q{len(queries)}")
         for positive in positives:
@@ -234,7 +249,7 @@ def load_pairs(
             judged[ident, ids[positive]] = None
     query_ids, passage_ids = zip(*judged, strict=True)
     return RetrievalDataset(
-        path.stem,
+        paths[0].stem,
         _strings(passages),
         _strings({"id": queries.values(), "text": queries.keys()}),
         _qrels({"query_id": query_ids, "corpus_id": passage_ids}, [1] * len(judged)),

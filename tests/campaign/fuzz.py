@@ -36,6 +36,7 @@ CASES = 10_000
 BLOCK = 100  # cases of one worker at a time
 LONGEST = 30  # seconds of a case
 MEMORY = 6 * 2**30  # bytes of a worker
+RANKED = ["ranked.parquet", "ranked.run", "parts", "mined.jsonl"]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 ODD = [
     "", " ", "0", "-1", "1", "2", "nan", "inf", "-inf", "1e309", "1e-320", str(10**18), "9" * 400,
@@ -152,17 +153,24 @@ def write(base: Path) -> None:
     mined = ["mine", "--data", base / "beir", "--teacher", "bm25", "--method", "naive",
              "--num-negatives", "2", "--output", base / "negatives.parquet"]  # fmt: skip
     flag = [*mined[:-1], base / "mined.jsonl", "--format", "flagembedding"]
+    ranked = [
+        ["rank", "--data", base / "beir", "--teacher", "bm25", "--depth", "3", "--format",
+         "trec" if name.endswith("run") else "three-part" if name == "parts" else "scored-lists",
+         "--output", base / name]
+        for name in RANKED[:3]
+    ]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for command in (mined, flag):
+        for command in (mined, flag, *ranked):
             assert cli.main([str(part) for part in command]) == 0
 
 
 def _case(rng: np.random.Generator) -> Case:
     """A valid command; those of a profile stop before they compute anything."""
     kind = rng.choice(
-        ["files", "pairs", "beir", "vectors", "model", "inspect", "lint", "evaluate", "train",
-         "profile", "plan", "fetch", "cost"],
-        p=[0.22, 0.12, 0.06, 0.08, 0.04, 0.08, 0.1, 0.04, 0.02, 0.15, 0.05, 0.02, 0.02],
+        ["files", "pairs", "beir", "vectors", "model", "ranked", "rank", "calibrate", "inspect",
+         "adopted", "lint", "evaluate", "train", "profile", "plan", "fetch", "cost"],
+        p=[0.17, 0.08, 0.05, 0.07, 0.04, 0.1, 0.06, 0.05, 0.06, 0.04, 0.08, 0.03, 0.02, 0.08, 0.03,
+           0.02, 0.02],
     )  # fmt: skip
     one, two, three = (str(suffix) for suffix in rng.choice(SUFFIXES, 3))
     method = rng.choice(["naive", "random", "shifted --n 1", "abs --threshold 0.7",
@@ -186,6 +194,21 @@ def _case(rng: np.random.Generator) -> Case:
             ["beir", "q.npy", "c.npy"],
         ),
         "model": (f"mine --data beir --teacher model {mined}", ["beir", "model"]),
+        "ranked": (
+            f"mine --data beir --candidates {(ranked := rng.choice(RANKED))} {mined}",
+            ["beir", str(ranked)],
+        ),
+        "rank": (
+            f"rank --data beir --teacher bm25 --depth 3 --output out.{two[1:]} "
+            f"--format {rng.choice(['scored-lists', 'trec', 'labeled-list'])}",
+            ["beir"],
+        ),
+        "calibrate": (
+            "calibrate --data beir --teacher bm25 --target 5% --output out.json"
+            + rng.choice(["", " --labels hidden.tsv", " --sample out.html"]),
+            ["beir", "hidden.tsv"],
+        ),
+        "adopted": ("inspect mined.jsonl --output out.html", ["mined.jsonl"]),
         "inspect": (
             "inspect negatives.parquet --data beir --hidden hidden.tsv --output out.html",
             ["negatives.parquet", "beir", "hidden.tsv"],
