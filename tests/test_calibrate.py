@@ -93,17 +93,20 @@ def labels_of(pairs, hidden):
 @pytest.mark.parametrize("family", ["perc-pos", "margin-pos", "abs"])
 def test_two_hundred_labels_come_near_the_target(family, target):
     misses = []
-    for seed in range(5):
+    for seed in range(4):
         whole, teacher = world(seed=seed)
         hidden, exclude, steps = ladder(whole, teacher, family)
-        pairs = calibrate.sample(steps, target, 200, seed)
-        assert len(pairs) == 200
-        assert pairs["query_id"].nunique() > 150
-        found = calibrate.by_labels(steps, labels_of(pairs, hidden), target)
+        first = calibrate.sample(steps, target, 80, seed)
+        labels = labels_of(first, hidden)
+        second = calibrate.sample(steps, target, 120, seed, labels=labels)
+        assert (len(first), first["query_id"].nunique(), len(second)) == (80, 80, 120)
+        assert not set(first["candidate"]) & set(second["candidate"])
+        labels = pa.concat_tables([labels, labels_of(second, hidden)])
+        found = calibrate.by_labels(steps, labels, target, resamples=1)
         misses.append(truth(hidden, teacher, exclude, found.method)[1] - target)
         assert found.labelled[0] == 200
     assert np.abs(misses).mean() <= 0.02
-    assert np.abs(misses).max() <= 0.045
+    assert np.abs(misses).max() <= 0.035
 
 
 def test_scores_alone_come_near_the_rate():

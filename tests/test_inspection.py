@@ -18,6 +18,7 @@ from helpers import examples, hostile
 from nvret import cli, data, methods, mining, negatives
 from nvret.analysis import (
     audit,
+    calibrate,
     ceilings,
     inspection,
     inspection_report,
@@ -525,3 +526,63 @@ def test_letters_stand_out_in_both_schemes(browser, report, scheme):
     assert contrast(browser.execute_script(style, "figure svg text", "fill"), card) >= 4.5
     tag = browser.execute_script(style, ".tag", "backgroundColor")
     assert contrast(browser.execute_script(style, ".tag", "color"), tag) >= 4.5
+
+
+SAVED = """
+window.saved = null;
+window.make = URL.createObjectURL;
+URL.createObjectURL = blob => { blob.text().then(text => window.saved = text); return "#"; };
+"""
+
+
+def saved(browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.execute_script(SAVED)
+    browser.find_element("id", "save").click()
+    return WebDriverWait(browser, 10).until(lambda b: b.execute_script("return window.saved"))
+
+
+def test_labels_are_given_by_keys_and_buttons_and_saved(browser, report):
+    resize(browser, 1280)
+    browser.get(report)
+    body = browser.find_element("tag name", "body")
+    body.send_keys("jy")
+    first = browser.switch_to.active_element
+    assert first.get_attribute("data-pair")
+    first.send_keys("j")
+    second = browser.switch_to.active_element
+    assert second.get_attribute("data-pair") != first.get_attribute("data-pair")
+    second.find_element("css selector", "button[value='0']").click()
+    assert browser.find_element("id", "count").text == "2 labelled"
+    pressed = first.find_elements("css selector", "[aria-pressed=true]")
+    assert [button.text for button in pressed] == ["answers"]
+    lines = saved(browser)
+    expected = [f"{one.get_attribute('data-pair')}\t{value}" for one, value in
+                ((first, 1), (second, 0))]  # fmt: skip
+    assert lines.splitlines() == ["query-id\tcorpus-id\tscore", *expected]
+
+
+def test_a_page_of_pairs_is_labelled_and_remembers(browser, tmp_path):
+    pairs = pd.DataFrame({
+        "query_id": ["q0", "q1", "q2"], "corpus_id": ["p0", "p1", "p2"],
+        "query": ["who?", "</script><b>what?", "where?"], "passage": ["she", "this", "there"],
+        "positive": ["her", "that", "here"],
+    })  # fmt: skip
+    path = tmp_path / "label.html"
+    path.write_text(calibrate.page(pairs), encoding="utf-8")
+    browser.get(path.as_uri())
+    body = browser.find_element("tag name", "body")
+    assert browser.find_element("id", "place").text == "Pair 1 of 3; 0 labelled"
+    body.send_keys("y")
+    assert browser.find_element("id", "query").text == "</script><b>what?"
+    browser.find_element("id", "skip").click()
+    body.send_keys("b")
+    assert browser.find_element("id", "place").text.startswith("Pair 2 of 3")
+    body.send_keys("n")
+    browser.refresh()
+    assert browser.find_element("id", "place").text == "Pair 3 of 3; 2 labelled"
+    browser.find_element("tag name", "body").send_keys("s")
+    assert "All pairs are done" in browser.find_element("id", "place").text
+    lines = saved(browser)
+    assert lines.splitlines() == ["query-id\tcorpus-id\tscore", "q0\tp0\t1", "q1\tp1\t0"]

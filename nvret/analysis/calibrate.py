@@ -47,10 +47,13 @@ Source = Literal["hidden positives", "labels", "judge", "scores alone"]
 FAMILIES = {"perc-pos": "perc", "margin-pos": "margin", "abs": "threshold", "shifted": "n"}
 DEPTH = 512  # ranks of a query that are looked at
 STEPS = 51  # parameters that are tried
-ANCHORS = 6  # parameters whose negatives are labelled
+ANCHORS = 6  # parameters whose negatives are labelled first
+FIRST = 40  # per cent of the labels that a judge gives before it is known where they decide
+BAND = 3  # times above or below the target that a rate may be by the labels so far, to be looked at
 PRIOR = 0.02, 0.5  # least and most chance by the scores alone that decides what is labelled
 SEVERAL = 50  # queries with several positives, from which these are hidden
 LEAST = 20  # labels of either kind together, before anything is said
+FEW = 4  # relevant labels below which they say little
 RESAMPLES = 400
 
 
@@ -105,7 +108,8 @@ class Calibration:
         rate: of its false negatives, with a 95 % interval.
         low, high: 95 % of the resamples choose a parameter between them.
         curve: a row for each parameter: parameter, rate, low, high, hardness (mean share of the
-            positive's score), short (share of the pairs with fewer negatives than wanted).
+            positive's score), short (share of the pairs that find fewer negatives than wanted
+            within ``DEPTH`` ranks; mining looks deeper).
         labelled: pairs that were labelled, and of them relevant ones.
     """
 
@@ -227,14 +231,25 @@ def _distances(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts[0], counts[1]
 
 
-def sample(steps: Ladder, target: float, number: int = 200, seed: int = 0) -> pd.DataFrame:
+def sample(
+    steps: Ladder,
+    target: float,
+    number: int = 200,
+    seed: int = 0,
+    *,
+    labels: pa.Table | None = None,
+) -> pd.DataFrame:
     """Pairs to label, of different queries where possible.
 
-    They are what some parameters would take, from the loosest to one that is tighter than the
-    target needs by the scores alone; more of those of which it is least sure what they are (a
-    weight of sqrt(p (1 - p)), p being the chance by the scores alone). What is drawn depends on
-    scores and ranks only, which the model of `by_labels` knows too, so that it needs no weights.
+    They are what some parameters would take, and more of those of which it is least sure what
+    they are: a weight of sqrt(p (1 - p)), p being the chance that they are relevant. The first
+    pairs know p by the scores alone, and go from the loosest parameter to one that is tighter than
+    the target needs; later ones know it by the labels so far, and stay near the target. What is
+    drawn depends on scores, ranks and these labels, which `by_labels` knows too, so that it needs
+    no weights.
 
+    Args:
+        labels: of pairs before, which are not drawn again; as of `by_labels`.
     Returns:
         columns candidate (its place in the ladder), query_id, corpus_id, query, passage, positive
         (texts), share; in a random order, so that a labeller cannot guess.
@@ -243,13 +258,23 @@ def sample(steps: Ladder, target: float, number: int = 200, seed: int = 0) -> pd
            steps.dataset.corpus["id"].take(pa.array(steps.passage)))  # fmt: skip
     # Not in the order of audit.hide, which keeps the positive of the lowest hash
     keys = pair_keys(*ids[::-1], seed)
-    chance = _chance(steps, np.ones(steps.pairs))
-    needless = steps.rates(chance) < target / 2  # as tight as nobody would need
-    last = int(needless.argmax()) if needless.any() else len(needless) - 1
-    anchors = np.unique(np.linspace(0, last, ANCHORS).round().astype(int))
+    if labels is None:
+        chance = _chance(steps, np.ones(steps.pairs))
+        needless = steps.rates(chance) < target / 2
+        last = int(needless.argmax()) if needless.any() else len(needless) - 1
+        anchors = np.unique(np.linspace(0, last, ANCHORS).round().astype(int))
+    else:
+        model = _Model.of(steps, labels)
+        chance = model.chance(np.ones(len(model.at)))
+        away = np.abs(np.log(np.maximum(steps.rates(chance), 1e-6) / target))
+        anchors = np.flatnonzero(away <= max(np.log(BAND), away.min()))
+        if model.relevant.sum() < FEW:  # of which no model can be made: where most of them are
+            anchors = np.arange(3)
     use = steps.taken[anchors].sum(0).A1 / len(anchors)
     chance = chance.clip(*PRIOR)
     weight = use * np.sqrt(chance * (1 - chance))
+    if labels is not None:
+        weight[model.at] = 0
     uniform = ((keys >> np.uint64(11)) + 0.5) * 2.0**-53
     order = np.argsort(np.log(uniform) / np.maximum(weight, 1e-9), kind="stable")[::-1]
     order = order[: (weight > 0).sum()]
@@ -297,33 +322,19 @@ def by_labels(
     Raises:
         NvretError: fewer than 20 of them are candidates.
     """
-    judged = pd.MultiIndex.from_frame(labels.select(["query_id", "corpus_id"]).to_pandas())
-    names = _names(steps)
-    at = names.get_indexer(judged) if names.is_unique else _first(names, judged)
-    there = at >= 0
-    at, relevant = at[there], labels["score"].to_numpy()[there] > 0
-    if len(at) < LEAST:
-        raise NvretError(
-            f"{len(at)} of {labels.num_rows} labelled pairs are candidates of this teacher, "
-            f"expected at least {LEAST}; `--sample` writes a page of such pairs"
-        )
-    features = np.stack([np.ones(len(steps.pair)), steps.share - 1, np.log(steps.rank)])
-    scale = np.maximum(features[:, at].std(1), 1e-9)
-    scale[0] = 1
-    features = features / scale[:, None]
-    rng = np.random.default_rng(seed)
-    _, owner = np.unique(steps.query[at], return_inverse=True)
+    model, rng = _Model.of(steps, labels), np.random.default_rng(seed)
+    _, owner = np.unique(steps.query[model.at], return_inverse=True)
     draws = []
     for turn in range(resamples + 1):
-        weights = np.ones(len(at))
+        weights = np.ones(len(owner))
         if turn:  # queries are drawn with replacement
             number = owner.max() + 1
             weights = np.bincount(rng.integers(0, number, number), minlength=number)[owner]
-        draws.append(steps.rates(_logistic(features, at, relevant, weights)))
+        draws.append(steps.rates(model.chance(weights)))
     curve, *others = draws
     low, high = np.quantile(others, [0.025, 0.975], axis=0)
     intervals = [Interval(*map(float, row)) for row in zip(curve, low, high, strict=True)]
-    labelled = len(at), int(relevant.sum())
+    labelled = len(model.at), int(model.relevant.sum())
     return _calibration(steps, target, source, intervals, np.array(others), labelled)
 
 
@@ -331,15 +342,16 @@ def by_judge(
     steps: Ladder, judge: Judge, target: float, number: int = 200, *, progress: bool = True
 ) -> Calibration:
     """By what a judge says of as many pairs."""
-    pairs = sample(steps, target, number)
-    values, _ = judge.scores(
-        pairs["query"].tolist(), pairs["passage"].tolist(), pairs["positive"].tolist(),
-        progress=progress,
-    )  # fmt: skip
-    labels = pa.table({
-        "query_id": pairs["query_id"].tolist(), "corpus_id": pairs["corpus_id"].tolist(),
-        "score": (values >= judge.threshold).astype(np.int32),
-    })  # fmt: skip
+    labels = None
+    for some in (number * FIRST // 100, number - number * FIRST // 100):
+        pairs = sample(steps, target, some, labels=labels)
+        texts = (pairs[name].tolist() for name in ("query", "passage", "positive"))
+        values, _ = judge.scores(*texts, progress=progress)
+        more = pa.table({
+            "query_id": pairs["query_id"].tolist(), "corpus_id": pairs["corpus_id"].tolist(),
+            "score": (values >= judge.threshold).astype(np.int32),
+        })  # fmt: skip
+        labels = more if labels is None else pa.concat_tables([labels, more])
     return by_labels(steps, labels, target, "judge")
 
 
@@ -381,25 +393,54 @@ def _chance(steps: Ladder, weights: np.ndarray) -> np.ndarray:
     return np.where(steps.gap <= 0, 1.0, chance[bins.clip(max=len(chance) - 1)])
 
 
-def _logistic(
-    features: np.ndarray, at: np.ndarray, relevant: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """(U,) probabilities of a logistic regression with a weak prior, by Newton's method.
+@dataclass(frozen=True)
+class _Model:
+    """A logistic regression of relevance on the share of the positive's score and on the rank.
 
-    The prior (a normal one, of standard deviation 3 on features of unit spread) keeps it finite
-    where the share tells the two kinds apart.
+    Attributes:
+        features: (3, U) a constant, share and logarithm of the rank, of unit spread.
+        at: (L,) the labelled candidates.
+        relevant: (L,) bool.
     """
-    x, prior = features[:, at], np.diag([1e-6, 1 / 9, 1 / 9])
-    beta = np.zeros(3)
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-(beta @ x).clip(-30, 30)))
-        gradient = x @ (weights * (relevant - p)) - prior @ beta
-        curvature = (x * (weights * p * (1 - p))) @ x.T + prior + 1e-9 * np.eye(3)
-        step = np.linalg.solve(curvature, gradient)
-        beta = beta + step * min(1.0, 4 / max(np.abs(step).max(), 1e-12))
-        if np.abs(step).max() < 1e-6:
-            break
-    return 1 / (1 + np.exp(-(beta @ features).clip(-30, 30)))
+
+    features: np.ndarray
+    at: np.ndarray
+    relevant: np.ndarray
+
+    @classmethod
+    def of(cls, steps: Ladder, labels: pa.Table) -> _Model:
+        judged = pd.MultiIndex.from_frame(labels.select(["query_id", "corpus_id"]).to_pandas())
+        names = _names(steps)
+        at = names.get_indexer(judged) if names.is_unique else _first(names, judged)
+        there = at >= 0
+        at, relevant = at[there], labels["score"].to_numpy()[there] > 0
+        if len(at) < LEAST:
+            raise NvretError(
+                f"{len(at)} of {labels.num_rows} labelled pairs are candidates of this teacher, "
+                f"expected at least {LEAST}; `--sample` writes a page of such pairs"
+            )
+        features = np.stack([np.ones(len(steps.pair)), steps.share - 1, np.log(steps.rank)])
+        scale = np.maximum(features[:, at].std(1), 1e-9)
+        scale[0] = 1
+        return cls(features / scale[:, None], at, relevant)
+
+    def chance(self, weights: np.ndarray) -> np.ndarray:
+        """(U,) probabilities, by Newton's method; ``weights``: (L,) of the labels.
+
+        A weak prior (a normal one, of standard deviation 3 on features of unit spread) keeps them
+        off 0 and 1 where the features tell the two kinds apart.
+        """
+        x, prior = self.features[:, self.at], np.diag([1e-6, 1 / 9, 1 / 9])
+        beta = np.zeros(3)
+        for _ in range(50):
+            p = 1 / (1 + np.exp(-(beta @ x).clip(-30, 30)))
+            gradient = x @ (weights * (self.relevant - p)) - prior @ beta
+            curvature = (x * (weights * p * (1 - p))) @ x.T + prior + 1e-9 * np.eye(3)
+            step = np.linalg.solve(curvature, gradient)
+            beta = beta + step * min(1.0, 4 / max(np.abs(step).max(), 1e-12))
+            if np.abs(step).max() < 1e-6:
+                break
+        return 1 / (1 + np.exp(-(beta @ self.features).clip(-30, 30)))
 
 
 def _names(steps: Ladder) -> pd.MultiIndex:
@@ -510,15 +551,18 @@ def describe(found: Calibration, family: str) -> str:
             f"--method {name} --{parameter[0]} {parameter[1]:g}   (95 % of the resamples: "
             f"{found.low:g} to {found.high:g})",
             f"  false negatives {found.rate.value:.1%} [{found.rate.low:.1%}, "
-            f"{found.rate.high:.1%}], hardness {row.hardness:.2f}, {row.short:.1%} of the pairs "
-            "get fewer negatives",
+            f"{found.rate.high:.1%}], hardness {row.hardness:.2f}; {row.short:.1%} of the pairs "
+            f"find fewer within {DEPTH} ranks",
         ]
     at = curve[np.isclose(curve["parameter"], 0.95)] if family == "perc-pos" else curve.head(0)
     if len(at):
         one = at.iloc[0]
         lines.append(f"  at 95 %: {one.rate:.1%} [{one.low:.1%}, {one.high:.1%}], hardness "
                      f"{one.hardness:.2f}")  # fmt: skip
-    return "\n".join([*lines, f"  {reasons[found.source]}"])
+    lines.append(f"  {reasons[found.source]}")
+    if found.source in ("labels", "judge") and relevant < FEW:
+        lines.append("  so few relevant ones say little: label more (--labels with --sample)")
+    return "\n".join(lines)
 
 
 def record(found: Calibration) -> dict[str, Any]:

@@ -175,10 +175,11 @@ def _cases(inspection: Inspection, rows: pd.DataFrame) -> list[dict[str, Any]]:
         for name in ("positive", "negative"):
             case[f"{name}_id"] = corpus[case[name]].as_py()
             case[name] = dataset.passages[case[name]]
-        case["marked"] = {
-            name: _marked(case[name], case[other])
-            for name, other in (("positive", "negative"), ("negative", "positive"))
-        }
+        for key, most in (("marked", None), ("cut", 180)):
+            case[key] = {
+                name: _marked(case[name][:most], case[other])
+                for name, other in (("positive", "negative"), ("negative", "positive"))
+            }
         case["run"] = []
         if any(case[sign] for sign in suspects.TEXT):
             case["run"] = suspects.longest_run(case["positive"], case["negative"])

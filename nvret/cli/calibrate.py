@@ -38,7 +38,7 @@ def calibrate(
     judge: str | None = None,
     labelled: Count = 200,
     sample: Path | None = None,
-    pairs: Count = 5000,
+    max_pairs: Count = 5000,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -58,8 +58,9 @@ def calibrate(
         labels: a .tsv of judged pairs: query-id, corpus-id and score, 0 if not relevant
         judge: a model that labels: a cross-encoder, an embedding model or a language model
         labelled: pairs that the judge reads, or that the page holds
-        sample: an .html page to label pairs on, instead of an answer
-        pairs: of query and positive that are looked at
+        sample: an .html page to label pairs on, instead of an answer; with --labels a further one,
+            of pairs near the target by these labels
+        max_pairs: pairs of query and positive that are looked at
         output: a .json of the answer and the whole curve
         overwrite: replace files
     """
@@ -91,9 +92,9 @@ def calibrate(
         dataset = hidden.dataset
     scorer = teachers.prepare(built, dataset)
     exclude = mining.exclusions(dataset, near_duplicates)
-    steps = calibration.ladder(dataset, scorer, method, num_negatives, exclude, pairs=pairs)
+    steps = calibration.ladder(dataset, scorer, method, num_negatives, exclude, pairs=max_pairs)
     if sample:
-        page = calibration.sample(steps, target, labelled)
+        page = calibration.sample(steps, target, labelled, labels=judgements)
         with store.atomic_file(sample) as partial:
             partial.write_text(calibration.page(page), encoding="utf-8")
         print(f"{sample}: {len(page)} pairs to label; save the labels, and give them as --labels")

@@ -21,7 +21,7 @@ from nvret.study.workspace import Workspace, stored
 from nvret.utils import store
 
 FAMILY, FIXED = "perc-pos", 0.95  # the rule, and the percentage of the paper
-LABELS, DRAWS = 200, 20
+LABELS, FIRST, DRAWS = 200, 80, 20
 QUERIES, PASSAGES = 1500, 12_000
 WAYS = {"labels": f"{LABELS} labels", "scores": "scores alone", "fixed": f"fixed {FIXED:.0%}"}
 
@@ -99,10 +99,13 @@ def _rows(one: Known, target: float) -> Iterator[dict[str, object]]:
         return shared | {"way": way, "draw": draw, "percentage": parameter, "rate": rate} | more
 
     for draw in range(DRAWS):
-        pairs = calibrate.sample(one.steps, target, LABELS, draw)
-        asked = pa.table({name: pairs[name].tolist() for name in ("query_id", "corpus_id")})
-        judged = audit.known(asked.rename_columns(["query_id", "negative_id"]), one.hidden)
-        labels = asked.append_column("score", pa.array(judged.astype(np.int32)))
+        labels = None
+        for number in (FIRST, LABELS - FIRST):
+            pairs = calibrate.sample(one.steps, target, number, draw, labels=labels)
+            asked = pa.table({name: pairs[name].tolist() for name in ("query_id", "corpus_id")})
+            judged = audit.known(asked.rename_columns(["query_id", "negative_id"]), one.hidden)
+            more = asked.append_column("score", pa.array(judged.astype(np.int32)))
+            labels = more if labels is None else pa.concat_tables([labels, more])
         found = calibrate.by_labels(one.steps, labels, target, resamples=1)
         chosen = grid[-1] if found.method is None else found.method.perc
         counts = dict(zip(("labelled", "relevant"), found.labelled, strict=True))
