@@ -151,6 +151,7 @@ def test_the_options_of_mining(real, capsys):
     folder, dataset = real
     options = ("--teacher", "potion-base-8m", *PERC, "--sampling", "top-1+sampled", "--k", "7")
     options += ("--ceiling-positive", "lowest", "--near-duplicates", "none", "--seed", "3")
+    options += ("--skip", "1", "--min-score", "0.2", "--distinct", "0.7")
     options += (
         "--dtype",
         "bfloat16",
@@ -171,6 +172,9 @@ def test_the_options_of_mining(real, capsys):
         3,
         ceiling_positive="lowest",
         near_duplicates=None,
+        skip=1,
+        min_score=0.2,
+        distinct=0.7,
         progress=False,
     )
     found = negatives.load(folder / "negatives.parquet")
@@ -250,7 +254,7 @@ def test_a_second_opinion_drops_and_the_next_take_the_places(real, capsys):
     folder, dataset = real
     given = ("--teacher", "bm25", "--method", "naive", "--num-negatives", "2")
     labels = folder / "more.tsv"
-    more = ("--second-opinion", "potion-base-8m", "--second-threshold", "0.6")
+    more = ("--second-opinion", "potion-base-8m", "--second-threshold", "0.85")
     assert mine(folder, *given, *more, "--relabel", str(labels)) == 0
     found = negatives.load(folder / "negatives.parquet")
     asked = dict(zip(dataset.queries["id"].to_pylist(), dataset.query_texts, strict=True))
@@ -263,7 +267,7 @@ def test_a_second_opinion_drops_and_the_next_take_the_places(real, capsys):
             for column, known in (("query_id", asked), ("negative_id", read), ("positive_id", read))
         ]
         judge = judges.BiEncoderJudge("potion-base-8m")
-        return judge.scores(*texts, progress=False).values >= 0.6
+        return judge.scores(*texts, progress=False).values >= 0.85
 
     assert not relevant(found).any()
     judged = inputs.qrels(labels)[0]

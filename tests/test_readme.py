@@ -23,7 +23,7 @@ def write(folder, rows):
 
 @pytest.fixture
 def rows():
-    common = {"unit": "points", "primary": True, "experiment": ""}
+    common = {"unit": "points", "primary": True}
     naive = common | {"id": "perc-beats-naive", "claim": "A beats B", "paper": 0.0449}
     bm25 = common | {"id": "beats-bm25", "claim": "C beats D", "paper": 0.0808, "student": "head"}
     return [
@@ -32,7 +32,7 @@ def rows():
         common | {"id": "halved", "claim": "D", "unit": "share", "student": "nq",
                   "primary": False, "verdict": "undecided"},
         naive | {"student": "transformer", "difference": 0.03, "low": 0.02, "high": 0.04,
-                 "p": 0.01, "p_adjusted": 0.02, "verdict": "confirmed", "experiment": "12ab"},
+                 "p": 0.01, "p_adjusted": 0.02, "verdict": "confirmed"},
         bm25 | {"verdict": "not run"},
     ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from nvret.utils.errors import NvretError
 COLUMNS = [
     "id", "claim", "table", "section", "kind", "study", "primary", "student", "unit", "paper",
     "difference", "low", "high", "p", "p_adjusted", "detectable", "seeds", "queries", "verdict",
-    "note", "experiment",
+    "note",
 ]  # fmt: skip
 NUMBERS = ["paper", "difference", "low", "high", "p", "p_adjusted", "detectable"]
 TEACHERS = "02_teachers"  # the teachers' own scores, a table of the study of teachers
@@ -52,8 +52,7 @@ def build(
             reductions of false negatives.
     Returns:
         difference, low, high, detectable and paper in NDCG@10, or as shares (``unit``); p_adjusted
-        by Holm among the primary claims, by Benjamini and Hochberg among the others;
-        ``experiment`` is the same hash where a row rests on the same experiment.
+        by Holm among the primary claims, by Benjamini and Hochberg among the others.
     """
 
     def decide(claim: claims.AnyClaim, student: str) -> dict[str, Decision]:
@@ -72,7 +71,7 @@ def build(
     for claim in registered.claims:
         common = claim.model_dump(include={"id", "claim", "table", "section", "kind", "primary"})
         common |= {"unit": "share" if claim.kind in SHARES else "points", "student": ""}
-        common |= {"study": getattr(claim, "study", ""), "experiment": ""}
+        common |= {"study": getattr(claim, "study", "")}
         if isinstance(claim, claims.NotTestable):
             rows.append(common | vars(Decision("not testable here", note=claim.reason)))
             continue
@@ -80,9 +79,7 @@ def build(
             try:
                 for name, decision in decide(claim, student).items():
                     note = "; ".join(filter(None, [decision.note, claim.note]))
-                    experiment = _experiment(settings, student, results.get(claim.study), decision)
-                    own = {"student": name, "note": note, "experiment": experiment}
-                    rows.append(common | vars(decision) | own)
+                    rows.append(common | vars(decision) | {"student": name, "note": note})
             except NotRun as error:
                 missing = Decision("not run", note=str(error), paper=paper.value(claim.paper))
                 rows.append(common | vars(missing) | {"student": student})
@@ -93,23 +90,6 @@ def build(
         if tested.any():
             table.loc[tested, "p_adjusted"] = adjust(table.loc[tested, "p"].astype(float))
     return table
-
-
-def _experiment(
-    settings: Settings, student: str, results: Results | None, decision: Decision
-) -> str:
-    """Eight hex digits of what a row rests on: settings, seeds, questions, arms, their teachers."""
-    parts: list[Any] = [settings.data.model_dump(), settings.mining.model_dump()]
-    if student:
-        rows = results.arms.loc[list(decision.arms)]
-        names = {name for cell in rows["teacher"].dropna() for name in cell.split("+")}
-        own = results.scores.index[results.scores.index.isin(results.primary, level="dataset")]
-        used = [one.model_dump() for one in settings.teachers if one.name in names]
-        parts += [settings.students[student].model_dump(), settings.seeds, results.primary, used]
-        parts += [sorted(decision.arms), sorted(map(list, own))]
-    else:
-        parts += [settings.audit.model_dump()]
-    return store.fingerprint(parts)[:8]
 
 
 def _students(claim: claims.AnyClaim, settings: Settings) -> list[str]:
