@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -233,17 +232,26 @@ def _write(dataset: RetrievalDataset, folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
 
 
+# A process counts the memory of the one that it was forked from: a small one stands between
+LAUNCH = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(status, time.perf_counter() - start, used.ru_maxrss)
+"""
+
+
 def _process(command: list[object], cache: Path) -> tuple[float, float]:
     """Seconds and peak mebibytes of a command in a process of its own, with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, command)], stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env=os.environ | {"NVRET_CACHE": str(cache)},
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, sys.executable, "-m", *map(str, command)],
+        stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"NVRET_CACHE": str(cache)},
     )  # fmt: skip
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0, command
-    return time.perf_counter() - start, used.ru_maxrss / 1024
+    status, seconds, kibibytes = done.stdout.split()
+    assert status == "0", command
+    return float(seconds), int(kibibytes) / 1024
 
 
 def _counted(path: Path) -> dict[str, int]:

@@ -216,11 +216,8 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
     positives = np.unique(dataset.pairs[1])
     copies = {row: same_text[plain[row]] for row in positives.tolist()}
     if near_duplicates is not None:
-        left, right, _ = near_duplicate_pairs(
-            [dataset.passages[row] for row in positives],
-            dataset.passages,
-            threshold=near_duplicates,
-        )
+        own = [plain[row] for row in positives]
+        left, right, _ = near_duplicate_pairs(own, plain, threshold=near_duplicates, plain=True)
         for row, twin in zip(positives[left].tolist(), right.tolist(), strict=True):
             copies[row] = [*copies[row], twin]
     return [

@@ -76,7 +76,7 @@ class Distinct:
         """As `nvret.search.top_k`: of texts that are copies of each other the best alone."""
         shape, rows = (len(query_rows), k), np.arange(len(query_rows))
         best = SearchResult(torch.full(shape, -1), torch.full(shape, NOTHING))
-        depth = 2 * k + 8  # should there be copies
+        depth = k + 4  # should there be copies
         while len(rows):
             limits = None if ceiling is None else ceiling[rows]
             excluded = None if exclude is None else [exclude[row] for row in rows]

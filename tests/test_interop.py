@@ -141,9 +141,14 @@ def test_pylate_reads_our_three_parts(dataset, teacher, tmp_path):
         name: Dataset.from_parquet(str(tmp_path / "parts" / f"{name}.parquet"))
         for name in ("queries", "documents", "scores")
     }
-    convert = utils.KDToContrastive(parts["queries"], parts["documents"], num_negatives=3)
-    read = convert.map(parts["scores"])
-    assert len(read) > 0
+    convert = utils.KDProcessing(parts["queries"], parts["documents"], n_ways=4)
+    read = parts["scores"].map(convert.map).to_list()
+    assert len(read) == len(dataset.pairs[0])
+    for row, query, positive in zip(read, *dataset.pairs, strict=True):
+        assert row["query"] == dataset.query_texts[query]
+        assert row["documents"][0] == dataset.passages[positive]
+        assert len(row["documents"]) == len(row["scores"]) == 4
+        assert "" not in row["documents"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from helpers import examples
 from nvret.bm25 import BM25, tokenize
+from nvret.utils import words as words_module
 from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
 from nvret.utils.words import words
 
@@ -77,3 +78,13 @@ def test_every_letter_is_in_a_word(text, piece):
     letters = [c for c in unicodedata.normalize("NFC", text) if re.match(r"\w", c)]
     kept = set("".join(words(text, piece=piece)))
     assert kept.issuperset(letters)
+
+
+def test_what_is_found_fast_is_found_the_other_way():
+    """Every character of the range, between two letters and beside a space."""
+    whole = [chr(c) for c in range(0x2100) if words_module._LATIN.fullmatch(chr(c))]
+    assert len(whole) > 900
+    for text in (f"a{c}b {c}d" for c in whole):
+        text = unicodedata.normalize("NFC", text)
+        slow = [run[0] for run in words_module._RUN.finditer(text)]
+        assert words_module.words(text, piece=1) == slow, text

@@ -146,7 +146,9 @@ def write(
                 ("query", "queries", dataset.queries, dataset.query_texts),
                 ("document", "documents", dataset.corpus, dataset.passages),
             ):
-                columns = {f"{kind}_id": table["id"], kind: pa.array(texts, pa.large_string())}
+                # Its readers on the hub differ in what they call the text
+                columns = dict.fromkeys((kind, "text"), pa.array(texts, pa.large_string()))
+                columns = {f"{kind}_id": table["id"]} | columns
                 pq.write_table(pa.table(columns), partial / f"{part}.parquet", compression="zstd")
             return _tables(parts, partial / "scores.parquet", _by_id(dataset), facts)
     with store.atomic_file(path) as partial:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nvret.utils.errors import NvretError, check_choice
 from nvret.utils.words import words
@@ -49,24 +51,25 @@ def normalise(text: str) -> str:
 def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of all trigrams of all texts, from 0, with the row of the text that each stands in.
 
-    A trigram is the number of its first two words paired with that of the last, and renumbered, so
-    that nothing overflows. A shorter text's is the whole text and two empty words.
+    A shorter text's is the whole text and two empty words. Texts have one space between words.
     """
-    vocabulary: dict[str, int] = {}
-    number = vocabulary.setdefault
-    split = (text.split() for text in texts)
-    padded = (
-        words if len(words) >= _WORDS else [text, "", ""]
-        for text, words in zip(texts, split, strict=True)
-    )  # fmt: skip
-    rows_of_words = [[number(word, len(vocabulary)) for word in words] for words in padded]
-    flat = np.fromiter(itertools.chain.from_iterable(rows_of_words), np.int64)
-    rows = np.repeat(np.arange(len(texts)), [len(words) for words in rows_of_words])
-    ids = flat
-    for step in range(1, _WORDS):
-        ids = np.unique(ids[:-1] * len(vocabulary) + flat[step:], return_inverse=True)[1]
+    import pandas as pd
+
+    array = pa.array(texts, pa.large_string())
+    split = pc.split_pattern(array, " ")
+    counts = pc.list_value_length(split).to_numpy().astype(np.int64)
+    long = counts >= _WORDS
+    short = pa.array([word for row in np.flatnonzero(~long) for word in (texts[row], "", "")],
+                     pa.large_string())  # fmt: skip
+    flat = pa.concat_arrays([split.filter(pa.array(long)).flatten(), short])
+    flat = flat.dictionary_encode().indices.to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(texts)), np.where(long, counts, 0))
+    rows = np.concatenate([rows, np.repeat(np.flatnonzero(~long), _WORDS)])
+    size, ids = int(flat.max(initial=0)) + 1, flat
+    for step in range(1, _WORDS):  # two at a time and renumbered, so that nothing overflows
+        ids = pd.factorize(ids[:-1] * size + flat[step:])[0]
     complete = rows[: len(ids)] == rows[len(rows) - len(ids) :]
-    return np.unique(ids[complete], return_inverse=True)[1], rows[: len(ids)][complete]
+    return pd.factorize(ids[complete])[0], rows[: len(ids)][complete]
 
 
 def _incidence(texts: Sequence[str]) -> sp.csr_matrix:
@@ -131,6 +134,7 @@ def near_duplicate_pairs(
     *,
     threshold: float,
     measure: Measure = "jaccard",
+    plain: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of texts whose sets of word trigrams are at least ``threshold`` similar. Exact.
 
@@ -142,6 +146,7 @@ def near_duplicate_pairs(
         threshold: in (0, 1]; a pair at the threshold counts.
         measure: "jaccard" |x & y| / |x | y|, or "overlap" |x & y| / min(|x|, |y|), which also
             finds a text inside a longer one.
+        plain: the texts are normalised already.
     Returns:
         i (P,) int64, j (P,) int64, similarity (P,) float64, ordered by (i, j).
 
@@ -152,7 +157,8 @@ def near_duplicate_pairs(
         raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
     check_choice("measure", measure, ("jaccard", "overlap"))
     within = others is None
-    both = _incidence([normalise(text) for text in (*texts, *(others or ()))])
+    both = [*texts, *(others or ())]
+    both = _incidence(both if plain else [normalise(text) for text in both])
     left, right = both[: len(texts)], both if within else both[len(texts) :]
     found = [(np.empty((0, 2), np.int64), np.empty(0))]
     proposals = _candidates(_rare_prefix(left, threshold), right)

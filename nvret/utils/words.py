@@ -17,6 +17,8 @@ _SCRIPTS = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr")
 _UNSPACED = "[{}]&&[{}]".format(
     "".join(rf"\p{{Script_Extensions={script}}}" for script in _SCRIPTS), _LETTERS
 )
+# Latin letters, punctuation and currencies: no marks, and no script without spaces
+_LATIN = re.compile(r"[\u0000-\u024f\u1e00-\u1eff\u2000-\u206f\u20a0-\u20bf]*")
 _RUN = regex.compile(
     rf"(?P<unspaced>[{_UNSPACED}](?:[{_UNSPACED}]|\p{{M}})*)"
     rf"|[{_LETTERS}](?:[[{_LETTERS}]--[{_UNSPACED}]]|\p{{M}})*",
@@ -36,10 +38,11 @@ def words(text: str, *, piece: int) -> list[str]:
     >>> words("東京タワー", piece=2)
     ['東京', '京タ', 'タワ', 'ワー']
     """
-    if text.isascii():
+    text = unicodedata.normalize("NFC", text)
+    if _LATIN.fullmatch(text):
         return re.findall(r"\w+", text)  # the same, several times as fast
     pieces: list[str] = []
-    for run in _RUN.finditer(unicodedata.normalize("NFC", text)):
+    for run in _RUN.finditer(text):
         if run["unspaced"] is None:
             pieces.append(run[0])
             continue
