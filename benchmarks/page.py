@@ -166,20 +166,19 @@ def text(tables: dict[Path, pd.DataFrame]) -> str:
 
 
 def summary(tables: dict[Path, pd.DataFrame]) -> str:
-    """Lines of Markdown for the README, one a machine and one of ranges."""
-    met = [
-        f"{rows['met'].sum()} of {len(rows)} targets met on {_machine(folder)}"
-        for folder, rows in tables.items()
-    ]
-    rows, compared = pd.concat(tables.values()), []
+    """Two lines of Markdown for the README: targets, and ranges over tools and machines."""
+    rows = pd.concat(tables.values())
+    machines = f"{len(tables)} kinds of machine" if len(tables) > 1 else _machine(*tables)
     times = rows[(rows["quantity"] == "time") & ~rows["other"].isin(YARDSTICKS)]
-    for (title, other), group in times.groupby(["benchmark", "other"], sort=False):
-        least, most = (f"{value:.2g}" for value in (group["ratio"].min(), group["ratio"].max()))
-        ratios = least if least == most else f"{least} to {most}"
-        compared.append(f"{title} / {other} {ratios}")
+    compared = []
+    for title, group in times.groupby("benchmark", sort=False):
+        ends = (group["ratio"].min(), group["ratio"].max())
+        ends = dict.fromkeys(f"{value:.2g}" for value in ends)
+        compared.append(f"{title} {' to '.join(ends)}")
     return (
-        f"{'; '.join(met)}: [all ratios, and why some are missed](docs/benchmarks.md).\n"
-        f"Time of `nvret` over that of the other side: {'; '.join(compared)}."
+        f"{rows['met'].sum()} of {len(rows)} targets met on {machines}: [all ratios, and why some "
+        f"are missed](docs/benchmarks.md).\nTime of `nvret` over that of other tools: "
+        f"{'; '.join(compared)}."
     )
 
 
