@@ -62,12 +62,13 @@ def test_the_page_is_that_of_the_committed_results(tmp_path):
     for name in ("README.md", "docs/benchmarks.md"):
         shutil.copy(project_root() / name, tmp_path / name)
     shutil.copytree(RESULTS, tmp_path / "results")
+    titles, found = {benchmark.title for benchmark in BENCHMARKS.values()}, set()
     for folder in (tmp_path / "results").iterdir():
         page.write(folder)
         kept = (RESULTS / folder.name / "table.csv").read_text()
         assert (folder / "table.csv").read_text() == kept
-        written = {benchmark["title"] for benchmark in page.results(folder).values()}
-        assert written == {benchmark.title for benchmark in BENCHMARKS.values()}
+        found |= {benchmark["title"] for benchmark in page.results(folder).values()}
+    assert found == titles  # a machine may have some of them
     page.publish(tmp_path / "results", tmp_path)
     for name in ("README.md", "docs/benchmarks.md"):
         assert (tmp_path / name).read_text() == (project_root() / name).read_text()
