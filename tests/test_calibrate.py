@@ -12,6 +12,7 @@ import pytest
 from helpers.mining import MatrixTeacher
 from nvret import cli, mining
 from nvret.analysis import audit, calibrate
+from nvret.analysis import ladder as rungs
 from nvret.data import from_texts
 from nvret.utils.errors import NvretError
 
@@ -36,9 +37,7 @@ def world(queries=400, passages=300, relevant=3, seed=0):
 def ladder(whole, teacher, family, num=4):
     hidden = audit.hide(whole)
     exclude = mining.exclusions(hidden.dataset, None)
-    steps = calibrate.ladder(
-        hidden.dataset, teacher, family, num, exclude, pairs=10**6, progress=False
-    )
+    steps = rungs.build(hidden.dataset, teacher, family, num, exclude, pairs=10**6, progress=False)
     return hidden, exclude, steps
 
 
@@ -49,22 +48,22 @@ def truth(hidden, teacher, exclude, method, num=4):
     return table, audit.known(table, hidden).mean()
 
 
-@pytest.mark.parametrize("family", list(calibrate.FAMILIES))
+@pytest.mark.parametrize("family", list(rungs.FAMILIES))
 def test_a_parameter_takes_what_mining_takes(family):
     whole, teacher = world(queries=60, passages=80)
     hidden, exclude, steps = ladder(whole, teacher, family)
     for place in (0, 5, 20, len(steps.parameters) - 1):
-        method = calibrate._method(family, steps.parameters[place])
+        method = rungs.method_of(family, steps.parameters[place])
         table, rate = truth(hidden, teacher, exclude, method)
         columns = steps.taken[place].indices
-        names = calibrate._names(steps)[columns]
+        names = rungs.names_of(steps)[columns]
         mined = pd.MultiIndex.from_frame(table.select(["query_id", "negative_id"]).to_pandas())
         assert sorted(names) == sorted(mined)
-        known = calibrate.is_one_of(steps, hidden.pairs)
+        known = rungs.is_one_of(steps, hidden.pairs)
         assert steps.rates(known.astype(float))[place] == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("family", list(calibrate.FAMILIES))
+@pytest.mark.parametrize("family", list(rungs.FAMILIES))
 def test_counted_rates_meet_the_target(family):
     whole, teacher = world()
     hidden, exclude, steps = ladder(whole, teacher, family)
@@ -73,7 +72,7 @@ def test_counted_rates_meet_the_target(family):
     assert rate == pytest.approx(found.rate.value)
     assert rate <= 0.05
     place = int(np.flatnonzero(steps.parameters == next(iter(vars(found.method).values())))[0])
-    looser = calibrate._method(family, steps.parameters[place - 1])
+    looser = rungs.method_of(family, steps.parameters[place - 1])
     assert truth(hidden, teacher, exclude, looser)[1] > 0.05
     assert found.rate.low <= found.rate.value <= found.rate.high
     assert found.curve["hardness"].is_monotonic_decreasing

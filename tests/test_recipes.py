@@ -346,7 +346,7 @@ def judges(shared: Callable) -> Any:
 
 
 def calibration(shared: Callable) -> Any:
-    from nvret.analysis import audit, calibrate
+    from nvret.analysis import audit, calibrate, ladder
 
     rng = np.random.default_rng(0)
     positives = [sorted(rng.choice(90, 3, replace=False).tolist()) for _ in range(80)]
@@ -357,8 +357,8 @@ def calibration(shared: Callable) -> Any:
     hidden = audit.hide(from_texts("toy", *texts, positives))
     dataset, teacher = hidden.dataset, MatrixTeacher(scores)
     result = {}
-    for family in calibrate.FAMILIES:
-        steps = calibrate.ladder(dataset, teacher, family, 2, dataset.positives, progress=False)
+    for family in ladder.FAMILIES:
+        steps = ladder.build(dataset, teacher, family, 2, dataset.positives, progress=False)
         pairs = calibrate.sample(steps, 0.1, 40)
         asked = pairs[["query_id", "corpus_id"]]
         known = pd.MultiIndex.from_frame(hidden.pairs.to_pandas())

@@ -25,7 +25,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,20 +33,13 @@ import pyarrow as pa
 
 from nvret import methods
 from nvret.analysis.audit import Hidden
-from nvret.analysis.judges import Judge, shares
+from nvret.analysis.judges import Judge
+from nvret.analysis.ladder import BINS, DEPTH, FAMILIES, Ladder, is_one_of, method_of, names_of
 from nvret.analysis.statistics import Interval, rate
-from nvret.data import RetrievalDataset
 from nvret.sampling import pair_keys
-from nvret.teachers import Scorer
-from nvret.utils.errors import NvretError, check_choice
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
+from nvret.utils.errors import NvretError
 
 Source = Literal["hidden positives", "labels", "judge", "scores alone"]
-FAMILIES = {"perc-pos": "perc", "margin-pos": "margin", "abs": "threshold", "shifted": "n"}
-DEPTH = 512  # ranks of a query that are looked at
-STEPS = 51  # parameters that are tried
 ANCHORS = 6  # parameters whose negatives are labelled first
 FIRST = 40  # per cent of the labels that a judge gives before it is known where they decide
 BAND = 3  # times above or below the target that a rate may be by the labels so far, to be looked at
@@ -55,48 +48,6 @@ SEVERAL = 50  # queries with several positives, from which these are hidden
 LEAST = 20  # labels of either kind together, before anything is said
 FEW = 4  # relevant labels below which they say little
 RESAMPLES = 400
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """What each parameter of a family takes, from the loosest to the tightest.
-
-    Attributes:
-        family: name of the method.
-        parameters: (G,).
-        dataset: that was ranked.
-        pair: (U,) of each candidate that any parameter takes: its pair.
-        query, positive, passage: (U,) rows of the data set.
-        rank: (U,) among the candidates that are allowed at all.
-        share: (U,) its score as a share of the positive's; see `judges.shares`.
-        taken: (G, U) bool, sparse: which of them each parameter takes.
-        gap: (U,) how far below its positive it scores, in mean positive scores.
-        above: (P, bins) how many candidates of each pair stand above the positive, by distance.
-        below: likewise, below it.
-        pairs: P.
-        wanted: negatives of each pair.
-    """
-
-    family: str
-    parameters: np.ndarray
-    dataset: RetrievalDataset
-    pair: np.ndarray
-    query: np.ndarray
-    positive: np.ndarray
-    passage: np.ndarray
-    rank: np.ndarray
-    share: np.ndarray
-    gap: np.ndarray
-    taken: sp.csr_matrix
-    above: np.ndarray
-    below: np.ndarray
-    pairs: int
-    wanted: int
-
-    def rates(self, false: np.ndarray) -> np.ndarray:
-        """(G,) share of each parameter's negatives that is false; ``false``: (U,) probabilities."""
-        counts = np.asarray(self.taken.sum(1)).reshape(-1)
-        return np.where(counts > 0, self.taken @ false / np.maximum(counts, 1), 0.0)
 
 
 @dataclass(frozen=True)
@@ -121,114 +72,6 @@ class Calibration:
     high: float
     curve: pd.DataFrame
     labelled: tuple[int, int]
-
-
-BINS = np.linspace(0, 1, 101)  # distances from the positive, in mean positive scores
-
-
-def ladder(
-    dataset: RetrievalDataset,
-    scorer: Scorer,
-    family: str,
-    num_negatives: int,
-    exclude: Sequence[np.ndarray],
-    *,
-    pairs: int = 5000,
-    progress: bool = True,
-) -> Ladder:
-    """Rank the candidates of some pairs once, and see what each parameter would take.
-
-    Args:
-        family: "perc-pos", "margin-pos", "abs" or "shifted".
-        exclude: as of `nvret.mining.exclusions`.
-        pairs: so many of them, those whose ids hash lowest.
-    """
-    check_choice("family", family, list(FAMILIES))
-    keys = pair_keys(*dataset.pair_ids.values(), 0)
-    chosen = np.sort(np.argsort(keys, kind="stable")[:pairs])
-    queries, positives = (rows[chosen] for rows in dataset.pairs)
-    own = scorer.pair_scores(queries, positives).astype(np.float64)
-    depth = min(DEPTH, dataset.corpus.num_rows)
-    excluded = [exclude[row] for row in queries]
-    found = scorer.top_k(queries, depth, None, excluded, progress=progress)
-    ids, scores = found.ids.numpy(), found.scores.numpy().astype(np.float64)
-    there = ids >= 0
-    relative = np.where(there, shares(np.where(there, scores, 0), own[:, None]), -np.inf)
-    gaps = (own[:, None] - scores) / np.abs(own).mean()  # inf where there is none
-    parameters = _grid(family, own, scores[there])
-    places = [_taken(family, parameter, scores, own, num_negatives) for parameter in parameters]
-    used = np.unique(np.concatenate([some[some >= 0] for some in places]))
-    pair, place = used // depth, used % depth
-    return Ladder(
-        family,
-        parameters,
-        dataset,
-        pair,
-        queries[pair],
-        positives[pair],
-        ids[pair, place],
-        place + 1,
-        relative[pair, place],
-        gaps[pair, place],
-        _membership(places, used),
-        *_distances(gaps),
-        len(queries),
-        num_negatives,
-    )
-
-
-def _grid(family: str, own: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(G,) parameters, the loosest first."""
-    if family == "perc-pos":
-        return np.arange(100, 49, -1) / 100
-    if family == "shifted":
-        return np.arange(STEPS)
-    spread = float(np.abs(own).mean()) / 100  # one per cent of a positive's score
-    if family == "margin-pos":
-        return np.array([float(f"{spread * step:.3g}") for step in range(STEPS)])
-    high, low = np.quantile(own, 0.99), np.quantile(own, 0.99) - 60 * spread
-    return np.array([float(f"{value:.4g}") for value in np.linspace(high, low, STEPS)])
-
-
-def _method(family: str, parameter: float) -> methods.Method:
-    value = int(parameter) if family == "shifted" else float(parameter)
-    return methods.build_method(family, **{FAMILIES[family]: value})
-
-
-def _taken(
-    family: str, parameter: float, scores: np.ndarray, own: np.ndarray, num: int
-) -> np.ndarray:
-    """(P, num) places in the flat ranking of what a parameter takes, -1 where there is none."""
-    method, depth = _method(family, parameter), scores.shape[1]
-    first = (scores >= method.ceiling(own.astype(np.float32), safe=True)[:, None]).sum(1)
-    columns = first[:, None] + method.skip + np.arange(num)
-    inside = columns < depth
-    columns = np.where(inside, columns, 0)
-    valid = inside & np.isfinite(np.take_along_axis(scores, columns, 1))
-    return np.where(valid, np.arange(len(scores))[:, None] * depth + columns, -1)
-
-
-def _membership(places: Sequence[np.ndarray], used: np.ndarray) -> sp.csr_matrix:
-    import scipy.sparse as sp
-
-    columns = [np.searchsorted(used, some[some >= 0]) for some in places]
-    ends = np.cumsum([0, *map(len, columns)])
-    shape = len(places), len(used)
-    return sp.csr_matrix((np.ones(ends[-1]), np.concatenate(columns), ends), shape=shape)
-
-
-def _distances(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, bins) candidates above and below their positive, by distance from it."""
-    rows = np.broadcast_to(np.arange(len(gaps))[:, None], gaps.shape)
-    counts = []
-    for sign in (-1, 1):
-        away = sign * gaps
-        there = np.isfinite(away) & (away >= 0) & (away < 1)
-        bins = np.searchsorted(BINS, away[there], "right") - 1
-        table = np.zeros((len(gaps), len(BINS) - 1))
-        np.add.at(table, (rows[there], bins), 1)
-        counts.append(table)
-    return counts[0], counts[1]
 
 
 def sample(
@@ -410,7 +253,7 @@ class _Model:
     @classmethod
     def of(cls, steps: Ladder, labels: pa.Table) -> _Model:
         judged = pd.MultiIndex.from_frame(labels.select(["query_id", "corpus_id"]).to_pandas())
-        names = _names(steps)
+        names = names_of(steps)
         at = names.get_indexer(judged) if names.is_unique else _first(names, judged)
         there = at >= 0
         at, relevant = at[there], labels["score"].to_numpy()[there] > 0
@@ -443,23 +286,11 @@ class _Model:
         return 1 / (1 + np.exp(-(beta @ self.features).clip(-30, 30)))
 
 
-def _names(steps: Ladder) -> pd.MultiIndex:
-    ids = steps.dataset.queries["id"].to_pandas(), steps.dataset.corpus["id"].to_pandas()
-    return pd.MultiIndex.from_arrays(
-        [ids[0].to_numpy()[steps.query], ids[1].to_numpy()[steps.passage]]
-    )
-
-
 def _first(names: pd.MultiIndex, judged: pd.MultiIndex) -> np.ndarray:
     """Of a candidate that several pairs of a query have, the first."""
     kept = np.flatnonzero(~names.duplicated())
     found = names[kept].get_indexer(judged)
     return np.where(found < 0, -1, kept[found])
-
-
-def is_one_of(steps: Ladder, pairs: pa.Table) -> np.ndarray:
-    """(U,) bool: whether a candidate is one of these pairs, query_id and corpus_id."""
-    return _names(steps).isin(pd.MultiIndex.from_frame(pairs.to_pandas()))
 
 
 def _counts(steps: Ladder, place: int, known: np.ndarray) -> pd.DataFrame:
@@ -506,7 +337,7 @@ def _calibration(
     return Calibration(
         target,
         source,
-        _method(steps.family, steps.parameters[place]),
+        method_of(steps.family, steps.parameters[place]),
         intervals[place],
         *map(float, ends),
         curve,

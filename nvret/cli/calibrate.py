@@ -65,7 +65,7 @@ def calibrate(
         overwrite: replace files
     """
     from nvret import mining, teachers
-    from nvret.analysis import audit, judges
+    from nvret.analysis import audit, judges, ladder
     from nvret.analysis import calibrate as calibration
     from nvret.io import inputs
     from nvret.utils import store
@@ -92,7 +92,7 @@ def calibrate(
         dataset = hidden.dataset
     scorer = teachers.prepare(built, dataset)
     exclude = mining.exclusions(dataset, near_duplicates)
-    steps = calibration.ladder(dataset, scorer, method, num_negatives, exclude, pairs=max_pairs)
+    steps = ladder.build(dataset, scorer, method, num_negatives, exclude, pairs=max_pairs)
     if sample:
         page = calibration.sample(steps, target, labelled, labels=judgements)
         with store.atomic_file(sample) as partial:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from nvret import mining, teachers
-from nvret.analysis import audit, calibrate, looks
+from nvret.analysis import audit, calibrate, ladder, looks
 from nvret.analysis.audit import Hidden
 from nvret.study.config import Settings
 from nvret.study.false_negatives import AuditedSet
@@ -29,7 +29,7 @@ WAYS = {"labels": f"{LABELS} labels", "scores": "scores alone", "fixed": f"fixed
 class Known(NamedTuple):
     """A teacher's ladder on a set whose other positives are known."""
 
-    steps: calibrate.Ladder
+    steps: ladder.Ladder
     hidden: Hidden
     key: str  # the teacher's fingerprint
     rates: np.ndarray  # (G,) the true share of hidden positives under each percentage
@@ -48,11 +48,11 @@ def known(settings: Settings, name: str, teacher: str, *, progress: bool = True)
         Workspace(settings).teacher(teacher), hidden.dataset, progress=progress
     )
     exclude = mining.exclusions(hidden.dataset, settings.mining.near_duplicates)
-    steps = calibrate.ladder(
+    steps = ladder.build(
         hidden.dataset, scorer, FAMILY, chosen.num_negatives, exclude, progress=progress
     )
     return Known(
-        steps, hidden, scorer.fingerprint, steps.rates(calibrate.is_one_of(steps, hidden.pairs))
+        steps, hidden, scorer.fingerprint, steps.rates(ladder.is_one_of(steps, hidden.pairs))
     )
 
 
