@@ -22,6 +22,7 @@ from nvret.assets import load_encoder, model_folder
 from nvret.models import layout
 from nvret.models.backbones import quiet
 from nvret.models.batching import Ragged, in_threads, token_budget_batches
+from nvret.utils import store
 from nvret.utils.bars import are_shown, progress_bar
 from nvret.utils.errors import NvretError
 
@@ -207,6 +208,13 @@ def load(name: str, *, max_length: int = 128, device: str = "cpu") -> Judge:
         if architecture.startswith("Llama") or architecture.endswith("ForCausalLM"):
             return LanguageModelJudge(name, **options)
     return BiEncoderJudge(name, **options)
+
+
+def fingerprint(name: str, max_length: int) -> str:
+    """What a judge's scores rest on beside the code: files of the model, name and length."""
+    folder = model_folder(name)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    return store.fingerprint(*files, name, max_length)
 
 
 def _checked_folder(kind: Any, model: str | Path) -> Path:

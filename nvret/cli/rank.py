@@ -18,16 +18,12 @@ def _reader(name: str | None, device: str) -> tuple[Any, str]:
     """The model of ``--rescore`` or None, and what it is for keys."""
     if name is None:
         return None, ""
-    from nvret import assets
     from nvret.analysis import judges
-    from nvret.utils import store
 
     reader = judges.load(name, device=device)
     if isinstance(reader, judges.BiEncoderJudge):
         raise NvretError(f"--rescore {name} is an embedding model, which --teacher takes")
-    folder = assets.model_folder(name)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    return reader, store.fingerprint(*files, reader.max_length)
+    return reader, judges.fingerprint(name, reader.max_length)
 
 
 def rank(

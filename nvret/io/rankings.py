@@ -69,7 +69,7 @@ def rank(
             "depth": depth,
             "pairs": [rows.start, rows.stop],
             "excluded": store.fingerprint([some.tolist() for some in asked]),
-            "recipe": recipes.versions("search", "bm25"),
+            "recipe": recipes.versions("vectors", "search", "bm25"),
         }
 
         def build(folder: Path, rows: slice = rows, asked: list = asked) -> None:
@@ -103,6 +103,7 @@ def rescored(
     queries, passages = dataset.query_texts, dataset.passages
     for part in parts:
         inputs = {"model": key, "dataset": dataset.fingerprint,
+                  "recipe": recipes.versions("judges"),
                   "ranking": store.fingerprint(part.queries, part.positives, part.ids)}  # fmt: skip
 
         def build(folder: Path, part: Part = part) -> None:

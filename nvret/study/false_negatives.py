@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nvret import assets, data, methods, mining, negatives, teachers
+from nvret import data, methods, mining, negatives, teachers
 from nvret.analysis import audit, judge_quality, judges, looks, statistics
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judge_quality import Judged
@@ -115,8 +115,6 @@ class AuditedSet:
         limit = teacher.passage_max_length
         verdicts = [judge_quality.by_ceiling(pairs, hidden)]
         for judge in self.chosen.judges:
-            folder = assets.model_folder(judge)
-            files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
 
             def build(target: Path, judge: str = judge) -> None:
                 model = judges.load(judge, max_length=limit, device=self.settings.device)
@@ -128,7 +126,7 @@ class AuditedSet:
                 "judged",
                 build,
                 pairs=store.fingerprint(pairs, hidden.dataset.fingerprint, hidden.pairs),
-                judge=store.fingerprint(*files, judge, limit),
+                judge=judges.fingerprint(judge, limit),
             )
             verdicts.append(Judged.load(folder))
         return verdicts
