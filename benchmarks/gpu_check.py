@@ -22,6 +22,7 @@ import torch
 from nvret import assets, data, evaluation, mining, search, teachers, training
 from nvret.encode import Encoder
 from nvret.methods import TopKPercPos
+from nvret.scale import screen
 from nvret.study import mixtures
 
 TRANSFORMER, STATIC, DECODER = "paraphrase-minilm-l3", "potion-base-8m", "smollm2-135m"
@@ -77,6 +78,16 @@ def _search(device: str) -> float:
         for where in ("cpu", device)
     ]
     return float((found[0].scores - found[1].scores.cpu()).abs().max())
+
+
+@path("exact search behind a screen", 1e-6)
+def _screen(device: str) -> float:
+    queries, corpus = vectors(300, 0), vectors(40_000, 1)
+    ceiling = np.linspace(0.05, 0.3, len(queries), dtype=np.float32)
+    options = {"ceiling": ceiling, "exclude": [[1, 2]] * 300}
+    found = screen.top_k(queries, corpus, 50, device=device, **options)
+    plain = search.top_k(queries, corpus, 50, **options)
+    return float((found.scores - plain.scores).abs().max())
 
 
 @path("faiss index", 1e-4)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.harness import Case, interleaved
 from nvret.cost.calibration import Run
+from nvret.scale import screen
 from nvret.search import SearchResult, top_k
 
 TILE = 256  # queries a product, on every side
@@ -39,11 +40,17 @@ def _cases(passages: int, queries: int, dimension: int, rounds: int) -> Iterator
         "product": _product(asked, corpus),
         "nvret": lambda: top_k(asked, corpus, 64),
         "nvret, ceiling": lambda: top_k(asked, corpus, 64, **below),
+        "nvret, screen": lambda: screen.top_k(asked, corpus, 64),
+        "nvret, screen, ceiling": lambda: screen.top_k(asked, corpus, 64, **below),
     }
     seconds = interleaved(sides, rounds)
     yield Case(f"{dimension}", f"top-64 {name}", seconds, work=work)
     limited = f"top-64 below a ceiling, 8 ids excluded, {name}"
     yield Case(f"{dimension}, ceiling", limited, seconds, work=work)
+    facts = {"the screen is": "used" if screen.is_fast("cpu") else "not used on this processor"}
+    for way, what in (("screen", "top-64"), ("screen, ceiling", "top-64 below a ceiling")):
+        title = f"{what}, behind a screen in bfloat16, {name}"
+        yield Case(f"{dimension}, {way}", title, seconds, work=work, facts=facts)
     others = {
         "nvret": lambda: top_k(few, corpus, 64),
         "matmul + topk": lambda: _plain(few, corpus, 64),
@@ -86,4 +93,6 @@ def _check(index: faiss.IndexFlatIP, queries: Tensor, corpus: Tensor) -> None:
     theirs, ids = index.search(queries.numpy(), 64)
     np.testing.assert_allclose(ours.scores, plain.scores, atol=2e-6)
     np.testing.assert_allclose(ours.scores, theirs, atol=2e-6)
+    screened = screen.top_k(queries, corpus, 64)
+    assert (screened.ids == ours.ids).double().mean() > 0.999
     assert (ours.ids.numpy() == ids).mean() > 0.999

@@ -154,28 +154,6 @@ def evaluate_ranking(
     return _scored(dataset, ids[asked], scores[asked], _check_k(k), mteb=True)
 
 
-def collapsed(
-    evaluation: Evaluation, dataset: RetrievalDataset, *, k: Sequence[int] = (10,)
-) -> Evaluation:
-    """The same ranking scored again, with each near-duplicate cluster as one passage.
-
-    Only the best-ranked passage of a cluster stands in the ranking, and it is as relevant as the
-    most relevant of the cluster: an unlabelled copy of the answer counts as the answer.
-
-    Args:
-        evaluation: of ``dataset``, whose corpus has the column ``cluster``.
-    """
-    row, names = pd.factorize(dataset.corpus["cluster"].to_numpy())
-    ranked = _in_order(dataset, *evaluation.ranking)
-    ranked = np.where(ranked < 0, -1, row[ranked])
-    apart = ranked + 1 + (len(names) + 1) * np.arange(len(ranked))[:, None]
-    kept, first = np.full_like(ranked, -1), np.unique(apart, return_index=True)[1]
-    kept.flat[first] = ranked.flat[first]
-    kept = np.take_along_axis(kept, np.argsort(kept < 0, axis=1, kind="stable"), 1)
-    columns = metrics(*_graded(dataset, kept, row), _check_k(k))
-    return Evaluation(dataset.name, pa.table({"query_id": evaluation.scores["query_id"]} | columns))
-
-
 def _scored(
     dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray, k: list[int], mteb: bool = False
 ) -> Evaluation:
@@ -184,8 +162,8 @@ def _scored(
     Args:
         mteb: whether mteb's own task gives each metric that it has by query.
     """
-    ranked = _in_order(dataset, ids, scores)
-    columns = metrics(*_graded(dataset, ranked, np.arange(dataset.corpus.num_rows)), k)
+    ranked = in_order(dataset, ids, scores)
+    columns = metrics(*graded(dataset, ranked, np.arange(dataset.corpus.num_rows)), k)
     if mteb:
         from nvret.io import mteb_task
 
@@ -194,7 +172,7 @@ def _scored(
     return Evaluation(dataset.name, pa.table({"query_id": asked} | columns), (ids, scores))
 
 
-def _in_order(dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def in_order(dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(Q, depth) rows of the corpus as trec_eval ranks them: ties in descending order of the id."""
     descending = np.empty(dataset.corpus.num_rows, np.int64)
     order = pc.sort_indices(dataset.corpus["id"], sort_keys=[("", "descending")]).to_numpy()
@@ -203,7 +181,7 @@ def _in_order(dataset: RetrievalDataset, ids: np.ndarray, scores: np.ndarray) ->
     return np.take_along_axis(np.where(ids < 0, -1, ids), order, 1)
 
 
-def _graded(
+def graded(
     dataset: RetrievalDataset, ranked: np.ndarray, unit: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The relevance at each rank, (Q, depth), and of all that is relevant, (Q, most), descending.

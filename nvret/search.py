@@ -185,6 +185,21 @@ def top_k(
     >>> top_k(passages[:1], passages, k=2, exclude=[[0, 2]]).ids
     tensor([[ 1, -1]])
     """
+    queries, corpus = matrices(queries, corpus)
+    device = torch.device(device) if device is not None else queries.device
+    return top_k_scores(
+        product(queries, corpus, device),
+        *(len(queries), len(corpus), k),
+        ceiling=ceiling,
+        exclude=exclude,
+        device=device,
+        buffer_mb=buffer_mb,
+        progress=progress,
+    )
+
+
+def matrices(queries: Tensor | np.ndarray, corpus: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+    """(Q, D) and (N, D), checked as `top_k` says; arrays are not copied."""
     queries, corpus = _matrix(queries, "queries"), _matrix(corpus, "corpus")
     if queries.shape[1] != corpus.shape[1]:
         raise NvretError(
@@ -193,30 +208,28 @@ def top_k(
         )
     _check_finite(queries, "queries")
     _check_finite(corpus, "corpus")
-    device = torch.device(device) if device is not None else queries.device
+    return queries, corpus
 
+
+def product(
+    queries: Tensor, corpus: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Score:
+    """The dot products of `matrices`, for `top_k_scores`; computed in ``dtype``."""
     latest: tuple[slice, Tensor] | None = None
 
-    def product(rows: slice, columns: slice, out: Tensor) -> None:
+    def score(rows: slice, columns: slice, out: Tensor) -> None:
         nonlocal latest
         if latest is None or latest[0] != columns:  # the same passages for all queries in turn
             latest = None  # one of them at a time
-            latest = columns, corpus[columns].to(device, torch.float32)
-        vectors = queries[rows].to(device, torch.float32)
+            latest = columns, corpus[columns].to(device, dtype)
+        vectors = queries[rows].to(device, dtype)
         for passages, scores in zip(latest[1].split(PRODUCT), out.split(PRODUCT, 1), strict=True):
-            torch.mm(vectors, passages.T, out=scores)
+            if dtype == out.dtype:
+                torch.mm(vectors, passages.T, out=scores)
+            else:
+                scores.copy_(vectors @ passages.T)
 
-    return top_k_scores(
-        product,
-        queries.shape[0],
-        corpus.shape[0],
-        k,
-        ceiling=ceiling,
-        exclude=exclude,
-        device=device,
-        buffer_mb=buffer_mb,
-        progress=progress,
-    )
+    return score
 
 
 def top_k_scores(

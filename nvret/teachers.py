@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,7 +74,8 @@ class DenseTeacher:
         name: of the model, as ``nvret.assets`` knows it, or a folder.
         query_max_length, passage_max_length: tokens that are read of each text.
         device, dtype: where and in which precision the model runs; "int8": passages, on a CPU.
-        index: `nvret.scale.faiss_index.Index` to search approximately; None: exactly.
+        index: `nvret.scale.faiss_index.Index` to search approximately, or
+            `nvret.scale.screen.Screen`, exactly but faster; None: exactly.
         prompts: {"query": ..., "passage": ...}, as `Encoder.load` takes them.
     """
 
@@ -120,9 +122,7 @@ def dense_scorer(
     """
     if index is None:
         return DenseScorer(name, fingerprint(*key), queries, corpus, device)
-    from nvret.scale.faiss_index import IndexedScorer
-
-    return IndexedScorer(name, fingerprint(*key, vars(index)), queries, corpus, device, index=index)
+    return index.scorer(name, key, queries, corpus, device)
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class DenseScorer:
     corpus: np.ndarray
     device: str = "cpu"
     prompts: dict[str, str] | None = None  # of queries and passages
+    search = staticmethod(search.top_k)  # of one process
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         scores = np.empty(len(query_rows), np.float32)
@@ -150,9 +151,11 @@ class DenseScorer:
         return self.queries[query_rows] @ self.corpus[passage_rows].T
 
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False):
-        top_k = search.top_k
+        top_k = self.search
         if processes.world()[1] > 1:
-            from nvret.scale.distributed import top_k
+            from nvret.scale import distributed
+
+            top_k = partial(distributed.top_k, search=top_k)
         return top_k(
             self.queries[query_rows],
             self.corpus,

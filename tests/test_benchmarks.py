@@ -103,8 +103,8 @@ def test_machines_stand_side_by_side(tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "ratios"),
     [
-        (["search"], 8),
-        pytest.param(["imports", "bm25", "search"], 12, marks=pytest.mark.thorough),
+        (["search"], 12),
+        pytest.param(["imports", "bm25", "search"], 16, marks=pytest.mark.thorough),
     ],
 )
 def test_tiny_benchmarks_end_to_end(tmp_path, chosen, ratios):

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from helpers import examples
 from helpers.evaluation import LENGTHS, PASSAGES, QRELS, QUERIES, make_dataset
 from nvret import evaluation
-from nvret.evaluation import Evaluation, collapsed, evaluate, evaluate_all, evaluate_ranking
+from nvret.evaluation import Evaluation, evaluate, evaluate_all, evaluate_ranking
 from nvret.search import top_k
+from nvret.study.scores import collapsed
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 

@@ -75,6 +75,16 @@ def smoke(shared, fetched):
     return shared("smoke", build)
 
 
+@pytest.fixture(scope="module")
+def printed(smoke):
+    """What the command says that executes the two notebooks which ``smoke`` leaves out."""
+    command = ["run", SMOKE, "--only", ALONE, "--only", CLAIMS]
+    done = nvret(*command, env=places(smoke), stdout=subprocess.PIPE, text=True)
+    said, _ = done.communicate(timeout=WAIT)
+    assert done.returncode == 0
+    return said
+
+
 @pytest.fixture(scope="session")
 def alone(shared, fetched):
     """A folder with what plain papermill made of one notebook, which computed all it needs."""
@@ -145,11 +155,7 @@ def test_a_notebook_runs_to_its_end(smoke, name):
 
 @pytest.mark.notebook
 @pytest.mark.xdist_group("notebooks")
-def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smoke, alone):
-    done = nvret("run", SMOKE, "--only", ALONE, "--only", CLAIMS, env=places(smoke),
-                 stdout=subprocess.PIPE, text=True)  # fmt: skip
-    printed, _ = done.communicate(timeout=WAIT)
-    assert done.returncode == 0
+def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smoke, printed, alone):
     results = smoke / "results" / "smoke"
     for name in (ALONE, CLAIMS):
         assert f"{name}.ipynb" in printed
@@ -158,7 +164,10 @@ def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smok
         text = (results / "notebooks" / f"{name}.ipynb").read_text()
         assert str(Path.home()) not in text
         assert str(smoke) not in text
-    facts = json.loads((results / "provenance.json").read_text())
+    (facts,) = json.loads((results / "provenance.json").read_text())["runs"]
+    assert facts["notebooks"] == [ALONE, CLAIMS]
+    assert set(facts["seconds_by_stage"]) >= {"training", "testing"}
+    assert sum(facts["seconds_by_stage"].values()) <= facts["seconds"] + 10  # each is rounded
     assert {"train: nq-train", "data: nq", "model: potion-base-8m"} <= set(facts["fingerprints"])
     assert len(list((results / "figures").glob("*.png"))) >= 20
     assert {path.stem for path in (results / "scores").iterdir()} == set(config.load(SMOKE).studies)
@@ -172,7 +181,7 @@ def test_the_command_ends_the_study_and_gives_the_tables_of_plain_papermill(smok
 
 @pytest.mark.notebook
 @pytest.mark.xdist_group("notebooks")
-def test_a_second_run_copies_what_it_would_execute(smoke):
+def test_a_second_run_copies_what_it_would_execute(smoke, printed):
     """To the byte, with the times that papermill noted."""
     results = smoke / "results" / "smoke"
     own = [path for name in (ALONE, CLAIMS) for path in results.glob(f"*/{name[:2]}_*.*")]

@@ -280,7 +280,8 @@ def head(shared: Callable) -> Any:
 
 
 def evaluation(shared: Callable) -> Any:
-    from nvret.evaluation import collapsed, evaluate_ranking
+    from nvret.evaluation import evaluate_ranking
+    from nvret.study.scores import collapsed
 
     scores, dataset = grid(6, 12, 11), clustered(toy())
     ids = np.argsort(-scores, axis=1, kind="stable")

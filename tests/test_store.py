@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,32 @@ def test_a_stage_is_computed_once():
     assert (first / "value").read_text() == "42"
     assert json.loads((first / "inputs.json").read_text()) == {"a": 1}
     assert store.stage("toy", {"a": 2}, build) != first
+
+
+def test_the_time_of_a_stage_is_less_that_of_stages_within_it(monkeypatch):
+    monkeypatch.setattr(store, "SPENT", store.Counter())
+    clock = iter([0.0, 1.0, 5.0, 7.0, 10.0, 13.0])
+    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    with store.timed("outer"):
+        with store.timed("inner"):  # 1 to 5
+            pass
+        with pytest.raises(RuntimeError), store.timed("inner"):  # 7 to 10
+            raise RuntimeError
+    assert store.SPENT == {"inner": 7.0, "outer": 6.0}
+
+
+def test_the_stages_that_are_computed_are_timed(monkeypatch):
+    monkeypatch.setattr(store, "SPENT", store.Counter())
+
+    def build(folder):
+        store.stage("inner", {}, lambda folder: time.sleep(0.2))
+
+    store.stage("outer", {}, build)
+    assert set(store.SPENT) == {"outer", "inner"}
+    assert store.SPENT["inner"] >= 0.2
+    spent = store.SPENT.copy()
+    store.stage("outer", {}, build)  # found
+    assert spent == store.SPENT
 
 
 def test_a_stage_that_fails_leaves_nothing(cache):

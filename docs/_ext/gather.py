@@ -102,7 +102,7 @@ def _profile(folder: Path) -> dict[str, str]:
 
 
 def _overview(folder: Path, rows: list[tuple[str, str]]) -> str:
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["runs"][-1]
     settings, hardware = facts["parameters"], facts["hardware"]
     students = ", ".join(f"{name} ({one['model']})" for name, one in settings["students"].items())
     students, teacher, processor = map(

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvret import search
+from nvret import search as single
 from nvret.search import PRODUCT, SearchResult
 from nvret.utils import processes
 
@@ -32,6 +32,7 @@ def top_k(
     ceiling: Tensor | np.ndarray | None = None,
     exclude: Sequence[Sequence[int]] | None = None,
     unit: int = PRODUCT,
+    search: Callable[..., SearchResult] = single.top_k,
     **options: Any,
 ) -> SearchResult:
     """``nvret.search.top_k``, each process searching its part of the corpus.
@@ -44,15 +45,14 @@ def top_k(
         queries, corpus, k, ceiling, exclude, options: as ``nvret.search.top_k``; the same in all
             processes. A memory-mapped corpus is read by each process in its own part only.
         unit: passages that stay together; one process searches a corpus of fewer.
+        search: what each process does.
     """
     if processes.world()[1] == 1:
-        return search.top_k(queries, corpus, k, ceiling=ceiling, exclude=exclude, **options)
+        return search(queries, corpus, k, ceiling=ceiling, exclude=exclude, **options)
     part = processes.shard(len(corpus), unit)
     if exclude is not None:
         exclude = [_inside(np.asarray(ids, np.int64), part) for ids in exclude]
-    ids, scores = search.top_k(
-        queries, corpus[part], k, ceiling=ceiling, exclude=exclude, **options
-    )
+    ids, scores = search(queries, corpus[part], k, ceiling=ceiling, exclude=exclude, **options)
     ids = torch.where(ids < 0, -1, ids + part.start)
     for start in range(0, len(ids), GATHERED):
         rows = slice(start, start + GATHERED)
@@ -78,7 +78,7 @@ def _inside(ids: np.ndarray, part: slice) -> np.ndarray:
 def _merged(ids: Tensor, scores: Tensor, k: int) -> SearchResult:
     """The k best of all processes' results, whose ids rise with the process's rank."""
     parts = map(SearchResult, _gathered(ids), _gathered(scores))
-    return functools.reduce(lambda best, part: search.merge(best, part, k), parts)
+    return functools.reduce(lambda best, part: single.merge(best, part, k), parts)
 
 
 def _gathered(part: Tensor) -> list[Tensor]:

@@ -19,10 +19,12 @@ import torch
 
 from nvret import search
 from nvret.scale.distributed import by_query
+from nvret.scale.screen import Screen
 from nvret.search import SearchResult
 from nvret.teachers import DenseScorer
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
+from nvret.utils.store import fingerprint
 
 BATCH = 4096  # queries that are searched at once
 ADDED = 65536  # passages that are read and put into the index at once
@@ -48,6 +50,17 @@ class Index:
     def __post_init__(self) -> None:
         if self.probes < 1:
             raise NvretError(f"probes is {self.probes}, expected at least 1")
+
+    def scorer(self, name: str, key: list[Any], *vectors: Any) -> IndexedScorer:
+        """As ``nvret.teachers.dense_scorer``."""
+        return IndexedScorer(name, fingerprint(*key, vars(self)), *vectors, index=self)
+
+
+def named(name: str | None, probes: int) -> Index | Screen | None:
+    """How to search: exactly, with "screen" exactly behind one, else by that index of faiss's."""
+    if name == "screen":
+        return Screen()
+    return Index(name, probes) if name else None
 
 
 class Searcher:

@@ -48,7 +48,9 @@ class TeacherSettings(Section):
     """Tokens that are read of a passage."""
 
     index: str | None = None
-    """faiss's name of an approximate index ("HNSW32", "IVF4096,Flat"); null: exact."""
+    """How passages are searched: null, exactly; "screen", exactly too, but most of it in bfloat16,
+    which is faster where a CPU has AMX and on a GPU; or approximately, by faiss's name of an index
+    ("HNSW32", "IVF4096,Flat")."""
 
     probes: int = Field(default=64, gt=0)
     """Cells or neighbours that the approximate index looks at."""

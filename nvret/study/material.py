@@ -185,10 +185,11 @@ class Material:
         missing = [method for method, path in folders.items() if not store.find(path)]
         if arm.method in missing:
             exclude = self.workspace.exclusions(train)
-            tables = mining.sweep(
-                dataset, scorer, missing, arm.num_negatives, arm.sampling, seed,
-                **options, exclude=exclude, progress=False,
-            )  # fmt: skip
+            with store.timed("mining"):
+                tables = mining.sweep(
+                    dataset, scorer, missing, arm.num_negatives, arm.sampling, seed,
+                    **options, exclude=exclude, progress=False,
+                )  # fmt: skip
             for method, table in zip(missing, tables, strict=True):
 
                 def save(folder: Path, table: pa.Table = table) -> None:

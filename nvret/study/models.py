@@ -19,7 +19,7 @@ from nvret import assets, teachers
 from nvret.data import RetrievalDataset
 from nvret.study.arms import Arm
 from nvret.study.material import Material
-from nvret.study.scores import COLLAPSED, METRIC
+from nvret.study.scores import COLLAPSED, METRIC, collapsed
 from nvret.study.workspace import inputs, model_fingerprint
 from nvret.training.config import TrainingConfig
 from nvret.utils import cache as contents
@@ -177,7 +177,8 @@ class Models(Material):
                 # Another process may have done some of it meanwhile
                 todo = [name for name, path in found.items() if not store.find(path)]
                 model = self.model(arm, seed) if todo else place
-                self._test(arm, model, {name: keys[name] for name in todo if name})
+                with store.timed("testing"):
+                    self._test(arm, model, {name: keys[name] for name in todo if name})
                 if arm.trained:
                     store.stage("logs", log, lambda folder: shutil.copy(model / LOG, folder))
                     if todo and not self.settings.keep_models and processes.is_main_process():
@@ -203,7 +204,7 @@ class Models(Material):
                 def save(target: Path, test=tests[name], one=one) -> None:
                     scores = one.scores.select(["query_id", METRIC, "recall_at_100"]).to_pandas()
                     if "cluster" in test.corpus.column_names:
-                        scores[COLLAPSED] = evaluation.collapsed(one, test).values(METRIC)
+                        scores[COLLAPSED] = collapsed(one, test).values(METRIC)
                     scores.to_parquet(target / "scores.parquet")
 
                 store.stage("scores", keys[name], save)

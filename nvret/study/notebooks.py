@@ -99,10 +99,10 @@ def run(
     silent = signal.SIGINT, signal.SIG_IGN  # an interrupt is this process's, which ends the other
     with ProcessPoolExecutor(1, spawn, signal.signal, silent) as pool:
         try:
-            todo: list[Future[Path]] = []
+            todo: dict[str, Future[Path]] = {}
             for name in names:
                 if reads := _reads(name):  # what the others write
-                    for one in todo:
+                    for one in todo.values():
                         one.result()
                 kept = store.cache_dir() / "notebooks" / _key(name, folder, rest, reads)
                 if not again and store.find(kept):
@@ -111,11 +111,11 @@ def run(
                     continue
                 if name in by_name:
                     by_name[name].run()
-                todo.append(pool.submit(_execute, name, root, folder, values, kept, began))
-                todo[-1].add_done_callback(partial(_executed, started))
-                for one in filter(Future.done, todo):  # an error ends the others
+                todo[name] = pool.submit(_execute, name, root, folder, values, kept, began)
+                todo[name].add_done_callback(partial(_executed, started))
+                for one in filter(Future.done, todo.values()):  # an error ends the others
                     one.result()
-            for one in todo:
+            for one in todo.values():
                 one.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -123,9 +123,9 @@ def run(
                 child.terminate()
             raise
     # A notebook outside of the profile's own, or one that was copied, has not made its results
-    made = todo or not (folder / "provenance.json").is_file()
-    if made and set(names) & set(settings.notebooks):
-        paths.save_provenance(settings, hashes, time.monotonic() - started)
+    known = paths.provenance_path(settings).is_file()
+    if made := [name for name in settings.notebooks if name in (todo if known else names)]:
+        paths.save_provenance(settings, made, hashes, time.monotonic() - started)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
     for kind in ("figures", "tables"):
         print(f"  {kind}: {os.path.relpath(folder / kind)}{os.sep}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,16 +60,28 @@ def save_figure(settings: Settings, name: str, figure: Figure) -> None:
         )
 
 
-def save_provenance(settings: Settings, fingerprints: dict[str, str], seconds: float) -> None:
-    """Write ``provenance.json``: what produced a profile's results.
+def provenance_path(settings: Settings) -> Path:
+    """``provenance.json``, of `save_provenance`."""
+    return results_folder(settings) / "provenance.json"
+
+
+def save_provenance(
+    settings: Settings, made: Sequence[str], fingerprints: dict[str, str], seconds: float
+) -> None:
+    """Add a run to ``provenance.json``: which notebooks it made, and what produced them.
+
+    A notebook that is made again leaves the run that it came from before.
 
     Args:
+        made: names of the notebooks.
         fingerprints: of the data sets and models, by name.
-        seconds: that the run took.
+        seconds: that the run took; how many of them each stage took is added, notebooks being
+            executed in another process beside them.
     """
-    root = project_root()
+    root, path = project_root(), provenance_path(settings)
     changes = machine.git(root, "status", "--porcelain", "--", "nvret", "notebooks", "params")
-    facts = {
+    run = {
+        "notebooks": list(made),
         "parameters": settings.model_dump(),
         "fingerprints": fingerprints,
         "versions": machine.versions(PACKAGES),
@@ -75,5 +89,10 @@ def save_provenance(settings: Settings, fingerprints: dict[str, str], seconds: f
         "uncommitted_changes": bool(changes),
         "hardware": machine.hardware(),
         "seconds": round(seconds),
+        "seconds_by_stage": {name: round(spent) for name, spent in store.SPENT.items()},
     }
-    store.write_json(results_folder(settings) / "provenance.json", facts)
+    kept = json.loads(path.read_bytes())["runs"] if path.is_file() else []
+    for one in kept:
+        one["notebooks"] = [name for name in one["notebooks"] if name not in made]
+    runs = [one for one in kept if one["notebooks"]]
+    store.write_json(path, {"runs": [*runs, run]})

@@ -13,11 +13,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from nvret import evaluation
 from nvret.analysis import statistics
 from nvret.analysis.statistics import Interval
+from nvret.data import RetrievalDataset
+from nvret.evaluation import Evaluation
 from nvret.utils import store
 from nvret.utils.errors import NvretError
+from nvret.utils.trec import metrics
 
 METRIC = "ndcg_at_10"
 COLLAPSED = "ndcg_at_10_collapsed"  # near-duplicates count as one passage
@@ -174,3 +179,25 @@ class Results:
         corpora = pd.DataFrame(attrs["corpora"], columns=CORPORA)
         rest = attrs["dev"], attrs["primary"], corpora, pd.DataFrame(**attrs["differing"])
         return cls(arms, scores, pd.DataFrame(), *rest)
+
+
+def collapsed(
+    found: Evaluation, dataset: RetrievalDataset, *, k: Sequence[int] = (10,)
+) -> Evaluation:
+    """The same ranking scored again, with each near-duplicate cluster as one passage.
+
+    Only the best-ranked passage of a cluster stands in the ranking, and it is as relevant as the
+    most relevant of the cluster: an unlabelled copy of the answer counts as the answer.
+
+    Args:
+        found: of ``dataset``, whose corpus has the column ``cluster``.
+    """
+    row, names = pd.factorize(dataset.corpus["cluster"].to_numpy())
+    ranked = evaluation.in_order(dataset, *found.ranking)
+    ranked = np.where(ranked < 0, -1, row[ranked])
+    apart = ranked + 1 + (len(names) + 1) * np.arange(len(ranked))[:, None]
+    kept, first = np.full_like(ranked, -1), np.unique(apart, return_index=True)[1]
+    kept.flat[first] = ranked.flat[first]
+    kept = np.take_along_axis(kept, np.argsort(kept < 0, axis=1, kind="stable"), 1)
+    columns = metrics(*evaluation.graded(dataset, kept, row), sorted(k))
+    return Evaluation(dataset.name, pa.table({"query_id": found.scores["query_id"]} | columns))

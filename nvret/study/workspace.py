@@ -224,7 +224,7 @@ class Workspace:
         if name == "bm25":
             return teachers.BM25Teacher()
         lengths = chosen.query_max_length, chosen.passage_max_length
-        index = faiss_index.Index(chosen.index, chosen.probes) if chosen.index else None
+        index = faiss_index.named(chosen.index, chosen.probes)
         return teachers.DenseTeacher(name, *lengths, self.settings.device, chosen.dtype, index)
 
     @cache  # noqa: B019
@@ -235,7 +235,8 @@ class Workspace:
     @cache  # noqa: B019
     def exclusions(self, train: str | None = None) -> list[np.ndarray]:
         """For each question of a training set the passages that are never its negatives."""
-        return mining.exclusions(self.train(train), self.near_duplicates(train))
+        with store.timed("copies of positives"):
+            return mining.exclusions(self.train(train), self.near_duplicates(train))
 
     def teacher_scores(
         self, name: str, tests: Sequence[str] | None = None

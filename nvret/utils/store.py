@@ -17,7 +17,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ UNWRITABLE = {
 }  # fmt: skip
 
 KEPT: set[Path] = set()  # what this process has completed, and would find if it began again
+SPENT: Counter[str] = Counter()  # seconds of this process by stage, each less those within it
 
 
 def cache_dir() -> Path:
@@ -164,6 +167,16 @@ def locked(target: Path, timeout: float = -1) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def timed(stage: str) -> Iterator[None]:
+    """Add the time of a block to ``SPENT``; what stages within it take counts as theirs alone."""
+    began, within = time.monotonic(), SPENT.total()
+    try:
+        yield
+    finally:
+        SPENT[stage] += time.monotonic() - began - (SPENT.total() - within)
+
+
+@contextlib.contextmanager
 def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
     """Write a folder under a temporary name; rename it to ``target`` when the block succeeds.
 
@@ -185,7 +198,8 @@ def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
             shutil.rmtree(left)  # by a process that was killed, since none other has the lock
         partial.mkdir(exist_ok=keep_partial)
         try:
-            yield partial
+            with timed(target.parent.name):
+                yield partial
             for path in (*partial.rglob("*"), partial):
                 _sync(path)
         except BaseException:

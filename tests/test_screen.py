@@ -1,0 +1,128 @@
+"""Search behind a screen: exact, whatever the approximate scores are within their bound."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import examples
+from nvret import mining, negatives, search, teachers
+from nvret.data import load
+from nvret.scale import faiss_index, screen
+from nvret.study import mixtures
+from test_search import oracle, problems
+
+
+def noisy(queries, corpus, errors, seed):
+    """Approximate scores of some queries: as far off as they may be, up or down, and rounded."""
+    exact = queries.double() @ corpus.double().T
+    draw = torch.Generator().manual_seed(seed)
+    off = errors[:, None] * (2 * torch.randint(0, 2, exact.shape, generator=draw) - 1)
+    shares = 1 + screen.UNIT * (2 * torch.rand(exact.shape, generator=draw) - 1)
+
+    def approximate(own):
+        # Queries are found again by their vectors, equal ones being as good as each other
+        rows = [int((queries == vector).all(1).nonzero()[0]) for vector in own]
+        scores = ((exact + off) * shares).float()[rows]
+        return lambda rows, columns, out: out.copy_(scores[rows, columns])
+
+    return approximate
+
+
+@examples(100)
+@given(problems(), st.floats(0, 3), st.sampled_from([(0,), (0, 3), (5, 50)]), st.integers(0, 99))
+def test_equals_the_oracle_whatever_the_approximation(problem, most, more, seed):
+    queries, corpus, k, ceiling, exclude = problem
+    left, right = torch.from_numpy(queries), torch.from_numpy(corpus)
+    errors = most * torch.rand(len(queries), generator=torch.Generator().manual_seed(seed)).double()
+    # equal queries are equally far off
+    first = [int((left == vector).all(1).nonzero()[0]) for vector in left]
+    errors = errors[first]
+    approximate = noisy(left, right, errors, seed)
+    options = {"ceiling": ceiling, "exclude": exclude, "more": more}
+    got = screen.screened(left, right, k, approximate, errors, **options)
+    scores = queries.astype(np.float64) @ corpus.astype(np.float64).T
+    ids, best = oracle(scores, k, ceiling, exclude)
+    np.testing.assert_array_equal(got.ids.numpy(), ids)
+    np.testing.assert_array_equal(got.scores.numpy(), best.astype(np.float32))
+
+
+@examples(50)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 96]), st.floats(-3, 3))
+def test_the_bound_holds_for_products_of_rounded_vectors(seed, dimension, power):
+    draw = np.random.default_rng(seed)
+    scale = 10.0**power
+    queries, corpus = (
+        torch.from_numpy((scale * draw.standard_normal((n, dimension))).astype(np.float32))
+        for n in (5, 200)
+    )
+    exact = queries.double() @ corpus.double().T
+    summed = queries.bfloat16().float() @ corpus.bfloat16().float().T
+    errors = screen.error(queries, corpus)[:, None]
+    assert ((summed.double() - exact).abs() <= errors).all()
+    rounded = summed.bfloat16().double()
+    assert (exact <= screen._highest(rounded, errors)).all()
+    assert (rounded <= screen._highest(exact, errors)).all()
+    lengths = queries.norm(dim=1)[:, None] * corpus.norm(dim=1).max()
+    assert (errors <= 3 * screen.UNIT * lengths).all()
+
+
+def test_a_limit_that_is_infinite_stays():
+    for value in (torch.inf, -torch.inf):
+        limit = torch.tensor([value], dtype=torch.float64)
+        assert screen._highest(limit, torch.ones(1)).item() == value
+
+
+def vectors(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    made = torch.randn(3_100, 64, generator=draw)
+    made[50:60] = made[70]  # copies
+    made = torch.nn.functional.normalize(made, dim=1)
+    return made[:100], made[100:]
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """The screen is used: on a processor that is slow in bfloat16, with rounded vectors."""
+    if screen.is_fast("cpu"):
+        return
+    plain = search.product
+
+    def product(queries, corpus, device, dtype=torch.float32):
+        return plain(queries.to(dtype).float(), corpus.to(dtype).float(), device)
+
+    monkeypatch.setattr(search, "product", product)
+    monkeypatch.setattr(screen, "is_fast", lambda device: True)
+
+
+@pytest.mark.parametrize("k", [1, 10, 3_000])
+def test_the_same_as_plain_search(fast, k, monkeypatch):
+    queries, corpus = vectors()
+    plain = search.top_k(queries, corpus, k)
+    monkeypatch.setattr(search, "top_k", None)  # nothing is left for it
+    found = screen.top_k(queries, corpus, k)
+    np.testing.assert_allclose(found.scores, plain.scores, atol=2e-7)
+    exact = queries.double() @ corpus.double().T
+    ids, scores = oracle(exact.float().numpy(), k)
+    np.testing.assert_array_equal(found.ids, ids)
+    np.testing.assert_array_equal(found.scores, scores.astype(np.float32))
+
+
+def test_on_other_processors_it_is_plain_search(monkeypatch):
+    monkeypatch.setattr(screen, "is_fast", lambda device: False)
+    queries, corpus = vectors()
+    found, plain = screen.top_k(queries, corpus, 5), search.top_k(queries, corpus, 5)
+    assert torch.equal(found.ids, plain.ids)
+    assert torch.equal(found.scores, plain.scores)
+
+
+def test_the_same_negatives_are_mined(fast):
+    data = mixtures.sample_passages(mixtures.sample(load("squadshifts-nyt"), 40), 300)
+    made = []
+    for index in (None, faiss_index.named("screen", 64)):
+        teacher = teachers.DenseTeacher("potion-base-8m", index=index)
+        made.append(mining.mine(data, teacher, mining.TopKPercPos(0.95), 3, progress=False))
+    columns = ["query_id", "positive_id", "negative_id", "rank"]
+    assert made[0].select(columns).equals(made[1].select(columns))
+    assert len({negatives.provenance(table)["teacher_fingerprint"] for table in made}) == 2
