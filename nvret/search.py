@@ -74,11 +74,13 @@ class Tile:
         buffer_mb: most mebibytes of scores.
     """
 
+    dtype = torch.float32
+
     def __init__(self, queries: int, passages: int, device: torch.device, buffer_mb: int) -> None:
         self.rows, self.columns = shape(queries, passages, buffer_mb)
         blocks = self.columns // BLOCK
-        self._scores = torch.empty((self.rows, blocks, BLOCK), device=device)
-        self._maxima = torch.empty((self.rows, blocks), device=device)
+        self._scores = torch.empty((self.rows, blocks, BLOCK), device=device, dtype=self.dtype)
+        self._maxima = torch.empty((self.rows, blocks), device=device, dtype=self.dtype)
 
     def fill(self, score: Score, rows: slice, columns: slice) -> None:
         """Score the queries against the passages; places without a passage hold -inf."""
@@ -188,7 +190,7 @@ def top_k(
     queries, corpus = matrices(queries, corpus)
     device = torch.device(device) if device is not None else queries.device
     return top_k_scores(
-        product(queries, corpus, device),
+        _product(queries, corpus, device),
         *(len(queries), len(corpus), k),
         ceiling=ceiling,
         exclude=exclude,
@@ -211,23 +213,17 @@ def matrices(queries: Tensor | np.ndarray, corpus: Tensor | np.ndarray) -> tuple
     return queries, corpus
 
 
-def product(
-    queries: Tensor, corpus: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Score:
-    """The dot products of `matrices`, for `top_k_scores`; computed in ``dtype``."""
+def _product(queries: Tensor, corpus: Tensor, device: torch.device) -> Score:
     latest: tuple[slice, Tensor] | None = None
 
     def score(rows: slice, columns: slice, out: Tensor) -> None:
         nonlocal latest
         if latest is None or latest[0] != columns:  # the same passages for all queries in turn
             latest = None  # one of them at a time
-            latest = columns, corpus[columns].to(device, dtype)
-        vectors = queries[rows].to(device, dtype)
+            latest = columns, corpus[columns].to(device, torch.float32)
+        vectors = queries[rows].to(device, torch.float32)
         for passages, scores in zip(latest[1].split(PRODUCT), out.split(PRODUCT, 1), strict=True):
-            if dtype == out.dtype:
-                torch.mm(vectors, passages.T, out=scores)
-            else:
-                scores.copy_(vectors @ passages.T)
+            torch.mm(vectors, passages.T, out=scores)
 
     return score
 
@@ -243,6 +239,7 @@ def top_k_scores(
     device: str | torch.device = "cpu",
     floor: float = NOTHING,
     most_passages: int = sys.maxsize,
+    make_tile: Callable[..., Tile] = Tile,
     buffer_mb: int = 256,
     progress: bool = False,
 ) -> SearchResult:
@@ -255,6 +252,7 @@ def top_k_scores(
         floor: only scores above it count.
         most_passages: how many passages ``score`` gets at once, at most. Its slices start at
             multiples of this number, if ``buffer_mb`` holds as many.
+        make_tile: what holds the scores; called as `Tile` is.
         k, ceiling, exclude, buffer_mb, progress: as in ``top_k``.
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -267,7 +265,7 @@ def top_k_scores(
     if not num_queries or not num_passages:
         return SearchResult(ids, scores)
 
-    tile = Tile(num_queries, min(num_passages, most_passages), device, buffer_mb)
+    tile = make_tile(num_queries, min(num_passages, most_passages), device, buffer_mb)
     total = num_queries * num_passages
     bar = progress_bar(total=total, desc="search", unit="score", unit_scale=True, show=progress)
     with bar:

@@ -75,7 +75,7 @@ class DenseTeacher:
         query_max_length, passage_max_length: tokens that are read of each text.
         device, dtype: where and in which precision the model runs; "int8": passages, on a CPU.
         index: `nvret.scale.faiss_index.Index` to search approximately, or
-            `nvret.scale.screen.Screen`, exactly but faster; None: exactly.
+            `nvret.scale.screen.Screened`, exactly but faster; None: exactly.
         prompts: {"query": ..., "passage": ...}, as `Encoder.load` takes them.
     """
 

@@ -14,38 +14,41 @@ from nvret.study import mixtures
 from test_search import oracle, problems
 
 
-def noisy(queries, corpus, errors, seed):
-    """Approximate scores of some queries: as far off as they may be, up or down, and rounded."""
-    exact = queries.double() @ corpus.double().T
-    draw = torch.Generator().manual_seed(seed)
-    off = errors[:, None] * (2 * torch.randint(0, 2, exact.shape, generator=draw) - 1)
-    shares = 1 + screen.UNIT * (2 * torch.rand(exact.shape, generator=draw) - 1)
+class Noisy:
+    """Approximate scores: as far off as they may be, up or down, and rounded."""
 
-    def approximate(own):
-        # Queries are found again by their vectors, equal ones being as good as each other
-        rows = [int((queries == vector).all(1).nonzero()[0]) for vector in own]
-        scores = ((exact + off) * shares).float()[rows]
-        return lambda rows, columns, out: out.copy_(scores[rows, columns])
+    def __init__(self, queries, corpus, most, seed):
+        draw = torch.Generator().manual_seed(seed)
+        exact = queries.double() @ corpus.double().T
+        self.errors = most * torch.rand(len(queries), generator=draw)
+        sign = 2 * torch.randint(0, 2, exact.shape, generator=draw) - 1
+        self.scores = exact + self.errors[:, None] * sign
 
-    return approximate
+    def __call__(self, rows, columns, out):
+        out.copy_(self.scores[rows, columns])
 
 
-@examples(100)
-@given(problems(), st.floats(0, 3), st.sampled_from([(0,), (0, 3), (5, 50)]), st.integers(0, 99))
-def test_equals_the_oracle_whatever_the_approximation(problem, most, more, seed):
-    queries, corpus, k, ceiling, exclude = problem
-    left, right = torch.from_numpy(queries), torch.from_numpy(corpus)
-    errors = most * torch.rand(len(queries), generator=torch.Generator().manual_seed(seed)).double()
-    # equal queries are equally far off
-    first = [int((left == vector).all(1).nonzero()[0]) for vector in left]
-    errors = errors[first]
-    approximate = noisy(left, right, errors, seed)
-    options = {"ceiling": ceiling, "exclude": exclude, "more": more}
-    got = screen.screened(left, right, k, approximate, errors, **options)
-    scores = queries.astype(np.float64) @ corpus.astype(np.float64).T
-    ids, best = oracle(scores, k, ceiling, exclude)
-    np.testing.assert_array_equal(got.ids.numpy(), ids)
-    np.testing.assert_array_equal(got.scores.numpy(), best.astype(np.float32))
+@pytest.mark.parametrize("block", [4, 64])
+def test_equals_the_oracle_whatever_the_approximation(block, monkeypatch):
+    """Most problems fill no tile; then blocks are small, and tiles as well."""
+    monkeypatch.setattr(search, "BLOCK", block)
+    monkeypatch.setattr(search, "QUERY_TILE", 5)
+    monkeypatch.setattr(screen, "DOUBTFUL", 3)
+
+    @examples(150)
+    @given(problems(), st.floats(0, 3), st.sampled_from([1, 20]), st.integers(0, 99))
+    def check(problem, most, crowded, seed):
+        monkeypatch.setattr(screen, "CROWDED", crowded)
+        queries, corpus, k, ceiling, exclude = problem
+        left, right = torch.from_numpy(queries), torch.from_numpy(corpus)
+        options = {"ceiling": ceiling, "exclude": exclude, "buffer_mb": 5 * 4 * 200 / 2**20}
+        got = screen.screened(left, right, k, Noisy(left, right, most, seed), **options)
+        scores = queries.astype(np.float64) @ corpus.astype(np.float64).T
+        ids, best = oracle(scores, k, ceiling, exclude)
+        np.testing.assert_array_equal(got.ids.numpy(), ids)
+        np.testing.assert_array_equal(got.scores.numpy(), best.astype(np.float32))
+
+    check()
 
 
 @examples(50)
@@ -59,7 +62,9 @@ def test_the_bound_holds_for_products_of_rounded_vectors(seed, dimension, power)
     )
     exact = queries.double() @ corpus.double().T
     summed = queries.bfloat16().float() @ corpus.bfloat16().float().T
-    errors = screen.error(queries, corpus)[:, None]
+    score = screen.Screen(queries, corpus, torch.device("cpu"))
+    score(slice(0, 5), slice(0, 200), torch.empty(200, 5, dtype=torch.bfloat16).T)
+    errors = score.errors[:, None].double()
     assert ((summed.double() - exact).abs() <= errors).all()
     rounded = summed.bfloat16().double()
     assert (exact <= screen._highest(rounded, errors)).all()
@@ -84,23 +89,17 @@ def vectors(seed=0):
 
 @pytest.fixture
 def fast(monkeypatch):
-    """The screen is used: on a processor that is slow in bfloat16, with rounded vectors."""
-    if screen.is_fast("cpu"):
-        return
-    plain = search.product
-
-    def product(queries, corpus, device, dtype=torch.float32):
-        return plain(queries.to(dtype).float(), corpus.to(dtype).float(), device)
-
-    monkeypatch.setattr(search, "product", product)
+    """The screen is used, also on a processor that is slow in bfloat16, and on a small corpus."""
     monkeypatch.setattr(screen, "is_fast", lambda device: True)
+    monkeypatch.setattr(search, "BLOCK", 4)
 
 
-@pytest.mark.parametrize("k", [1, 10, 3_000])
+@pytest.mark.parametrize("k", [1, 10, 64])
 def test_the_same_as_plain_search(fast, k, monkeypatch):
     queries, corpus = vectors()
     plain = search.top_k(queries, corpus, k)
     monkeypatch.setattr(search, "top_k", None)  # nothing is left for it
+    monkeypatch.setattr(screen, "CROWDED", 100)
     found = screen.top_k(queries, corpus, k)
     np.testing.assert_allclose(found.scores, plain.scores, atol=2e-7)
     exact = queries.double() @ corpus.double().T

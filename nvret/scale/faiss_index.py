@@ -19,7 +19,7 @@ import torch
 
 from nvret import search
 from nvret.scale.distributed import by_query
-from nvret.scale.screen import Screen
+from nvret.scale.screen import Screened
 from nvret.search import SearchResult
 from nvret.teachers import DenseScorer
 from nvret.utils.bars import progress_bar
@@ -56,10 +56,10 @@ class Index:
         return IndexedScorer(name, fingerprint(*key, vars(self)), *vectors, index=self)
 
 
-def named(name: str | None, probes: int) -> Index | Screen | None:
+def named(name: str | None, probes: int) -> Index | Screened | None:
     """How to search: exactly, with "screen" exactly behind one, else by that index of faiss's."""
     if name == "screen":
-        return Screen()
+        return Screened()
     return Index(name, probes) if name else None
 
 

@@ -12,7 +12,7 @@ Source of the bound: Higham 2002, Accuracy and Stability of Numerical Algorithms
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,12 @@ from nvret.search import NOTHING, SearchResult
 from nvret.teachers import DenseScorer
 from nvret.utils.store import fingerprint
 
-MORE = (32, 512)  # passages beyond k that are scored again; then, where they are too few
+DOUBTFUL = 64  # blocks in which a passage may or may not be below the ceiling, at most
+CROWDED = 16  # as many blocks as are looked for, times this, are not read again
 UNIT, UNIT32 = 2.0**-8, 2.0**-24  # most that rounding moves a number in bfloat16, in float32
-SCORED = 64  # queries that are scored again at once
+TINY = 2.0**-100  # more than is lost where numbers are too small to be rounded so
+CACHED = 1024  # vectors that are rounded at once
+TOGETHER = 8  # queries whose passages are read at once
 
 
 def is_fast(device: str | torch.device) -> bool:
@@ -63,13 +66,12 @@ def top_k(
     """
     queries, corpus = search.matrices(queries, corpus)
     device = torch.device(device) if device is not None else queries.device
-    options = {"ceiling": ceiling, "exclude": exclude, "device": device, "progress": progress}
-    options["buffer_mb"] = buffer_mb
-    if not is_fast(device):
+    options = {"ceiling": ceiling, "exclude": exclude, "device": device}
+    options |= {"buffer_mb": buffer_mb, "progress": progress}
+    if not is_fast(device) or len(corpus) < 4 * search.BLOCK * (k + DOUBTFUL):
         return search.top_k(queries, corpus, k, **options)
-    approximate = partial(search.product, corpus=corpus, device=device, dtype=torch.bfloat16)
     with _sums_in_float32():
-        return screened(queries, corpus, k, approximate, error(queries, corpus), **options)
+        return screened(queries, corpus, k, Screen(queries, corpus, device), **options)
 
 
 @contextlib.contextmanager
@@ -84,95 +86,171 @@ def _sums_in_float32() -> Iterator[None]:
         on_gpu.allow_bf16_reduced_precision_reduction = before
 
 
-def error(queries: Tensor, corpus: Tensor) -> Tensor:
-    """(Q,) float64: most that a product in bfloat16 is off before it is rounded itself.
+class Screen:
+    """Scores of some passages in bfloat16, as ``nvret.search.top_k_scores`` asks for them.
+
+    Attributes:
+        errors: (Q,) float32, most that a score of the latest passages is off before it is rounded.
 
     |q·c - q'·c'| <= |q - q'| |c| + |q'| |c - c'| for the rounded vectors q', c'; to which comes
-    what is lost when d products are added up in float32.
+    what is lost when D products are added up in float32.
     """
-    lost, own = _lengths(queries)
-    parts = [_lengths(part) for part in corpus.split(search.PRODUCT)]
-    most_lost, most = (torch.cat(each).max() for each in zip(*parts, strict=True))
-    rounded = own + lost
-    added = 2 * queries.shape[1] * UNIT32 * rounded * (most + most_lost)
-    return lost * most + rounded * most_lost + added
+
+    def __init__(self, queries: Tensor, corpus: Tensor, device: torch.device) -> None:
+        self.corpus, self.device, self.columns = corpus, device, None
+        self.queries, self._lost, self._own = _rounded(queries, device)
+
+    def __call__(self, rows: slice, columns: slice, out: Tensor) -> None:
+        if self.columns != columns:  # the same passages for all queries in turn
+            self._passages = None  # one of them at a time
+            self._passages, lost, own = _rounded(self.corpus[columns], self.device)
+            self.columns = columns
+            lost, own, rounded = lost.max(), own.max(), self._own + self._lost
+            sums = 2 * self.queries.shape[1] * UNIT32 * rounded * (own + lost)
+            self.errors = 1.0001 * (self._lost * own + rounded * lost + sums)
+        torch.mm(self._passages, self.queries[rows].T, out=out.T)
 
 
-def _lengths(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) float64 each: the length of what bfloat16 takes off a vector, and its own."""
-    off = vectors - vectors.bfloat16().to(vectors.dtype)
-    return off.norm(dim=1).double() * (1 + 1e-5), vectors.norm(dim=1).double() * (1 + 1e-5)
+def _rounded(vectors: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, D) in bfloat16; (N,) float32 lengths of what that takes off a vector, and of its own."""
+    rounded = torch.empty(vectors.shape, dtype=torch.bfloat16, device=device)
+    lost, own = torch.empty((2, len(vectors)), device=device)
+    for start in range(0, len(vectors), CACHED):
+        part = slice(start, start + CACHED)
+        exact = vectors[part].to(device, torch.float32)
+        rounded[part] = exact
+        torch.linalg.vector_norm(exact, dim=1, out=own[part])
+        torch.linalg.vector_norm(exact - rounded[part], dim=1, out=lost[part])
+    return rounded, lost, own
 
 
 def screened(
     queries: Tensor,
     corpus: Tensor,
     k: int,
-    approximate: Callable[[Tensor], search.Score],
-    errors: Tensor,
+    score: Screen,
     *,
     ceiling: Tensor | np.ndarray | None = None,
     exclude: Sequence[Sequence[int]] | None = None,
-    more: Sequence[int] = MORE,
+    device: str | torch.device = "cpu",
     **options: Any,
 ) -> SearchResult:
-    """The k best by their float64 scores, looked for where approximate scores are high.
+    """The k best by their exact scores, looked for where approximate scores are high.
 
     Args:
         queries, corpus: (Q, D) and (N, D).
-        k, ceiling, exclude: as of ``nvret.search.top_k``.
-        approximate: some of the queries -> their scores, as ``nvret.search.top_k_scores`` asks.
-        errors: (Q,) float64, most that such a score is off, beside the share `UNIT` of itself.
-        more: how many beyond k are scored again; each number for the queries that are left.
+        k, ceiling, exclude, device: as of ``nvret.search.top_k``.
+        score: approximate scores, each off by at most ``score.errors`` of its query and the share
+            `UNIT` of itself.
         options: of ``nvret.search.top_k_scores``.
     """
     limits = torch.full((len(queries),), torch.inf) if ceiling is None else ceiling
-    limits = torch.as_tensor(limits, dtype=torch.float32).cpu()
-    ids = torch.full((len(queries), k), -1)
-    scores = torch.full((len(queries), k), NOTHING)
-    rows = torch.arange(len(queries))
-
-    def search_rows(top_k: Callable[..., SearchResult], *inputs: Any, upto: Tensor) -> SearchResult:
+    limits = torch.as_tensor(limits, dtype=torch.float32, device=device)
+    given_up = torch.zeros(len(queries), dtype=torch.bool)
+    options |= {"device": device}
+    found = search.top_k_scores(
+        *(score, len(queries), len(corpus), k),
+        ceiling=ceiling,
+        exclude=exclude,
+        make_tile=partial(ScreenTile, queries, corpus, limits, given_up),
+        **options,
+    )
+    if len(rows := given_up.nonzero()[:, 0]):
         left = None if exclude is None else [exclude[row] for row in rows.tolist()]
-        return top_k(*inputs, ceiling=upto, exclude=left, **options)
+        options |= {"ceiling": limits[rows], "exclude": left}
+        found.ids[rows], found.scores[rows] = search.top_k(queries[rows], corpus, k, **options)
+    return found
 
-    for extra in more:
-        own, off = queries[rows], errors[rows]
-        sizes = len(rows), len(corpus), k + extra
-        upto = _highest(limits[rows].double(), off).float().nextafter(torch.tensor(torch.inf))
-        found = search_rows(search.top_k_scores, approximate(own), *sizes, upto=upto)
-        best = _scored(own, corpus, found.ids, limits[rows], k)
-        # What was left out scores no higher than this, if anything was
-        last = found.scores[:, -1].double()
-        sure = (best.scores[:, -1] > _highest(last, off).float()) | (last == NOTHING)
-        ids[rows[sure]], scores[rows[sure]] = best.ids[sure], best.scores[sure]
-        rows = rows[~sure]
-    if len(rows):
-        inputs = queries[rows], corpus, k
-        ids[rows], scores[rows] = search_rows(search.top_k, *inputs, upto=limits[rows])
-    return SearchResult(ids, scores)
+
+class ScreenTile(search.Tile):
+    """Approximate scores, of which the k best by exact scores are read.
+
+    A passage's scores lie together, since maxima over passages are then the faster ones to take.
+
+    Args:
+        queries, corpus: (Q, D) and (N, D).
+        limits: (Q,) exact scores are below them.
+        given_up: (Q,) bool, set where a query has too many passages to score again.
+        shape: as of ``nvret.search.Tile``.
+    """
+
+    dtype = torch.bfloat16
+
+    def __init__(
+        self, queries: Tensor, corpus: Tensor, limits: Tensor, given_up: Tensor, *shape: Any
+    ) -> None:
+        super().__init__(*shape)
+        self.queries, self.corpus, self.limits, self.given_up = queries, corpus, limits, given_up
+
+    def fill(self, score: Screen, rows: slice, columns: slice) -> None:
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        blocks = -(-width // search.BLOCK)
+        flat = self._scores.flatten()[: blocks * search.BLOCK * height].view(-1, height)
+        flat[width:] = NOTHING
+        score(rows, columns, flat[:width].T)
+        by_passage = flat.view(blocks, search.BLOCK, height)
+        self.scores, self.maxima = by_passage.permute(2, 0, 1), by_passage.amax(1).T.contiguous()
+        self.place, self.first, self.off = rows, columns.start, score.errors[rows]
+
+    def cut(self, limit: Tensor) -> None:
+        """Take out what is not below its row's limit for sure."""
+        super().cut(_highest(limit, self.off).nextafter(torch.tensor(torch.inf)))
+
+    def best(self, k: int, floor: float = NOTHING) -> SearchResult:
+        limit, off, maxima = self.limits[self.place], self.off, self.maxima.float()
+        most = min(k + DOUBTFUL, maxima.shape[1])
+        # The k-th best is no worse than the k-th of the blocks that are below the limit for sure
+        doubtful = (maxima > _lowest(limit, off)[:, None]).sum(1)
+        place = (doubtful + k - 1).clamp_max(most - 1)
+        kth = maxima.topk(most).values.gather(1, place[:, None])[:, 0]
+        least = _lowest(_lowest(kth, off), off).clamp_min(torch.finfo(torch.float32).min)
+        reached = maxima >= least[:, None]
+        crowded = (doubtful + k > most) | (reached.sum(1) > CROWDED * most)
+        self.given_up[self.place] |= crowded.cpu()
+        row, block = (reached & ~crowded[:, None]).nonzero(as_tuple=True)
+        hit, column = (self.scores[row, block] >= least[row, None]).nonzero(as_tuple=True)
+        row, column = row[hit].cpu(), (block[hit] * search.BLOCK + column).cpu()
+        scores = _scored(self.queries[self.place], self.corpus[self.first :], row, column)
+        allowed = scores < limit.cpu()[row]
+        return _best(row[allowed], column[allowed], scores[allowed], len(maxima), k)
 
 
 def _highest(approximate: Tensor, errors: Tensor) -> Tensor:
-    """The highest score of which this can be the approximation (and the other way round)."""
-    highest = approximate + errors + 1.05 * UNIT * (approximate.abs() + errors)
+    """The highest score of which this can be the approximation, and the other way round."""
+    highest = approximate + errors + 1.05 * UNIT * (approximate.abs() + errors) + TINY
     return torch.where(approximate.isinf(), approximate, highest)
 
 
-def _scored(queries: Tensor, corpus: Tensor, ids: Tensor, limits: Tensor, k: int) -> SearchResult:
-    """The k best of these passages that score below the limits, ordered by (-score, id)."""
-    ids = ids.sort(dim=1).values  # a place without a passage comes first
-    scores = torch.empty(ids.shape)
-    for part in torch.arange(len(ids)).split(SCORED):
-        vectors = corpus[ids[part].clamp_min(0)].double()
-        scores[part] = (vectors @ queries[part].double().unsqueeze(2)).squeeze(2).float()
-    scores = scores.masked_fill((ids < 0) | (scores >= limits[:, None]), NOTHING)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    ids = ids.gather(1, order).masked_fill(scores == NOTHING, -1)
-    return SearchResult(ids[:, :k], scores[:, :k])
+def _lowest(approximate: Tensor, errors: Tensor) -> Tensor:
+    """Likewise the lowest."""
+    return -_highest(-approximate, errors)
 
 
-class Screen:
+def _scored(queries: Tensor, corpus: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(P,) float32 scores of pairs of a query and a passage, rounded once; ``rows`` rise."""
+    counts = torch.bincount(rows, minlength=len(queries))
+    scores = [torch.empty(0)]
+    for some, numbers in zip(queries.double().split(TOGETHER), counts.split(TOGETHER), strict=True):
+        own, columns = columns.tensor_split([int(numbers.sum())])
+        vectors = corpus.index_select(0, own).double().split(numbers.tolist())
+        scores += [each.mv(query) for each, query in zip(vectors, some, strict=True)]
+    return torch.cat(scores).float()
+
+
+def _best(rows: Tensor, columns: Tensor, scores: Tensor, number: int, k: int) -> SearchResult:
+    """The k best of each of so many rows; ``columns`` rise within a row."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    rows = rows[order]
+    rank = torch.arange(len(rows)) - torch.searchsorted(rows, torch.arange(number))[rows]
+    ids, found = torch.full((number, k), -1), torch.full((number, k), NOTHING)
+    kept = rank < k
+    place = rows[kept], rank[kept]
+    ids[place], found[place] = columns[order][kept], scores[order][kept]
+    return SearchResult(ids, found)
+
+
+class Screened:
     """In the place of an index: how to search behind a screen."""
 
     def scorer(self, name: str, key: list[Any], *vectors: Any) -> ScreenedScorer:
