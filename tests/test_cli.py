@@ -1,6 +1,7 @@
 """The command line on files of a user's own."""
 
 import json
+import os
 import subprocess
 import sys
 import typing
@@ -49,6 +50,24 @@ def command(folder, *more, teacher="bm25"):
     if "--output" not in more:
         given += ["--output", folder / "negatives.parquet"]
     return cli.main(["mine", *map(str, given), *more])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP says how it was set")
+@pytest.mark.parametrize(
+    ("own", "spins"), [({}, "3000"), ({cli.SPIN: "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")]
+)
+def test_threads_that_wait_for_each_other_sleep_soon(own, spins):
+    """Where nobody has said what they should do."""
+    inherited = {k: v for k, v in os.environ.items() if k not in (cli.SPIN, "OMP_WAIT_POLICY")}
+    script = "from nvret import cli; cli.main(['cache', '--help']); import torch"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=inherited | own | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if cli.SPIN in line]
+    assert said
+    assert f"'{spins}" in said[0]
+    assert ("3000" in said[0]) == (spins == "3000")
 
 
 @pytest.mark.parametrize("teacher", ["bm25", "potion-base-8m"])
