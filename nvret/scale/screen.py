@@ -1,10 +1,10 @@
 """Exact search behind a screen: the same passages, with nearly all of the products in bfloat16.
 
 A processor with units for bfloat16 (AMX, a GPU's tensor cores) multiplies several times as fast in
-it as in float32. So all passages are scored in bfloat16, and of each query the k best and some more
-once again, from the float32 vectors. How far a score in bfloat16 can be off is known. If the k-th
-best beats whatever the screen left out, however far off that was, no passage is missing. A query of
-which this cannot be said is screened again, deeper, and at last searched in float32.
+it as in float32. So all passages are scored in bfloat16. How far such a score can be off is known,
+and with it the least that one of the k best can have there. Whatever has more is scored again from
+the float32 vectors, so that no passage is missing. Where that is too much for a query, it is
+searched in float32.
 
 Source of the bound: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1.
 """
@@ -38,7 +38,8 @@ def is_fast(device: str | torch.device) -> bool:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)
+    return device.type == "cpu" and has_amx()
 
 
 def top_k(
@@ -199,7 +200,8 @@ class ScreenTile(search.Tile):
     def best(self, k: int, floor: float = NOTHING) -> SearchResult:
         limit, off, maxima = self.limits[self.place], self.off, self.maxima.float()
         most = min(k + DOUBTFUL, maxima.shape[1])
-        # The k-th best is no worse than the k-th of the blocks that are below the limit for sure
+        # The k-th best is no worse than the k-th of the blocks that are below the limit for sure.
+        # `_lowest` twice: what the k-th may score, and what a passage that scores so may have here
         doubtful = (maxima > _lowest(limit, off)[:, None]).sum(1)
         place = (doubtful + k - 1).clamp_max(most - 1)
         kth = maxima.topk(most).values.gather(1, place[:, None])[:, 0]
@@ -230,10 +232,12 @@ def _scored(queries: Tensor, corpus: Tensor, rows: Tensor, columns: Tensor) -> T
     """(P,) float32 scores of pairs of a query and a passage, rounded once; ``rows`` rise."""
     counts = torch.bincount(rows, minlength=len(queries))
     scores = [torch.empty(0)]
-    for some, numbers in zip(queries.double().split(TOGETHER), counts.split(TOGETHER), strict=True):
+    parts = queries.cpu().double().split(TOGETHER), counts.split(TOGETHER)
+    for some, numbers in zip(*parts, strict=True):
         own, columns = columns.tensor_split([int(numbers.sum())])
-        vectors = corpus.index_select(0, own).double().split(numbers.tolist())
-        scores += [each.mv(query) for each, query in zip(vectors, some, strict=True)]
+        vectors = corpus.index_select(0, own.to(corpus.device)).cpu().double()
+        each = zip(vectors.split(numbers.tolist()), some, strict=True)
+        scores += [passages.mv(query) for passages, query in each]
     return torch.cat(scores).float()
 
 
