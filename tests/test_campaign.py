@@ -88,3 +88,10 @@ def test_the_book_shows_the_committed_table(tmp_path):
     page = (project_root() / "docs" / "reliability.md").read_text(encoding="utf-8")
     for name, row in facts.items():
         assert f"| {name} | {row['done']} | {row['times']:,} | {row['differences']:,} |" in page
+
+
+def test_a_command_of_which_nothing_is_left_is_a_case(tmp_path):
+    status, faults = fuzz.attempt(tmp_path, [])
+    assert (status, faults) == ("status 0", [])
+    rng = np.random.default_rng(0)
+    assert all(len(fuzz._options(rng, [])) <= 1 for _ in range(50))

@@ -287,7 +287,7 @@ def _options(rng: np.random.Generator, arguments: list[str]) -> list[str]:
         case 0:
             return [*before, *after]
         case 1:
-            return [*before, arguments[spot], *arguments[spot:]]
+            return [*before, *arguments[spot : spot + 1], *arguments[spot:]]
         case 2:
             return [*before, odd, *arguments[spot:]]
         case _:
@@ -448,22 +448,23 @@ def attempt(place: Path, arguments: list[str]) -> tuple[str, list[tuple[str, str
 
 
 def _faults(place: Path, arguments: list[str], status: object, errors: str, before: set[str]):
-    if status not in (0, 2) and (arguments[0], status) != ("lint", 1):  # over its limit
-        yield "status", f"{arguments[0]}: {status}"
+    command = arguments[0] if arguments else "no command"
+    if status not in (0, 2) and (command, status) != ("lint", 1):  # over its limit
+        yield "status", f"{command}: {status}"
     if "Traceback" in errors:
-        yield "message", f"{arguments[0]}: a traceback is printed"
+        yield "message", f"{command}: a traceback is printed"
     messages = [line for line in errors.splitlines() if line.startswith("nvret: ")]
     if len(messages) != (status == 2):
-        yield "message", f"{arguments[0]}: status {status} with {len(messages)} messages"
+        yield "message", f"{command}: status {status} with {len(messages)} messages"
     new = {path.name for path in place.iterdir()} - before
-    if status == 2 and new and not (arguments[0] == "train" and new == {".out.partial"}):
-        yield "half", f"{arguments[0]}: left {sorted(name[:9] for name in new)}"
-    ours = arguments[0] == "mine" and "--format" not in arguments
+    if status == 2 and new and not (command == "train" and new == {".out.partial"}):
+        yield "half", f"{command}: left {sorted(name[:9] for name in new)}"
+    ours = command == "mine" and "--format" not in arguments
     if status == 0 and ours and (place / "out.parquet").exists():
         try:
             negatives.load(place / "out.parquet")
         except Exception as error:
-            yield "half", f"{arguments[0]}: wrote what cannot be read: {str(error)[:100]}"
+            yield "half", f"{command}: wrote what cannot be read: {str(error)[:100]}"
 
 
 def _deepest(trace: object) -> str:
