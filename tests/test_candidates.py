@@ -368,3 +368,14 @@ def test_inspect_reads_what_others_mined(dataset, tmp_path, capsys):
         assert "data-pair" in report.read_text()
     assert cli.main(["inspect", str(plain), "--output", str(tmp_path / "x.html")]) == 2
     assert "record 1 has 0 scores for 2 passages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoilt", ["query", "pos", "neg"])
+def test_half_a_surrogate_pair_in_anothers_file_is_named(tmp_path, capsys, spoilt):
+    record = {"query": "asked", "pos": ["yes"], "neg": ["no"]}
+    bad = record | {spoilt: "\ud800" if spoilt == "query" else ["\ud800"]}
+    file = tmp_path / "mined.jsonl"
+    file.write_text("\n".join(map(json.dumps, (record, bad))))
+    assert cli.main(["inspect", str(file), "--output", str(tmp_path / "out.html")]) == 2
+    assert f"{file}: list 2: " in capsys.readouterr().err
+    assert not (tmp_path / "out.html").exists()

@@ -46,7 +46,9 @@ def _of_texts(path: Path, rows: Iterator[mined.Row]) -> RetrievalDataset:
     queries: dict[str, int] = {}
     passages: dict[str, int] = {}
     pairs: dict[tuple[int, int], None] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        for text in (row.query, *row.positives, *row.negatives):
+            tabular.check_unicode(text, f"{path}: list {number}", text[:60])
         query = queries.setdefault(row.query, len(queries))
         first, *_ = (
             passages.setdefault(text, len(passages)) for text in (*row.positives, *row.negatives)
