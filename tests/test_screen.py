@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import examples
+from helpers.search import oracle, problems
 from nvret import mining, negatives, search, teachers
 from nvret.data import load
 from nvret.scale import faiss_index, screen
 from nvret.study import mixtures
-from test_search import oracle, problems
 
 
 class Noisy:

@@ -68,8 +68,8 @@ class TeacherOptions:
         max_passage_length: tokens of a passage, likewise
         dtype: of a model's weights; auto: bfloat16 on a GPU, float32 elsewhere; int8: of passages,
             on a CPU. Where it is not float32, provenance says how far scores are from float32's
-        index: screen: search exactly, but most of it in bfloat16, which is faster where a CPU has
-            AMX and on a GPU; or approximately: faiss's name of an index (HNSW32)
+        index: screen: search exactly, but most of it in bfloat16 where a CPU has AMX, and on a GPU;
+            or approximately: faiss's name of an index (HNSW32)
         probes: lists or candidates that the index looks at
     """
 

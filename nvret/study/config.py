@@ -48,8 +48,8 @@ class TeacherSettings(Section):
     """Tokens that are read of a passage."""
 
     index: str | None = None
-    """How passages are searched: null, exactly; "screen", exactly too, but most of it in bfloat16,
-    which is faster where a CPU has AMX and on a GPU; or approximately, by faiss's name of an index
+    """How passages are searched: null, exactly; "screen", exactly too, but most of it in bfloat16
+    where a CPU has AMX, and on a GPU; or approximately, by faiss's name of an index
     ("HNSW32", "IVF4096,Flat")."""
 
     probes: int = Field(default=64, gt=0)

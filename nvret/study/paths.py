@@ -91,7 +91,7 @@ def save_provenance(
         "seconds": round(seconds),
         "seconds_by_stage": {name: round(spent) for name, spent in store.SPENT.items()},
     }
-    kept = json.loads(path.read_bytes())["runs"] if path.is_file() else []
+    kept = json.loads(path.read_bytes()).get("runs", []) if path.is_file() else []
     for one in kept:
         one["notebooks"] = [name for name in one["notebooks"] if name not in made]
     runs = [one for one in kept if one["notebooks"]]
