@@ -11,10 +11,9 @@ from scipy import stats
 from helpers import examples
 from nvret.analysis.statistics import (
     Interval,
-    detectable,
+    estimate,
     holm,
     mean_interval,
-    p_value,
     paired_difference,
     rate,
     reduction,
@@ -57,7 +56,7 @@ def test_difference_is_antisymmetric_and_null_on_itself(scores, order):
     ba = paired_difference(other, scores)
     assert ab == pytest.approx([-ba.value, -ba.high, -ba.low], abs=1e-9)
     assert paired_difference(scores, scores) == (0, 0, 0)
-    assert p_value(scores, scores) == 1
+    assert estimate(0 * scores).p == 1
 
 
 @given(scores=matrices)
@@ -72,9 +71,7 @@ def test_one_seed_is_students_t_over_queries():
     expected = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
     interval = mean_interval(scores[None])
     assert interval[1:] == pytest.approx([expected.low, expected.high])
-    assert p_value(scores[None], np.zeros((1, 50))) == pytest.approx(
-        stats.ttest_1samp(scores, 0).pvalue
-    )
+    assert estimate(scores[None]).p == pytest.approx(stats.ttest_1samp(scores, 0).pvalue)
 
 
 def test_seeds_alone_are_students_t_over_seeds():
@@ -115,7 +112,7 @@ def test_intervals_cover_what_they_promise(spread):
 
 def test_false_alarms_are_as_rare_as_promised():
     rng = np.random.default_rng(0)
-    values = [p_value(crossed(rng, 3, 100, 0.01, 0.2, 0.1), np.zeros((1, 100))) for _ in range(500)]
+    values = [estimate(crossed(rng, 3, 100, 0.01, 0.2, 0.1)).p for _ in range(500)]
     assert np.mean(np.array(values) < 0.05) <= 0.08
 
 
@@ -171,10 +168,10 @@ def test_verdict_on_a_bound():
 def test_what_is_detectable_is_found_four_times_in_five():
     rng = np.random.default_rng(0)
     spread = (0.01, 0.1, 0.1)
-    size = np.mean([detectable(crossed(rng, 5, 200, *spread)) for _ in range(100)])
+    size = np.mean([estimate(crossed(rng, 5, 200, *spread)).detectable for _ in range(100)])
     found = [mean_interval(size + crossed(rng, 5, 200, *spread)).low > 0 for _ in range(500)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.07)
-    assert detectable(np.zeros((3, 10))) == 0
+    assert estimate(np.zeros((3, 10))).detectable == 0
 
 
 @given(pairs=st.lists(st.tuples(st.integers(-20, 20), unit), min_size=4, max_size=9,

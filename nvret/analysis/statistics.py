@@ -32,57 +32,6 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(scores: Scores) -> Interval:
-    """The mean over seeds and queries.
-
-    Args:
-        scores: (S, Q) of one test set; or a list of (S, Q_i), one a test set, for the mean of the
-            sets' means. The sets are given, not drawn; row s is the same run in all of them.
-    Raises:
-        NvretError: fewer than two queries, NaN, sets that differ in their number of seeds.
-
-    >>> mean_interval(np.array([[0.25, 0.5, 0.75], [0.25, 0.5, 0.75]])).value
-    0.5
-    """
-    return _infer(_test_sets(scores, "scores")).interval
-
-
-def paired_difference(a: Scores, b: Scores) -> Interval:
-    """The mean of a - b, paired by seed and by query.
-
-    Args:
-        a, b: as in `mean_interval`, with the same queries and seeds in the same order. A system
-            without a seed (BM25, a model that is not trained here) has one row, which is compared
-            with each row of the other.
-
-    >>> low_noise = np.array([[0.50, 0.70, 0.30], [0.52, 0.72, 0.32]])
-    >>> paired_difference(low_noise + 0.1, low_noise).low > 0.09
-    True
-    """
-    return _infer(_differences(a, b)).interval
-
-
-def p_value(a: Scores, b: Scores) -> float:
-    """Two-sided p-value of "a and b have the same mean", from what `paired_difference` inverts.
-
-    >>> p_value(np.array([[0.0, 1.0, 0.0, 1.0]]), np.array([[1.0, 0.0, 1.0, 0.0]]))
-    1.0
-    """
-    return _infer(_differences(a, b)).p
-
-
-def detectable(scores: Scores) -> float:
-    """The smallest true mean that such scores tell from 0 four times in five.
-
-    That is (t at 0.975 + t at 0.8) standard errors, at a two-sided level of 5 %.
-
-    >>> noise = np.array([[-0.1, 0.1] * 50])
-    >>> round(float(detectable(noise) / noise.std(ddof=1)) * 10, 2)  # standard errors
-    2.83
-    """
-    return _infer(_test_sets(scores, "scores")).detectable
-
-
 class Estimate(NamedTuple):
     """A mean with its standard error and the degrees of freedom of Student's t."""
 
@@ -99,7 +48,7 @@ class Estimate(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Two-sided, of "the true mean is 0"."""
+        """Two-sided, of "the true mean is 0"; what the interval inverts."""
         from scipy.special import stdtr
 
         if self.error <= 0:
@@ -108,12 +57,84 @@ class Estimate(NamedTuple):
 
     @property
     def detectable(self) -> float:
-        """See the function of that name."""
+        """The smallest true mean that such scores tell from 0 four times in five.
+
+        That is (t at 0.975 + t at 0.8) standard errors, at a two-sided level of 5 %.
+        """
         from scipy.special import stdtrit
 
         if self.error <= 0:
             return 0.0
         return float(sum(stdtrit(self.degrees, q) for q in (UPPER, POWER))) * self.error
+
+
+def estimate(scores: Scores) -> Estimate:
+    """The mean over seeds and queries, with what its interval and p-value need.
+
+    Two-way random effects, score = mean + seed + query + rest, and Student's t with Satterthwaite's
+    degrees of freedom (1946). The variance of the seeds' means and that of the queries' means both
+    hold the rest, which is therefore taken off once; the sum is kept at least as large as the
+    larger of the two. A bootstrap is no substitute: three seeds show only two thirds of their
+    variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111). A single seed says
+    nothing of other seeds: the interval is then one over queries, for that run.
+
+    Args:
+        scores: (S, Q) of one test set; or a list of (S, Q_i), one a test set, for the mean of the
+            sets' means. The sets are given, not drawn; row s is the same run in all of them.
+    Raises:
+        NvretError: fewer than two queries, NaN, sets that differ in their number of seeds.
+    """
+    sets = _test_sets(scores, "scores")
+    num_seeds, weight = len(sets[0]), 1 / len(sets) ** 2
+    value = float(np.mean([scores.mean() for scores in sets]))
+    # Variance components of the mean, and their degrees of freedom
+    parts = [weight * scores.mean(0).var(ddof=1) / scores.shape[1] for scores in sets]
+    freedom = [scores.shape[1] - 1 for scores in sets]
+    from_queries, from_seeds, rest = sum(parts), 0.0, 0.0
+    if num_seeds > 1:
+        for scores in sets:
+            left = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
+            mean_square = (left**2).sum() / ((num_seeds - 1) * (scores.shape[1] - 1))
+            rest += weight * mean_square / scores.size
+        by_seed = np.mean([scores.mean(1) for scores in sets], axis=0)
+        from_seeds = float(by_seed.var(ddof=1) / num_seeds)
+        parts.append(from_seeds)
+        freedom.append(num_seeds - 1)
+    variance = max(from_queries + from_seeds - rest, from_queries, from_seeds)
+    if variance <= 0:
+        return Estimate(value, 0.0, 1.0)
+    degrees = variance**2 / sum(p**2 / d for p, d in zip(parts, freedom, strict=True))
+    return Estimate(value, float(np.sqrt(variance)), max(degrees, min(freedom)))
+
+
+def mean_interval(scores: Scores) -> Interval:
+    """The mean over seeds and queries; arguments as of `estimate`.
+
+    >>> mean_interval(np.array([[0.25, 0.5, 0.75], [0.25, 0.5, 0.75]])).value
+    0.5
+    """
+    return estimate(scores).interval
+
+
+def paired_difference(a: Scores, b: Scores) -> Interval:
+    """The mean of a - b, paired by seed and by query.
+
+    Args:
+        a, b: as in `estimate`, with the same queries and seeds in the same order. A system
+            without a seed (BM25, a model that is not trained here) has one row, which is compared
+            with each row of the other.
+
+    >>> low_noise = np.array([[0.50, 0.70, 0.30], [0.52, 0.72, 0.32]])
+    >>> paired_difference(low_noise + 0.1, low_noise).low > 0.09
+    True
+    """
+    left, right = _test_sets(a, "a"), _test_sets(b, "b")
+    if len(left) != len(right):
+        raise NvretError(f"a has {len(left)} test sets and b has {len(right)}: cannot be paired")
+    for x, y in zip(left, right, strict=True):
+        if x.shape[1] != y.shape[1] or (len(x) != len(y) and 1 not in (len(x), len(y))):
+            raise NvretError(f"a has shape {x.shape} and b {y.shape}: (seeds, queries) must match")
+    return estimate([x - y for x, y in zip(left, right, strict=True)]).interval
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
@@ -168,18 +189,8 @@ def verdict(interval: Interval, margin: float, effect: float | None = None) -> V
     'confirmed'
     >>> verdict(Interval(0.02, 0.01, 0.03), margin=0.005, effect=0.045)
     'same sign, smaller'
-    >>> verdict(Interval(0.006, 0.002, 0.01), margin=0.005)  # nothing published: the margin
-    'confirmed'
     >>> verdict(Interval(0.001, -0.002, 0.004), margin=0.005, effect=0.045)
     'no effect'
-    >>> verdict(Interval(-0.02, -0.03, -0.01), margin=0.005, effect=0.045)
-    'reversed'
-    >>> verdict(Interval(0.01, -0.01, 0.03), margin=0.005, effect=0.045)
-    'undecided'
-    >>> verdict(Interval(0.01, -0.05, 0.07), margin=0.005, effect=0.045)
-    'not a test'
-    >>> verdict(Interval(0.004, 0.001, 0.007), margin=0.005, effect=0.002)
-    'confirmed'
     """
     if effect is not None and not effect > 0:
         raise NvretError(f"the published effect is {effect:g}, expected a difference above 0")
@@ -205,10 +216,6 @@ def verdict_on_bound(interval: Interval, bound: float) -> Verdict:
 
     >>> verdict_on_bound(Interval(0.0, -0.004, 0.004), bound=-0.005)
     'confirmed'
-    >>> verdict_on_bound(Interval(-0.01, -0.014, -0.006), bound=-0.005)
-    'reversed'
-    >>> verdict_on_bound(Interval(0.0, -0.006, 0.006), bound=-0.005)
-    'undecided'
     """
     if interval.low > bound:
         return "confirmed"
@@ -290,48 +297,6 @@ def _rate(counts: pd.DataFrame) -> tuple[Interval, np.ndarray]:
     reach = share * np.sqrt(p * (1 - p) / size + t**2 / (4 * size**2))
     low, high = max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
     return Interval(p, min(low, p), max(high, p)), residuals
-
-
-def _infer(sets: list[np.ndarray]) -> Estimate:
-    """The mean of the sets' means, with what its interval and p-value need.
-
-    Two-way random effects, score = mean + seed + query + rest, and Student's t with Satterthwaite's
-    degrees of freedom (1946). The variance of the seeds' means and that of the queries' means both
-    hold the rest, which is therefore taken off once; the sum is kept at least as large as the
-    larger of the two. A bootstrap is no substitute: three seeds show only two thirds of their
-    variance, and percentiles know no t quantile (Owen 2007, arXiv 0712.1111). A single seed says
-    nothing of other seeds: the interval is then one over queries, for that run.
-    """
-    num_seeds, weight = len(sets[0]), 1 / len(sets) ** 2
-    value = float(np.mean([scores.mean() for scores in sets]))
-    # Variance components of the mean, and their degrees of freedom
-    parts = [weight * scores.mean(0).var(ddof=1) / scores.shape[1] for scores in sets]
-    freedom = [scores.shape[1] - 1 for scores in sets]
-    from_queries, from_seeds, rest = sum(parts), 0.0, 0.0
-    if num_seeds > 1:
-        for scores in sets:
-            left = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
-            mean_square = (left**2).sum() / ((num_seeds - 1) * (scores.shape[1] - 1))
-            rest += weight * mean_square / scores.size
-        by_seed = np.mean([scores.mean(1) for scores in sets], axis=0)
-        from_seeds = float(by_seed.var(ddof=1) / num_seeds)
-        parts.append(from_seeds)
-        freedom.append(num_seeds - 1)
-    variance = max(from_queries + from_seeds - rest, from_queries, from_seeds)
-    if variance <= 0:
-        return Estimate(value, 0.0, 1.0)
-    degrees = variance**2 / sum(p**2 / d for p, d in zip(parts, freedom, strict=True))
-    return Estimate(value, float(np.sqrt(variance)), max(degrees, min(freedom)))
-
-
-def _differences(a: Scores, b: Scores) -> list[np.ndarray]:
-    left, right = _test_sets(a, "a"), _test_sets(b, "b")
-    if len(left) != len(right):
-        raise NvretError(f"a has {len(left)} test sets and b has {len(right)}: cannot be paired")
-    for x, y in zip(left, right, strict=True):
-        if x.shape[1] != y.shape[1] or (len(x) != len(y) and 1 not in (len(x), len(y))):
-            raise NvretError(f"a has shape {x.shape} and b {y.shape}: (seeds, queries) must match")
-    return [x - y for x, y in zip(left, right, strict=True)]
 
 
 def _test_sets(scores: Scores, name: str) -> list[np.ndarray]:
