@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nvret import methods
 
-FAMILIES = {"perc-pos": methods.TopKPercPos, "margin-pos": methods.TopKMarginPos}
+FAMILIES = ("perc-pos", "margin-pos")
 LEAST = 20  # suspects, and half as many queries that have one, before anything is suggested
 DRAWS = 400
 
@@ -31,6 +32,22 @@ class Suggestion:
     suspects_dropped: float = np.nan  # shares that the parameter would drop
     others_dropped: float = np.nan
     why: str = ""  # there is no suggestion
+
+
+def recorded(facts: dict[str, Any], queries: pd.Series, positive_scores: pd.Series) -> np.ndarray:
+    """(rows,) ceilings of negatives by the method that mined them; inf if it is not known here.
+
+    Args:
+        facts: of ``nvret.negatives.provenance``.
+        queries, positive_scores: of each negative.
+    """
+    record = facts["method"]
+    if record["name"] not in methods.BY_NAME:
+        return np.full(len(queries), np.inf)
+    if facts["ceiling_positive"] == "lowest":
+        positive_scores = positive_scores.groupby(queries).transform("min")
+    method = methods.build_method(record["name"], **record["parameters"])
+    return method.ceiling(positive_scores.to_numpy(), safe=facts["negative_positives"] == "safe")
 
 
 def grid(family: str, rows: pd.DataFrame) -> np.ndarray:
@@ -118,7 +135,8 @@ def _kept(family: str, rows: pd.DataFrame) -> Iterator[tuple[float, np.ndarray]]
     """Each parameter of the grid, and which negatives lie below its ceilings, (rows,) bool."""
     scores, positives = rows["score"].to_numpy(), rows["positive_score"].to_numpy()
     for parameter in grid(family, rows).tolist():
-        yield parameter, scores < FAMILIES[family](parameter).ceiling(positives, safe=True)
+        ceiling = methods.BY_NAME[family](parameter).ceiling(positives, safe=True)
+        yield parameter, scores < ceiling
 
 
 def _dropped(counts: np.ndarray) -> np.ndarray:

@@ -89,7 +89,12 @@ def inspect(
     facts = negatives.provenance(table)
     if not table.num_rows:
         raise NvretError(f"{dataset.name}: the table holds no negatives, expected at least one")
-    rows = _with_ceilings(negatives.rows_of(table, dataset), facts)
+    rows = negatives.rows_of(table, dataset)
+    positive = rows["positive_score"]
+    rows["ceiling"] = ceilings.recorded(facts, rows["query"], positive)
+    rows["room"] = rows["ceiling"] - rows["score"]
+    rows["gap"] = positive - rows["score"]
+    rows["ratio"] = (rows["score"] / positive).where(positive > 0)
     labels = pd.MultiIndex.from_arrays(dataset.pairs)
     labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(labels)
     known = None
@@ -112,25 +117,6 @@ def inspect(
         random_scores=None if teacher is None else _random(dataset, facts, teacher, progress),
         hidden=known,
         warnings=_warnings(counts, facts, dataset),
-    )
-
-
-def _with_ceilings(rows: pd.DataFrame, facts: dict) -> pd.DataFrame:
-    """The rows with ceiling, room, gap and ratio."""
-    positive, ceiling = rows["positive_score"], np.inf
-    name, parameters = facts["method"]["name"], facts["method"]["parameters"]
-    if name in methods.BY_NAME:
-        method = methods.build_method(name, **parameters)
-        limiting = positive
-        if facts["ceiling_positive"] == "lowest":
-            limiting = rows.groupby("query")["positive_score"].transform("min")
-        safe = facts["negative_positives"] == "safe"
-        ceiling = method.ceiling(limiting.to_numpy(), safe=safe)
-    return rows.assign(
-        ceiling=ceiling,
-        room=ceiling - rows["score"],
-        gap=positive - rows["score"],
-        ratio=(rows["score"] / positive).where(positive > 0),
     )
 
 
@@ -174,30 +160,20 @@ def _warnings(counts: dict, facts: dict, dataset: RetrievalDataset) -> list[str]
     name, below = facts["method"]["name"], facts.get("positives_below_zero")
     mined_for, at_ceiling, repeats = facts["pairs"], counts["at_ceiling"], counts["repeats"]
     cases = [
-        (
-            facts["dataset_fingerprint"] != dataset.fingerprint,
-            "The data differ from those that the table was mined from; every id is known, but "
-            "texts, labels or other queries may be others.",
-        ),
-        (
-            mined_for != counts["pairs"],
-            f"The table was mined for {mined_for} pairs, the data hold {counts['pairs']}: "
-            "pairs that were never mined for count as empty.",
-        ),
-        (
-            below,
-            f"{below} positives score below 0. A percentage of such a score lies above it unless "
-            "mining was told to be safe, and a ratio to it says nothing.",
-        ),
-        (
-            name not in methods.BY_NAME,
-            f"No mining method {name!r} is known here, so that its ceilings are not.",
-        ),
-        (
-            at_ceiling,
-            f"{at_ceiling} negatives do not lie below the method's ceiling: the table was changed "
-            "after mining, or another method made these rows.",
-        ),
+        (facts["dataset_fingerprint"] != dataset.fingerprint,
+         "The data differ from those that the table was mined from; every id is known, but texts, "
+         "labels or other queries may be others."),
+        (mined_for != counts["pairs"],
+         f"The table was mined for {mined_for} pairs, the data hold {counts['pairs']}: pairs that "
+         "were never mined for count as empty."),
+        (below,
+         f"{below} positives score below 0. A percentage of such a score lies above it unless "
+         "mining was told to be safe, and a ratio to it says nothing."),
+        (name not in methods.BY_NAME,
+         f"No mining method {name!r} is known here, so that its ceilings are not."),
+        (at_ceiling,
+         f"{at_ceiling} negatives do not lie below the method's ceiling: the table was changed "
+         "after mining, or another method made these rows."),
         (repeats, f"{repeats} rows repeat a passage that their pair has already."),
-    ]
+    ]  # fmt: skip
     return [sentence for applies, sentence in cases if applies]
