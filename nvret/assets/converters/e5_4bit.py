@@ -8,12 +8,13 @@ stored in blocks of 32 weights of a row: a 16-bit scale and 16 bytes, whose low 
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import unicodedata
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,53 +41,40 @@ _TABLES = {
 }
 _BLOCK = np.dtype([("scale", "<f2"), ("quants", "u1", 16)])
 _KEPT, _STAND_IN = "\uff5e", "\U000f0001"  # the one common character that NFKC would change
-
-
 Sizes = namedtuple("Sizes", "hidden layers heads inner vocabulary positions types epsilon block")
 
 
-class Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + form, self.data, self.at)
-        self.at += struct.calcsize("<" + form)
-        return values
-
-    def array(self, kind: str, count: int) -> np.ndarray:
-        values = np.frombuffer(self.data, kind, count, self.at)
-        self.at += values.nbytes
-        return values
+def take(stream: BinaryIO, form: str) -> tuple[Any, ...]:
+    """The next values, in the notation of ``struct``."""
+    form = "<" + form
+    return struct.unpack(form, stream.read(struct.calcsize(form)))
 
 
 def read(path: Path) -> tuple[Sizes, list[tuple[str, float]], dict[str, str], dict[str, Any]]:
     """Sizes, pieces with their scores, the character map, and flat float32 tensors."""
-    reader = Reader(path.read_bytes())
-    magic, _ = reader.take("4sI")
+    data = path.read_bytes()
+    stream = io.BytesIO(data)
+    magic, _ = take(stream, "4sI")
     if magic != b"E5S1":
         raise NvretError(f"{path.name}: starts with {magic!r}; expected b'E5S1'")
-    sizes = Sizes(*reader.take("7ifi"))
-    count, *_ = reader.take("5i")  # and the special tokens
-    (length,) = reader.take("Q")
-    ends = reader.array("<u4", count + 1).tolist()
-    scores = reader.array("<f4", count).tolist()
-    blob = reader.array("u1", length).tobytes()
+    sizes = Sizes(*take(stream, "7ifi"))
+    count, *_, length = take(stream, "5iQ")  # and the special tokens
+    ends, scores = take(stream, f"{count + 1}I"), take(stream, f"{count}f")
+    blob = stream.read(length)
     pieces = [
-        (blob[a:b].decode("utf-8"), score)
-        for a, b, score in zip(ends, ends[1:], scores, strict=False)
+        (blob[a:b].decode(), score) for a, b, score in zip(ends, ends[1:], scores, strict=False)
     ]
-    characters, _ = reader.take("iI")
+    characters, _ = take(stream, "iI")
     mapping = {}
     for _ in range(characters):
-        code, outputs = reader.take("IB")
-        mapping[chr(code)] = "".join(map(chr, reader.take(f"{outputs}I")))
+        code, outputs = take(stream, "IB")
+        mapping[chr(code)] = "".join(map(chr, take(stream, f"{outputs}I")))
     tensors = {}
-    for _ in range(reader.take("i")[0]):
-        (length,) = reader.take("H")
-        name = reader.array("u1", length).tobytes().decode()
-        _, values, offset, size = reader.take("BIQQ")
-        stored = np.frombuffer(reader.data, "u1", size, offset)
+    for _ in range(take(stream, "i")[0]):
+        (length,) = take(stream, "H")
+        name = stream.read(length).decode()
+        _, values, offset, size = take(stream, "BIQQ")
+        stored = np.frombuffer(data, "u1", size, offset)
         quantised = size == values // sizes.block * _BLOCK.itemsize
         tensors[name] = dequantise(stored) if quantised else stored.view("<f4")
     return sizes, pieces, mapping, tensors

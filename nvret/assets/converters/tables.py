@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from nvret.utils.near_duplicates import clusters, normalise
@@ -37,11 +38,6 @@ class Judgement:
     text: str
     title: str = ""
     score: int = 1
-
-    @property
-    def passage(self) -> tuple[str, str]:
-        """Title and text as they are compared."""
-        return normalise(self.title), normalise(self.text)
 
 
 def step(name: str, unit: str, before: Sized, after: Sized, why: str = "") -> Step:
@@ -88,64 +84,51 @@ def assemble(
     relevant passage is no query. ``others`` are passages without a title that no judgement is
     about; near-duplicates share ``cluster_threshold`` of the shorter text's word trigrams.
     """
-    passages: dict[tuple[str, str], Judgement] = {}
-    questions: dict[str, str] = {}
-    scores: dict[tuple[str, tuple[str, str]], int] = {}
-    for judgement in judgements:
-        question, passage = normalise(judgement.question), judgement.passage
-        passages.setdefault(passage, judgement)
-        questions.setdefault(question, judgement.question)
-        scores[question, passage] = max(scores.get((question, passage), 0), judgement.score)
-    unjudged = [Judgement("", text) for text in others]
-    for judgement in unjudged:
-        passages.setdefault(judgement.passage, judgement)
-    answered = {question for (question, _), score in scores.items() if score > 0}
-    query_ids = {
-        question: content_id(f"{name}-q", text)
-        for question, text in questions.items()
-        if question in answered
-    }
-    passage_ids = {key: content_id(f"{name}-p", j.title, j.text) for key, j in passages.items()}
-    texts = [judgement.text for judgement in passages.values()]
-    labels = clusters(texts, threshold=cluster_threshold, measure="overlap").tolist()
+    rows = pd.DataFrame([*judgements, *(Judgement("", text) for text in others)])
+    rows["query"] = rows["question"].map(normalise)
+    rows["passage"] = rows["title"].map(normalise) + "\n" + rows["text"].map(normalise)
+    judged = rows[: len(judgements)]
+    scores = judged.groupby(["query", "passage"], sort=False, as_index=False)["score"].max()
 
-    distinct_passages = {
-        (judgement.title, judgement.text) for judgement in (*judgements, *unjudged)
-    }
-    distinct_questions = {judgement.question for judgement in judgements}
+    passages, questions = rows.drop_duplicates("passage"), judged.drop_duplicates("query")
+    queries = questions[questions["query"].isin(scores.loc[scores["score"] > 0, "query"])]
+    queries = queries.assign(id=[content_id(f"{name}-q", text) for text in queries["question"]])
+    parts = zip(passages["title"], passages["text"], strict=True)
+    labels = clusters(passages["text"].tolist(), threshold=cluster_threshold, measure="overlap")
+    passages = passages.assign(id=[content_id(f"{name}-p", *p) for p in parts], cluster=labels)
+
+    spellings = rows[["title", "text"]].drop_duplicates()
     spelling = "the same words with other spaces, punctuation or capitals"
     copies = "the same words: one query with every positive of its copies"
     cleaning = [
         *cleaning,
-        step("merge equal passages", "passages", distinct_passages, passages, spelling),
-        step("merge equal questions", "questions", distinct_questions, questions, copies),
+        step("merge equal passages", "passages", spellings, passages, spelling),
+        step("merge equal questions", "questions", judged["question"].unique(), questions, copies),
     ]
-    if len(query_ids) < len(questions):
+    if len(queries) < len(questions):
         why = "all of their judgements are 0; the passages stay"
         unanswered = "questions without a relevant passage"
-        cleaning.append(step(unanswered, "questions", questions, query_ids, why))
+        cleaning.append(step(unanswered, "questions", questions, queries, why))
     why = (
         f"passages that share {cluster_threshold:.0%} of the shorter one's word trigrams "
-        f"stand in one cluster: {len(set(labels))} clusters; none is dropped"
+        f"stand in one cluster: {len(set(labels.tolist()))} clusters; none is dropped"
     )
     cleaning += [
         step("near-duplicate clusters", "passages", passages, passages, why),
-        step("result", "queries", query_ids, query_ids),
+        step("result", "queries", queries, queries),
         step("result", "passages", passages, passages),
     ]
-    corpus = [
-        (passage_ids[key], judgement.title, judgement.text, label)
-        for (key, judgement), label in zip(passages.items(), labels, strict=True)
-    ]
-    queries = [(query, questions[question]) for question, query in query_ids.items()]
-    qrels = [
-        (query_ids[question], passage_ids[passage], score)
-        for (question, passage), score in scores.items()
-        if question in query_ids
-    ]
-    parts = _table(corpus, _CORPUS), _table(queries, _QUERIES), _table(qrels, _QRELS)
-    return Converted(*parts, cleaning)
+    qrels = scores[scores["query"].isin(queries["query"])].assign(
+        query_id=lambda table: table["query"].map(queries.set_index("query")["id"]),
+        corpus_id=lambda table: table["passage"].map(passages.set_index("passage")["id"]),
+    )
+    return Converted(
+        _table(passages, _CORPUS),
+        _table(queries.drop(columns="text").rename(columns={"question": "text"}), _QUERIES),
+        _table(qrels, _QRELS),
+        cleaning,
+    )
 
 
-def _table(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    return pa.table(dict(zip(schema.names, zip(*rows, strict=True), strict=True)), schema=schema)
+def _table(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    return pa.table(rows[schema.names].to_dict("list"), schema=schema)
