@@ -5,7 +5,6 @@ The registry says which archives hold a thing, how it is converted and what the 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +15,8 @@ from nvret.assets import pip_packages, registry
 from nvret.assets.converters import converter
 from nvret.assets.registry import Data, Model
 from nvret.models import layout
-from nvret.utils import recipes, store
+from nvret.utils import cache, recipes, store
 from nvret.utils.errors import NvretError
-
-MANIFEST = "manifest.json"
 
 
 def converted(name: str, *, progress: bool = True) -> Path:
@@ -113,22 +110,10 @@ def _kept(target: Path, build: Callable[[Path], None], recipe: dict[str, Any]) -
         with store.atomic_folder(target) as unfinished:
             if unfinished is not None:
                 build(unfinished)
-                files = {
-                    path.relative_to(unfinished).as_posix(): {"bytes": path.stat().st_size}
-                    for path in sorted(unfinished.rglob("*"))
-                    if path.is_file()
-                }
-                store.write_json(unfinished / MANIFEST, {"files": files, "recipe": recipe})
+                cache.write_manifest(unfinished, recipe)
     store.mark_used(target)
-    hint = f"delete the folder {target} to have it built again"
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        cache.check_manifest(target / cache.MANIFEST)
     except (OSError, ValueError) as error:
-        raise NvretError(f"{target / MANIFEST}: unreadable ({error}); {hint}") from error
-    for name, known in manifest["files"].items():
-        path = target / name
-        if not path.is_file():
-            raise NvretError(f"{path}: missing; {hint}")
-        if (size := path.stat().st_size) != known["bytes"]:
-            raise NvretError(f"{path}: {size} bytes, expected {known['bytes']}; {hint}")
+        raise NvretError(f"{error}; delete the folder {target} to have it built again") from error
     return target

@@ -130,8 +130,8 @@ def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
                 f"{', '.join(known)}"
             )
     check(names)
-    paths = {name: model_path if name in models() else dataset_path for name in names}
-    return {name: path(name, progress=progress) for name, path in paths.items()}
+    path = {"models": model_path, "datasets": dataset_path}
+    return {name: path[kind(name)](name, progress=progress) for name in names}
 
 
 def load_dataset(
@@ -250,11 +250,11 @@ def is_available(name: str) -> bool:
 
 def check(names: Iterable[str]) -> None:
     """One `NvretError` for all that cannot be had, before anything is downloaded."""
-    entries = {name: models().get(name) or datasets().get(name) for name in names}
+    entries = {name: registry.entry(name) for name in names}
     missing = {
         name: entry.hub
         for name, entry in entries.items()
-        if entry is not None and entry.converter is None and not is_available(name)
+        if entry.converter is None and not is_available(name)
     }
     if any(missing.values()) and _hub_answers():
         missing = {name: hub for name, hub in missing.items() if hub is None}

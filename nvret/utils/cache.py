@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import Timeout
 
@@ -25,6 +25,7 @@ from nvret.utils.errors import NvretError
 _NAME = r"(?:[0-9a-f]{64}|[\w.-]+-[0-9a-f]{16})"  # <hash>, or <name>-<the begin of one>
 RESULT = re.compile(_NAME)
 LEFTOVER = re.compile(rf"\.({_NAME})(?:\.[0-9a-f]{{32}})?\.(?:partial|lock)")
+MANIFEST = "manifest.json"  # of a converted folder: its files' sizes
 DAY = 24 * 60 * 60
 
 
@@ -104,6 +105,26 @@ def fault(entry: Entry) -> str | None:
     return None
 
 
+def write_manifest(folder: Path, recipe: dict[str, Any]) -> None:
+    """Write down the sizes of a folder's files, and what they were made by."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    store.write_json(folder / MANIFEST, {"files": files, "recipe": recipe})
+
+
+def check_manifest(file: Path) -> None:
+    """`NvretError` unless each file is there, as long as it was written."""
+    for name, known in json.loads(file.read_text(encoding="utf-8"))["files"].items():
+        path = file.parent / name
+        if not path.is_file():
+            raise NvretError(f"{path}: missing")
+        if (size := path.stat().st_size) != known["bytes"]:
+            raise NvretError(f"{path}: {size} bytes, expected {known['bytes']}")
+
+
 def _check(file: Path) -> None:
     if file.suffix == ".npy":
         import numpy as np
@@ -122,8 +143,7 @@ def _check(file: Path) -> None:
         content = json.loads(file.read_text(encoding="utf-8"))
         if file.name == "inputs.json" and store.fingerprint(content) != file.parent.name:
             raise NvretError("are not the inputs that its folder is named by")
-        for name, known in content["files"].items() if file.name == "manifest.json" else ():
-            if (size := (file.parent / name).stat().st_size) != known["bytes"]:
-                raise NvretError(f"{name} has {size} bytes, expected {known['bytes']}")
+        if file.name == MANIFEST:
+            check_manifest(file)
     else:
         file.stat()  # a link may lead nowhere
