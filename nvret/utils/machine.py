@@ -17,7 +17,7 @@ from nvret.utils.errors import NvretError
 if TYPE_CHECKING:
     import torch
 
-FEATURES = {
+FEATURES = {  # the instructions that decide how fast products of matrices are
     "AVX2": {"avx2"},
     "AVX-512": {"avx512f"},
     "VNNI": {"avx512_vnni", "avx_vnni"},
@@ -34,10 +34,12 @@ def hardware() -> dict[str, Any]:
     """
     import torch
 
+    processor = _cpuinfo()
+    flags = set(processor.get("flags", "").split())
     return {
         "machine": platform.machine(),
-        "processor": _processor(),
-        "features": _features(),
+        "processor": processor.get("model name") or platform.processor(),
+        "features": [name for name, own in FEATURES.items() if own & flags],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -90,19 +92,10 @@ def git(checkout: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor()
-
-
-def _features() -> list[str]:
-    """Of the instructions that decide how fast products of matrices are; on Linux."""
-    flags = set(_cpuinfo("flags").split())
-    return [name for name, own in FEATURES.items() if own & flags]
-
-
-def _cpuinfo(key: str) -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(key):
-                return line.partition(":")[2].strip()
-    return ""
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    if sys.platform != "linux":
+        return {}
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    facts = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in facts}

@@ -62,14 +62,11 @@ def listed(place: Place) -> dict[str, str] | None:
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
         raise NvretError(f"{path}: expected an object of file names and their SHA-256")
     for name in files:
-        if not name or name != PurePosixPath(name).as_posix() or not _is_inside(name):
+        plain = PurePosixPath(name)
+        odd = name != plain.as_posix() or "\\" in name or {"/", ".."} & set(plain.parts)
+        if odd or not plain.parts:
             raise NvretError(f"{path}: names {name!r}, expected a file inside of the result")
     return files
-
-
-def _is_inside(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return not {"/", "..", "."} & set(parts) and not any("\\" in part for part in parts)
 
 
 def fetch(place: Place, files: dict[str, str], folder: Path) -> None:
