@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvret import assets, data, mining, negatives
-from nvret.io import export
+from nvret.io import export, tabular
 from nvret.utils.errors import NvretError
 
 
@@ -200,7 +200,8 @@ def test_parquet_keeps_the_provenance_in_every_format(dataset, table, tmp_path):
 
 def test_many_records_are_written_in_parts(dataset, table, tmp_path):
     mined = export.NegativesByPair(dataset, table, 3)
-    count = export._write_parquet(export.triplets(mined), tmp_path / "x.parquet", None, number=7)
+    parts = tabular.tables(export.triplets(mined), number=7)
+    count = tabular.write_parquet(parts, tmp_path / "x.parquet")
     assert count == table.num_rows
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == list(export.triplets(mined))
 

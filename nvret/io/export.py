@@ -18,19 +18,17 @@ A pair of query and positive whose negatives are too few is treated as each read
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nvret import negatives
 from nvret.data import RetrievalDataset
+from nvret.io import tabular
 from nvret.utils.errors import NvretError
 from nvret.utils.store import atomic_file
 
@@ -223,9 +221,11 @@ def write(
         records = build(mined) if scores is None else build(mined, scores)
         with atomic_file(path) as partial:
             if suffix == ".parquet":
-                count = _write_parquet(records, partial, table.schema.metadata)
+                metadata = table.schema.metadata
+                parts = (x.replace_schema_metadata(metadata) for x in tabular.tables(records))
+                count = tabular.write_parquet(parts, partial)
             else:
-                count = _write_lines(records, partial)
+                count = tabular.write_lines(records, partial)
             if not count:
                 raise NvretError(f"{path}: no pair has negatives enough, nothing is written")
     except (OSError, UnicodeEncodeError) as error:  # Arrow takes names in UTF-8 alone
@@ -233,27 +233,3 @@ def write(
     if name == "labeled-pair" and not scores:
         return count, 0
     return count, int((mined.counts < (mined.width if name == "n-tuple" else 1)).sum())
-
-
-def _write_parquet(records: Iterator[Record], path: Path, metadata: Any, number: int = 4096) -> int:
-    """Some records at a time: the texts of all negatives may be more than the memory holds."""
-    count = 0
-    with contextlib.ExitStack() as stack:
-        writer = None
-        while part := list(itertools.islice(records, number)):
-            table = pa.Table.from_pylist(part).replace_schema_metadata(metadata)
-            writer = writer or stack.enter_context(
-                pq.ParquetWriter(path, table.schema, compression="zstd")
-            )
-            writer.write_table(table)
-            count += len(part)
-    return count
-
-
-def _write_lines(records: Iterator[Record], path: Path) -> int:
-    """JSON Lines, which Arrow does not write; they hold no metadata."""
-    count = 0
-    with path.open("w", encoding="utf-8") as stream:
-        for count, record in enumerate(records, start=1):  # noqa: B007
-            stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    return count

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nvret.data import RetrievalDataset
+from nvret.data import RetrievalDataset, without_text
 from nvret.io import tabular
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -76,12 +76,11 @@ def texts(
         if title:
             values["title"] = rows.texts(title_name, null="") if title_name else [""] * len(rows)
         values["text"] = rows.texts(text_name)
-        if not allow_empty:
-            kind = "passage" if title else "query"
-            for row, (ident, *texts) in enumerate(zip(*values.values(), strict=True), rows.start):
-                if not any(map(str.strip, texts)):
-                    raise NvretError(f"{rows.place(row)}: {kind} {ident!r} has no text")
-        parts.append(_strings(values))
+        part = _strings(values)
+        if not allow_empty and (row := pc.index(without_text(part), True).as_py()) >= 0:
+            kind, ident = "passage" if title else "query", part["id"][row].as_py()
+            raise NvretError(f"{rows.place(rows.start + row)}: {kind} {ident!r} has no text")
+        parts.append(part)
     table = pa.concat_tables(parts)
     rows.unique(id_name, table.select(["id"]))
     return table

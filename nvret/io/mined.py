@@ -21,12 +21,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nvret.io import tabular
 from nvret.io.tabular import arrow_errors
 from nvret.utils.errors import NvretError, check_file
 from nvret.utils.store import atomic_file
@@ -56,17 +57,30 @@ class Layout(NamedTuple):
     """How a record is read, and what is left of it.
 
     Attributes:
+        row: of a record.
+        lists: columns whose lists have a value for each negative; of other records none is left.
+        places: where in these lists the negatives stand; default: they are all.
         ids: whether its queries and passages are ids.
         grouped: whether a row is one text, so that rows of one query belong together.
-        row: of a record.
-        without: the record less the negatives at these places; None where nothing is left.
     """
 
     name: str
-    ids: bool
-    grouped: bool
     row: Callable[[Record], Row]
-    without: Callable[[Record, set[int]], Record | None]
+    lists: Sequence[str] = ()
+    places: Callable[[Record], Sequence[int]] | None = None
+    ids: bool = False
+    grouped: bool = False
+
+    def without(self, record: Record, dropped: set[int]) -> Record | None:
+        """The record less some of its negatives; None where nothing is left."""
+        lists = {key: record[key] for key in self.lists if isinstance(record.get(key), list)}
+        if not lists:
+            return None
+        places = self.places(record) if self.places else range(len(record[self.lists[0]]))
+        gone = {places[number] for number in dropped}
+        if len(gone) == len(places):
+            return None
+        return record | {k: [x for i, x in enumerate(v) if i not in gone] for k, v in lists.items()}
 
 
 class Piece(NamedTuple):
@@ -88,7 +102,7 @@ def layout_of(path: Path) -> Layout:
         with arrow_errors(path):
             names = pq.read_schema(path).names
     else:
-        first = next((r for _, r in records(pieces(path)[0]) if isinstance(r, dict)), None)
+        first = next((one for one in records(pieces(path)[0]) if isinstance(one, dict)), None)
         if first is None:
             raise NvretError(f"{path}: no JSON object in its first piece, expected one a line")
         names = list(first)
@@ -104,86 +118,62 @@ def layout_of(path: Path) -> Layout:
 
 def _layout(names: Sequence[str]) -> Layout | None:
     there = set(names)
-    query = next((name for name in QUERIES if name in there), names[0] if names else "")
+
+    def first(known: Sequence[str], default: str | None = None) -> str | None:
+        return next((name for name in known if name in there), default)
+
+    query, texts = first(QUERIES, names[0] if names else ""), first(TEXTS)
+    negatives = [name for name in names if name.startswith("negative")]
     if {"query_id", "positive_id", "negative_id"} <= there:
-        return Layout("nvret", True, True, _ours, _whole)
+        return Layout("nvret", _ours, ids=True, grouped=True)
     if {"pos_doc", "neg_doc"} <= there:
         by_id = bool({"question_id", "corpus_id"} & there) or "query" not in there
-        return Layout("automodel", by_id, False, _automodel, _list_of("neg_doc"))
+        return Layout("automodel", _automodel, ["neg_doc"], ids=by_id)
     if {"query_id", "document_ids", "scores"} <= there:
-        return Layout("scored-lists", True, False, *_scored("query_id", "document_ids"))
+        return _scored("scored-lists", "query_id", "document_ids", ids=True)
     if {"positive_passages", "negative_passages"} <= there:
-        return Layout("tevatron", False, False, _tevatron, _list_of("negative_passages"))
+        return Layout("tevatron", _tevatron, ["negative_passages"])
     if {"pos", "neg"} <= there:
-        return Layout("flagembedding", False, False, _flagembedding, _flag_without)
-    texts = next((name for name in TEXTS if name in there), None)
+        return Layout("flagembedding", _flagembedding, ["neg", "neg_scores", "neg_id"])
     if texts and "labels" in there:
-        read, left = _labeled(query, texts)
-        return Layout("labeled-list", False, False, read, left)
+        return _labeled(query, texts)
     if texts and "label" in there:
-        return Layout(
-            "labeled-pair", False, True,
-            lambda r: Row(r[query], *([[r[texts]], []] if r["label"] > 0.5 else [[], [r[texts]]])),
-            _whole,
-        )  # fmt: skip
-    negatives = [name for name in names if name.startswith("negative")]
+        return Layout("labeled-pair", partial(_labeled_pair, query, texts), grouped=True)
     if texts and "scores" in there and not negatives:
-        return Layout("scored-texts", False, False, *_scored(query, texts))
-    positive = next((name for name in POSITIVES if name in there), None)
+        return _scored("scored-texts", query, texts, ids=False)
+    positive = first(POSITIVES)
     if negatives and (positive or len(names) > 1):
-        read, left = _tuple(query, positive or names[1], negatives)
-        return Layout("tuple", False, False, read, left)
+        read = partial(_tuple, query, positive or names[1], negatives)
+        return Layout("tuple", read, negatives if len(negatives) == 1 else ())
     return None
-
-
-def _whole(record: Record, places: set[int]) -> Record | None:
-    return None if places else record
-
-
-def _list_of(key: str) -> Callable[[Record, set[int]], Record | None]:
-    def without(record: Record, places: set[int]) -> Record | None:
-        kept = [one for place, one in enumerate(record[key]) if place not in places]
-        return record | {key: kept} if kept else None
-
-    return without
 
 
 def _ours(record: Record) -> Row:
     scores = [record.get("positive_score")], [record.get("score")]
-    given = scores if None not in (scores[0][0], scores[1][0]) else ()
+    given = () if [None] in scores else scores
     return Row(record["query_id"], [record["positive_id"]], [record["negative_id"]], *given)
 
 
 def _automodel(record: Record) -> Row:
-    listed = (record[key] for key in ("pos_doc", "neg_doc"))
-    positives, negatives = (
-        [one if isinstance(one, dict) else {"id": one} for one in some]
-        for some in ([some] if isinstance(some, str) else some for some in listed)
-    )
-    scores = [[one.get("score") for one in some] for some in (positives, negatives)]
-    scores = [[] if None in some else some for some in scores]
-    ids = [[str(one["id"]) for one in some] for some in (positives, negatives)]
+    ids, scores = [], []
+    for key in ("pos_doc", "neg_doc"):
+        listed = [record[key]] if isinstance(record[key], str) else record[key]
+        listed = [one if isinstance(one, dict) else {"id": one} for one in listed]
+        ids.append([str(one["id"]) for one in listed])
+        own = [one.get("score") for one in listed]
+        scores.append([] if None in own else own)
     return Row(str(record.get("question", record.get("query"))), *ids, *scores)
 
 
-def _scored(query: str, documents: str) -> tuple[Callable, Callable]:
+def _scored(name: str, query: str, documents: str, *, ids: bool) -> Layout:
     def read(record: Record) -> Row:
-        first, *others = record[documents]
-        own, *rest = record["scores"]
-        if query == "query_id":  # numbers are ids too
-            first, *others = map(str, (first, *others))
-        text = record[query]
-        return Row(str(text) if query == "query_id" else text, [first], others, [own], rest)
+        text, (first, *others), (own, *rest) = (record[key] for key in (query, documents, "scores"))
+        if ids:  # numbers are ids too
+            text, first, *others = map(str, (text, first, *others))
+        return Row(text, [first], others, [own], rest)
 
-    def without(record: Record, places: set[int]) -> Record | None:
-        left_out = {place + 1 for place in places}
-        lists = {
-            key: [one for place, one in enumerate(record[key]) if place not in left_out]
-            for key in (documents, "scores")
-        }
-        return record | lists if len(lists["scores"]) > 1 else None
-
-    return read, without
+    lists = [documents, "scores"]
+    return Layout(name, read, lists, lambda record: range(1, len(record[documents])), ids)
 
 
 def _tevatron(record: Record) -> Row:
@@ -199,50 +189,33 @@ def _flagembedding(record: Record) -> Row:
     return Row(record["query"], record["pos"], record["neg"], *scores)
 
 
-def _flag_without(record: Record, places: set[int]) -> Record | None:
-    keys = [key for key in ("neg", "neg_scores", "neg_id") if record.get(key)]
-    kept = {key: [x for i, x in enumerate(record[key]) if i not in places] for key in keys}
-    return record | kept if kept["neg"] else None
+def _labeled(query: str, texts: str) -> Layout:
+    def chosen(record: Record, values: Sequence, positive: bool) -> list:
+        own = zip(values, record["labels"], strict=False)
+        return [value for value, label in own if (label > 0.5) == positive]
 
-
-def _labeled(query: str, texts: str) -> tuple[Callable, Callable]:
     def read(record: Record) -> Row:
-        parts: list[list] = [[], [], [], []]
-        scores = record.get("scores") or itertools.repeat(None)
-        for text, label, score in zip(record[texts], record["labels"], scores, strict=False):
-            kind = 0 if label > 0.5 else 1
-            parts[kind].append(text)
-            if score is not None:
-                parts[2 + kind].append(score)
-        return Row(record[query], *parts)
+        scores = record.get("scores") or []
+        listed = record[texts], [] if None in scores else scores
+        return Row(record[query], *(chosen(record, some, own) for some in listed
+                                    for own in (True, False)))  # fmt: skip
 
-    def without(record: Record, places: set[int]) -> Record | None:
-        order = [i for i, label in enumerate(record["labels"]) if not label > 0.5]
-        gone = {order[place] for place in places}
-        if len(gone) == len(order):
-            return None
-        keys = [key for key in (texts, "labels", "scores") if record.get(key)]
-        return record | {k: [x for i, x in enumerate(record[k]) if i not in gone] for k in keys}
+    def places(record: Record) -> list[int]:
+        return chosen(record, range(len(record["labels"])), False)
 
-    return read, without
+    return Layout("labeled-list", read, [texts, "labels", "scores"], places)
 
 
-def _tuple(query: str, positive: str, negatives: list[str]) -> tuple[Callable, Callable]:
-    def read(record: Record) -> Row:
-        texts = [record.get(name) for name in negatives]
-        texts = list(itertools.chain(*(x if isinstance(x, list) else [x] for x in texts)))
-        own, *rest = record.get("scores") or [None]
-        given = ([own], rest) if rest else ()
-        return Row(record[query], [record[positive]], texts, *given)
+def _labeled_pair(query: str, text: str, record: Record) -> Row:
+    parts = [[record[text]], []] if record["label"] > 0.5 else [[], [record[text]]]
+    return Row(record[query], *parts)
 
-    def without(record: Record, places: set[int]) -> Record | None:
-        """A list is shortened; of fixed columns the trainer needs all."""
-        if len(negatives) > 1 or not isinstance(record[negatives[0]], list):
-            return None if places else record
-        kept = [x for i, x in enumerate(record[negatives[0]]) if i not in places]
-        return record | {negatives[0]: kept} if kept else None
 
-    return read, without
+def _tuple(query: str, positive: str, negatives: Sequence[str], record: Record) -> Row:
+    texts = [record.get(name) for name in negatives]
+    texts = list(itertools.chain(*(x if isinstance(x, list) else [x] for x in texts)))
+    own, *rest = record.get("scores") or [None]
+    return Row(record[query], [record[positive]], texts, *([[own], rest] if rest else ()))
 
 
 def pieces(path: Path) -> list[Piece]:
@@ -258,35 +231,39 @@ def pieces(path: Path) -> list[Piece]:
     return [Piece(path, start, min(start + PIECE, size)) for start in starts]
 
 
-def records(piece: Piece) -> Iterator[tuple[int, Record | str]]:
-    """Each record of a piece with its number in it, from 0; where there is none, why.
+def records(piece: Piece) -> Iterator[Record | str]:
+    """Each record of a piece; where there is none, why.
 
     A line belongs to the piece that its first byte is in.
     """
     if piece.path.suffix == ".parquet":
         with arrow_errors(piece.path), pq.ParquetFile(piece.path) as file:
             groups = list(range(piece.start, piece.stop))
-            batches = file.iter_batches(BATCH, row_groups=groups)
-            yield from enumerate(row for batch in batches for row in batch.to_pylist())
+            for batch in file.iter_batches(BATCH, row_groups=groups):
+                yield from batch.to_pylist()
         return
     if _is_whole(piece.path):
         rows = whole_json(piece.path)["data"]
-        yield from enumerate(row if isinstance(row, dict) else "no JSON object" for row in rows)
+        yield from (row if isinstance(row, dict) else "no JSON object" for row in rows)
         return
     with piece.path.open("rb") as stream:
         if piece.start:
             stream.seek(piece.start - 1)
             stream.readline()  # the rest of the line before
-        number = 0
         while stream.tell() < piece.stop and (line := stream.readline()):
             if not line.strip():
                 continue
             try:
-                value: Any = json.loads(line)
+                value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                value = f"no JSON: {str(error)[:80]}"
-            yield number, value if isinstance(value, dict | str) else "no JSON object"
-            number += 1
+                yield f"no JSON: {str(error)[:80]}"
+            else:
+                yield value if isinstance(value, dict) else "no JSON object"
+
+
+def read(path: Path) -> Iterator[Record | str]:
+    """The records of all pieces."""
+    return itertools.chain.from_iterable(map(records, pieces(path)))
 
 
 def _is_whole(path: Path) -> bool:
@@ -315,21 +292,13 @@ def whole_json(path: Path) -> Record:
 
 def write(rows: Iterable[Record], like: Path, output: Path) -> None:
     """Records in the kind of file, and with the columns, of another one; in one step."""
-    with atomic_file(output) as partial:
+    with atomic_file(output) as target:
         if _is_whole(like):
             text = json.dumps(whole_json(like) | {"data": list(rows)}, ensure_ascii=True)
-            partial.write_text(text + "\n", encoding="utf-8")
-            return
-        if like.suffix != ".parquet":
-            with partial.open("w", encoding="utf-8") as stream:
-                for row in rows:
-                    line = json.dumps(row, ensure_ascii=False)
-                    whole = (
-                        line.encode("utf-8", "ignore").decode() == line
-                    )  # no half surrogate pair
-                    stream.write((line if whole else json.dumps(row)) + "\n")
-            return
-        schema, rows = pq.read_schema(like), iter(rows)
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            while some := list(itertools.islice(rows, BATCH)):
-                writer.write_table(pa.Table.from_pylist(some, schema))
+            target.write_text(text + "\n", encoding="utf-8")
+        elif like.suffix == ".parquet":
+            schema = pq.read_schema(like)
+            if not tabular.write_parquet(tabular.tables(rows, schema, BATCH), target):
+                pq.write_table(schema.empty_table(), target, compression="zstd")
+        else:
+            tabular.write_lines(rows, target)

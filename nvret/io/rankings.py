@@ -8,6 +8,7 @@ A TREC run has a ranking for each query, positives at their own places.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from nvret.data import RetrievalDataset
+from nvret.io import tabular
 from nvret.teachers import Scorer
 from nvret.utils import recipes, store
 from nvret.utils.errors import NvretError
@@ -44,6 +46,19 @@ class Part(NamedTuple):
     scores: np.ndarray
 
 
+def _kept(
+    stage: str, inputs: dict[str, Any], compute: Callable[[], dict[str, np.ndarray]]
+) -> list[np.ndarray]:
+    """Arrays, ordered by name: computed now, or found in the cache from an earlier run."""
+
+    def build(folder: Path) -> None:
+        for name, array in compute().items():
+            np.save(folder / f"{name}.npy", array)
+
+    files = sorted(store.stage(stage, inputs, build).glob("*.npy"))
+    return [np.load(file, allow_pickle=False) for file in files]
+
+
 def rank(
     dataset: RetrievalDataset,
     scorer: Scorer,
@@ -59,37 +74,33 @@ def rank(
     Args:
         exclude: for each query the rows that are no candidates, as of `nvret.mining.exclusions`.
     """
-    queries, positives = dataset.pairs
-    for start in range(0, len(queries), PART):
-        rows = slice(start, min(start + PART, len(queries)))
-        asked = [exclude[row] for row in queries[rows]]
+    number = len(dataset.pairs[0])
+    for start in range(0, number, PART):
+        stop = min(start + PART, number)
+        queries, positives = (rows[start:stop] for rows in dataset.pairs)
+        asked = [exclude[row] for row in queries]
         inputs = {
             "dataset": dataset.fingerprint,
             "teacher": scorer.fingerprint,
             "depth": depth,
-            "pairs": [rows.start, rows.stop],
+            "pairs": [start, stop],
             "excluded": store.fingerprint([some.tolist() for some in asked]),
             "recipe": recipes.versions("vectors", "search", "bm25"),
         }
 
-        def build(folder: Path, rows: slice = rows, asked: list = asked) -> None:
-            found = scorer.top_k(queries[rows], depth, None, asked, progress=progress)
-            np.save(folder / "ids.npy", found.ids.numpy())
-            np.save(folder / "scores.npy", found.scores.numpy())
+        def search(queries: np.ndarray = queries, asked: list = asked) -> dict[str, np.ndarray]:
+            found = scorer.top_k(queries, depth, None, asked, progress=progress)
+            return {"ids": found.ids.numpy(), "scores": found.scores.numpy()}
 
-        folder = store.stage("rankings", inputs, build)
-        ids, scores = (
-            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("ids", "scores")
-        )
-        own = scorer.pair_scores(queries[rows], positives[rows])
-        yield Part(queries[rows], positives[rows], own, ids, scores)
-
-
-Read = Callable[[list[str], list[str]], np.ndarray]
+        ids, scores = _kept("rankings", inputs, search)
+        yield Part(queries, positives, scorer.pair_scores(queries, positives), ids, scores)
 
 
 def rescored(
-    dataset: RetrievalDataset, parts: Iterator[Part], read: Read, key: str
+    dataset: RetrievalDataset,
+    parts: Iterator[Part],
+    read: Callable[[list[str], list[str]], np.ndarray],
+    key: str,
 ) -> Iterator[Part]:
     """The same candidates with the scores of a model that reads query and passage together.
 
@@ -106,28 +117,23 @@ def rescored(
                   "recipe": recipes.versions("judges"),
                   "ranking": store.fingerprint(part.queries, part.positives, part.ids)}  # fmt: skip
 
-        def build(folder: Path, part: Part = part) -> None:
+        def score(part: Part = part) -> dict[str, np.ndarray]:
             everything = np.column_stack([part.positives, part.ids])
             row, column = np.nonzero(everything >= 0)
             scores = np.full(everything.shape, -np.inf, np.float32)
             texts = [queries[part.queries[one]] for one in row]
             scores[row, column] = read(texts, [passages[one] for one in everything[row, column]])
-            np.save(folder / "scores.npy", scores)
+            return {"scores": scores}
 
-        folder = store.stage("rescored", inputs, build)
-        scores = np.load(folder / "scores.npy", allow_pickle=False)
+        (scores,) = _kept("rescored", inputs, score)
         own, scores = scores[:, 0], scores[:, 1:]
         order = np.lexsort((part.ids, -scores), axis=1)
         ids, scores = (np.take_along_axis(values, order, 1) for values in (part.ids, scores))
-        yield Part(part.queries, part.positives, own, ids, scores)
+        yield part._replace(positive_scores=own, ids=ids, scores=scores)
 
 
 def write(
-    dataset: RetrievalDataset,
-    parts: Iterator[Part],
-    path: Path,
-    name: str,
-    facts: dict[str, Any],
+    dataset: RetrievalDataset, parts: Iterator[Part], path: Path, name: str, facts: dict[str, Any]
 ) -> int:
     """Write rankings in one step.
 
@@ -151,58 +157,46 @@ def write(
                 columns = dict.fromkeys((kind, "text"), pa.array(texts, pa.large_string()))
                 columns = {f"{kind}_id": table["id"]} | columns
                 pq.write_table(pa.table(columns), partial / f"{part}.parquet", compression="zstd")
-            return _tables(parts, partial / "scores.parquet", _by_id(dataset), facts)
+            return _tables(dataset, parts, partial / "scores.parquet", facts)
     with store.atomic_file(path) as partial:
         if name == "trec":
             return _run(dataset, parts, partial, path.suffix == ".gz", facts)
-        rows = _by_id(dataset) if name == "scored-lists" else _by_text(dataset)
-        return _tables(parts, partial, rows, facts)
+        return _tables(dataset, parts, partial, facts, texts=name == "labeled-list")
 
 
-Build = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
-
-
-def _by_id(dataset: RetrievalDataset) -> Build:
-    queries, corpus = dataset.queries["id"].combine_chunks(), dataset.corpus["id"].combine_chunks()
-    return lambda query, passages: {
-        "query_id": queries.take(pa.array(query)),
-        "document_ids": corpus.take(pa.array(passages)),
-    }
-
-
-def _by_text(dataset: RetrievalDataset) -> Build:
-    queries, corpus = dataset.query_texts, dataset.passages
-    return lambda query, passages: {
-        "query": pa.array([queries[row] for row in query], pa.large_string()),
-        "document": pa.array([corpus[row] for row in passages], pa.large_string()),
-    }
-
-
-def _tables(parts: Iterator[Part], path: Path, build: Build, facts: dict[str, Any]) -> int:
+def _tables(
+    dataset: RetrievalDataset,
+    parts: Iterator[Part],
+    path: Path,
+    facts: dict[str, Any],
+    *,
+    texts: bool = False,
+) -> int:
     """Parquet, a row group for each part."""
-    count, writer = 0, None
-    try:
+    names, known = ("query_id", "document_ids"), (dataset.queries["id"], dataset.corpus["id"])
+    if texts:
+        names, known = ("query", "document"), (dataset.query_texts, dataset.passages)
+        known = [pa.chunked_array([some], pa.large_string()) for some in known]
+    counts = []
+
+    def tables() -> Iterator[pa.Table]:
         for part in parts:
             passages = np.column_stack([part.positives, part.ids])
             scores = np.column_stack([part.positive_scores, part.scores])
             there = passages >= 0
-            ends = np.concatenate([[0], there.sum(1).cumsum()])
-            (first, queries), (second, documents) = build(part.queries, passages[there]).items()
-            columns = {
-                first: queries,
-                second: pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), documents),
-                "scores": pa.LargeListArray.from_arrays(
-                    pa.array(ends, pa.int64()), pa.array(scores[there], pa.float32())
-                ),
-            }
-            table = pa.table(columns).replace_schema_metadata({"nvret": json.dumps(facts)})
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
-            count += int((part.ids >= 0).sum())
-    finally:
-        if writer is not None:
-            writer.close()
-    return count
+            ends = pa.array(np.concatenate([[0], there.sum(1).cumsum()]), pa.int64())
+            queries, documents = (
+                values.take(pa.array(rows)).combine_chunks()
+                for values, rows in zip(known, (part.queries, passages[there]), strict=True)
+            )
+            lists = documents, pa.array(scores[there], pa.float32())
+            lists = [pa.LargeListArray.from_arrays(ends, values) for values in lists]
+            table = pa.table([queries, *lists], [*names, "scores"])
+            counts.append(int((part.ids >= 0).sum()))
+            yield table.replace_schema_metadata({"nvret": json.dumps(facts)})
+
+    tabular.write_parquet(tables(), path)
+    return sum(counts)
 
 
 def _run(
@@ -215,39 +209,26 @@ def _run(
     """A TREC run: a query's positives stand where their scores place them."""
     queries, corpus = (table["id"].to_pylist() for table in (dataset.queries, dataset.corpus))
     tag, count = facts["teacher"].replace(" ", "-"), 0
-    for names in (queries, corpus):
-        if spaced := next((name for name in names if len(name.split()) != 1), None):
-            raise NvretError(f"id {spaced!r} has a blank, which a TREC run cannot hold")
+    if spaced := next((name for name in (*queries, *corpus) if len(name.split()) != 1), None):
+        raise NvretError(f"id {spaced!r} has a blank, which a TREC run cannot hold")
+    header = {
+        "method": {"retrieval": [{"name": facts["teacher"], "method": facts["kind"]}]},
+        "implementation": {"software": [{"name": "nvret", "version": facts["version"]}]},
+        "data": {"test_collection": {"name": dataset.name, "fingerprint": dataset.fingerprint}},
+    }
+    lines = yaml.safe_dump(header, sort_keys=False).splitlines()
+    pairs = (Part(*values) for part in parts for values in zip(*part, strict=True))
     with (gzip.open if zipped else open)(path, "wt", encoding="utf-8") as stream:
-        header = {
-            "method": {"retrieval": [{"name": facts["teacher"], "method": facts["kind"]}]},
-            "implementation": {"software": [{"name": "nvret", "version": facts["version"]}]},
-            "data": {"test_collection": {"name": dataset.name, "fingerprint": dataset.fingerprint}},
-        }
-        lines = yaml.safe_dump(header, sort_keys=False).splitlines()
         for line in ("ir_metadata.start", *lines, "ir_metadata.end"):
             stream.write(f"# {line}\n")
-        for query, own in _by_query(parts):
-            ids = np.concatenate([[part.positives for part in own], own[0].ids[own[0].ids >= 0]])
-            scores = np.concatenate(
-                [[part.positive_scores for part in own], own[0].scores[own[0].ids >= 0]]
-            )
-            count += len(ids) - len(own)
+        for query, group in itertools.groupby(pairs, key=lambda pair: pair.queries):
+            own = list(group)  # they differ in the positive alone
+            there = own[0].ids >= 0
+            ids = np.append([pair.positives for pair in own], own[0].ids[there])
+            scores = np.append([pair.positive_scores for pair in own], own[0].scores[there])
+            count += int(there.sum())
             order = np.lexsort((ids, -scores))
             for place, row in enumerate(order.tolist(), start=1):
                 name = corpus[int(ids[row])]
                 stream.write(f"{queries[query]} Q0 {name} {place} {scores[row]:.9g} {tag}\n")
     return count
-
-
-def _by_query(parts: Iterator[Part]) -> Iterator[tuple[int, list[Part]]]:
-    """For each query the rankings of its pairs, which differ in the positive alone."""
-    own: list[Part] = []
-    for part in parts:
-        for row, query in enumerate(part.queries.tolist()):
-            if own and own[0].queries != query:
-                yield int(own[0].queries), own
-                own = []
-            own.append(Part(query, *(column[row] for column in part[1:])))
-    if own:
-        yield int(own[0].queries), own

@@ -1,4 +1,4 @@
-"""Columns of a file of rows, JSON Lines, Parquet, CSV or TSV, and the place of each row in it.
+"""Files of rows: columns of JSON Lines, Parquet, CSV or TSV, with the place of each row; writers.
 
 Text files are read by Python's own parsers, Parquet by Arrow: Arrow's readers of JSON and CSV parse
 blocks at a time, and so cannot name the line of an error.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import itertools
 import json
+import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from nvret.utils.errors import NvretError, check_file
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
 LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 131,072
+SURROGATE = re.compile("[\ud800-\udfff]")
 PIECE = 1 << 23  # characters that are Python's objects at a time, by and large
 
 
@@ -252,3 +255,35 @@ def arrow_errors(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise NvretError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def tables(
+    rows: Iterable[dict[str, Any]], schema: pa.Schema | None = None, number: int = 4096
+) -> Iterator[pa.Table]:
+    """So many rows at a time: the texts of all of them may be more than the memory holds."""
+    rows = iter(rows)
+    while some := list(itertools.islice(rows, number)):
+        yield pa.Table.from_pylist(some, schema)
+
+
+def write_parquet(parts: Iterable[pa.Table], path: Path) -> int:
+    """Tables as one file, a row group for each. Returns how many rows; of none there is no file."""
+    count, writer = 0, None
+    with contextlib.ExitStack() as stack:
+        for table in parts:
+            writer = writer or stack.enter_context(
+                pq.ParquetWriter(path, table.schema, compression="zstd")
+            )
+            writer.write_table(table)
+            count += table.num_rows
+    return count
+
+
+def write_lines(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    """JSON Lines. Returns how many; half a surrogate pair, which UTF-8 cannot hold, is escaped."""
+    count = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            line = json.dumps(row, ensure_ascii=False)
+            stream.write((json.dumps(row) if SURROGATE.search(line) else line) + "\n")
+    return count
