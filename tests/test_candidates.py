@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import typing
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +78,7 @@ def test_every_rule_gives_what_its_teacher_gives(dataset, tmp_path, name, teache
     monkeypatch.setattr(rankings, "PART", 5)  # a query's pairs may lie in two parts
     suffix = {"three-part": "", "trec": ".run.gz"}.get(name, ".parquet")
     path = written(dataset, tmp_path / f"ranked{suffix}", name, teacher)
-    scorer = candidates.ListTeacher(path).prepare(dataset)
+    scorer = candidates.load(path, dataset)
     same, lost = candidates.scored(dataset, scorer)
     assert (same is dataset, lost) == (True, 0)
     exclude = mining.exclusions(dataset)
@@ -108,7 +109,7 @@ def test_the_search_in_lists_is_the_search(some):
     query, passage = query[by_query], passage[by_query]
     scores = np.einsum("pd,pd->p", vectors[0][query], vectors[1][passage])
     lists = candidates.Lists(
-        "x.parquet", pa.array([f"q{n}" for n in range(queries)], pa.large_string()),
+        Path("x.parquet"), pa.array([f"q{n}" for n in range(queries)], pa.large_string()),
         pa.array([f"p{n}" for n in passage], pa.large_string()), scores,
         np.arange(queries + 1) * passages, texts=False, positive_first=False,
     )  # fmt: skip
@@ -282,7 +283,7 @@ def lists(query="q0", documents=("p0",), scores=(0.5,)):
 def test_a_faulty_file_is_named(dataset, files, tmp_path, content, message, capsys):
     path = faulty(tmp_path, content)
     with pytest.raises(NvretError, match=message):
-        candidates.scored(dataset, candidates.ListTeacher(path).prepare(dataset))
+        candidates.scored(dataset, candidates.load(path, dataset))
     output = tmp_path / "n.parquet"
     mine = ["mine", *files, "--candidates", str(path), "--method", "naive", "--output", str(output)]
     assert cli.main(mine) == 2

@@ -121,7 +121,7 @@ def test_their_scored_files_are_candidates(dataset, teacher, model, name, tmp_pa
     assert not any(found.counts[check] for check in ("unreadable", "not-finite", "positive"))
     table = adopted.table(path, dataset)
     assert table.num_rows == found.negatives
-    scorer = candidates.ListTeacher(path).prepare(dataset)
+    scorer = candidates.load(path, dataset)
     method = mining.TopKPercPos(0.9)
     options = {"near_duplicates": None, "negative_positives": "safe", "progress": False}
     mined = mining.mine(dataset, scorer, method, 1, **options)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, Token
 
-from nvret.cli.mine import Share, TeacherOptions
-from nvret.cli.options import Count, OwnData
+from nvret.cli import options
+from nvret.cli.options import Count, OwnData, Share, TeacherOptions
 from nvret.utils.errors import NvretError
 
 
@@ -68,35 +68,26 @@ def calibrate(
     from nvret.analysis import audit, judges, ladder
     from nvret.analysis import calibrate as calibration
     from nvret.io import inputs
-    from nvret.utils import store
 
     data.check("calibrate needs")
-    teacher.check()
-    if len(names := teacher.teacher or []) != 1:
-        raise NvretError(f"calibrate needs one --teacher, {len(names)} are given")
+    name = teacher.only("calibrate")
     if labels and judge:
         raise NvretError("--labels and --judge are two sources, expected one")
-    for option, path, suffix in (("sample", sample, ".html"), ("output", output, ".json")):
-        if path and path.suffix != suffix:
-            raise NvretError(f"--{option} {path}: expected {suffix}")
-        if path and (path.is_dir() or (path.exists() and not overwrite)):
-            raise NvretError(f"--{option} {path} is there already; --overwrite replaces it")
-    built = teacher.build(names[0])
+    options.check_output("sample", sample, ".html", overwrite=overwrite)
+    options.check_output("output", output, ".json", overwrite=overwrite)
+    built = teacher.build(name)
     judgements = None if labels is None else inputs.qrels(labels)[0]
     reader = None if judge is None else judges.load(judge, device=teacher.device)
     dataset = data.load()
-    hidden = None
-    several = sum(len(rows) > 1 for rows in dataset.positives)
-    if not (labels or judge or sample) and several >= calibration.SEVERAL:
-        hidden = audit.hide(dataset)
-        dataset = hidden.dataset
+    several = sum(len(rows) > 1 for rows in dataset.positives) >= calibration.SEVERAL
+    hidden = audit.hide(dataset) if several and not (labels or judge or sample) else None
+    dataset = dataset if hidden is None else hidden.dataset
     scorer = teachers.prepare(built, dataset)
     exclude = mining.exclusions(dataset, near_duplicates)
     steps = ladder.build(dataset, scorer, method, num_negatives, exclude, pairs=max_pairs)
     if sample:
         page = calibration.sample(steps, target, labelled, labels=judgements)
-        with store.atomic_file(sample) as partial:
-            partial.write_text(calibration.page(page), encoding="utf-8")
+        options.write_text(sample, calibration.page(page))
         print(f"{sample}: {len(page)} pairs to label; save the labels, and give them as --labels")
         return
     if hidden is not None:
@@ -108,6 +99,4 @@ def calibrate(
     else:
         found = calibration.by_scores(steps, target)
     print(calibration.describe(found, method))
-    if output:
-        with store.atomic_file(output) as partial:
-            partial.write_text(json.dumps(calibration.record(found), indent=1), encoding="utf-8")
+    options.write_text(output, json.dumps(calibration.record(found), indent=1))

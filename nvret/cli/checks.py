@@ -46,8 +46,7 @@ def inspect(
     if options.given(data):
         data.check("inspect needs")
     # Before the work, and again when the report is written
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise NvretError(f"{output} exists, expected a new file or --overwrite")
+    options.check_output("output", output, overwrite=overwrite)
     labels = None if hidden is None else inputs.qrels(hidden)[0]
     if tables.is_own(negatives):
         data.check("inspect needs")
@@ -100,15 +99,11 @@ def lint(
 
     from nvret.analysis import lint as checks
     from nvret.io import inputs
-    from nvret.utils import store
 
-    if output and output.suffix not in (".json", ".html"):
-        raise NvretError(f"--output {output}: expected .json or .html")
-    if fix and fix.suffix != file.suffix:
-        raise NvretError(f"--fix {fix}: expected {file.suffix}, as {file} is")
-    for target in filter(None, (output, fix)):
-        if target.is_dir() or (target.exists() and not overwrite) or target == file:
-            raise NvretError(f"{target} exists, expected a new file or --overwrite")
+    options.check_output("output", output, ".json", ".html", overwrite=overwrite)
+    options.check_output("fix", fix, file.suffix, overwrite=overwrite)
+    if file in (output, fix):
+        raise NvretError(f"{file} is what is looked at, expected another file to write")
     ids = None if corpus is None else inputs.texts(corpus, title=True)["id"].to_pylist()
     found = checks.lint(file, corpus=ids)
     if model:
@@ -118,8 +113,7 @@ def lint(
         facts = {"layout": found.layout, "records": found.records, "negatives": found.negatives}
         whole = facts | {"checks": checks.rows(found), "judged": found.judged}
         text = checks.page(found, file) if output.suffix == ".html" else json.dumps(whole, indent=1)
-        with store.atomic_file(output) as partial:
-            partial.write_text(text, encoding="utf-8")
+        options.write_text(output, text)
     if fix:
         done = checks.clean(file, found, fix)
         print(
@@ -165,8 +159,7 @@ def evaluate(
     for name in names:
         if name != "bm25":
             assets.check_model(name, others=("bm25",))
-    if output and output.exists():
-        raise NvretError(f"{output} exists; name another file")
+    options.check_output("output", output)
     dataset = data.load()
     results = {}
     for name in names:

@@ -15,17 +15,7 @@ import docstring_parser
 from cyclopts import Parameter, validators
 
 from nvret.cli import options, profile
-from nvret.cli.options import (
-    Count,
-    Device,
-    Only,
-    OwnData,
-    PassagePrompt,
-    Profile,
-    QueryPrompt,
-    Seed,
-    spelled,
-)
+from nvret.cli.options import Count, Only, OwnData, Profile, Seed, Share, TeacherOptions, spelled
 from nvret.methods import BY_NAME, build_method
 from nvret.utils.errors import NvretError
 
@@ -35,7 +25,6 @@ if TYPE_CHECKING:
     from nvret.data import RetrievalDataset
 
 log = logging.getLogger("nvret")
-Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
 # The names of nvret.sampling and nvret.io.export, which take long to import; a test compares them
 Sampling = Literal["top-k", "sampled", "top-1+sampled"]
 Format = Literal[
@@ -48,92 +37,6 @@ Format = Literal[
     "tevatron",
     "automodel",
 ]
-Share = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
-
-
-@options.group("teacher")
-class TeacherOptions:
-    """What scores the passages of each query.
-
-    Attributes:
-        teacher: bm25, vectors, or a model: a name (minilm-l6), a folder (./mine), or of the hub
-            owner/name@revision; repeated with --ensemble
-        ensemble: how several teachers are joined
-        candidates: scored candidates instead of a teacher: a file or folder of `nvret rank`, lists
-            with scores of sentence-transformers or FlagEmbedding, or a TREC run (.run, .txt, .gz)
-        query_vectors: of --teacher vectors: a .npy, a row for each query in its file's order
-        corpus_vectors: likewise, of the passages
-        normalise: bring given vectors to length 1
-        max_query_length: tokens of a query that a model reads
-        max_passage_length: tokens of a passage, likewise
-        dtype: of a model's weights; auto: bfloat16 on a GPU, float32 elsewhere; int8: of passages,
-            on a CPU. Where it is not float32, provenance says how far scores are from float32's
-        index: screen: search exactly, but most of it in bfloat16 where a CPU has AMX, and on a GPU;
-            or approximately: faiss's name of an index (HNSW32)
-        probes: lists or candidates that the index looks at
-    """
-
-    teacher: list[str] | None = None
-    ensemble: Ensemble | None = None
-    candidates: Path | None = None
-    query_vectors: Path | None = None
-    corpus_vectors: Path | None = None
-    normalise: bool = True
-    max_query_length: Count = 64
-    max_passage_length: Count = 128
-    query_prompt: QueryPrompt = None
-    passage_prompt: PassagePrompt = None
-    device: Device = "cpu"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    index: str | None = None
-    probes: Count = 64
-
-    def check(self) -> None:
-        """`NvretError` for options that are not for each other."""
-        names = self.teacher or []
-        if self.candidates is not None:
-            if others := [spelled(one) for one in options.given(self) if one != "candidates"]:
-                raise NvretError(f"--candidates stands for a teacher, and {others[0]} is of one")
-            return
-        if len(names) > 1 and not self.ensemble:
-            ensembles = "|".join(typing.get_args(Ensemble))
-            raise NvretError(f"{len(names)} teachers need --ensemble {ensembles}")
-        if len(names) == 1 and self.ensemble:
-            raise NvretError("--ensemble needs --teacher several times")
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise NvretError(f"--teacher {twice[0]} is given more than once")
-        for option in ("query_vectors", "corpus_vectors"):
-            if ("vectors" in names) != (getattr(self, option) is not None):
-                raise NvretError(f"{spelled(option)} and --teacher vectors need each other")
-        for option in ("query_prompt", "passage_prompt"):
-            if getattr(self, option) is not None and not set(names) - {"bm25", "vectors"}:
-                raise NvretError(f"{spelled(option)} is of an embedding model, which is not given")
-        if not self.normalise and "vectors" not in names:
-            raise NvretError("--no-normalise is of --teacher vectors, which is not given")
-
-    def build(self, name: str) -> Any:
-        """One of the teachers."""
-        from nvret import assets, teachers
-        from nvret.io import vectors
-        from nvret.scale import faiss_index
-        from nvret.utils import machine
-
-        machine.check_device(self.device)
-        if name == "bm25":
-            if self.index:
-                raise NvretError("--index is for embedding models, teacher bm25 searches exactly")
-            return teachers.BM25Teacher()
-        index = faiss_index.named(self.index, self.probes)
-        where = {"device": self.device, "index": index}
-        if name == "vectors":
-            files = self.query_vectors, self.corpus_vectors
-            return vectors.VectorTeacher(*files, self.normalise, **where)
-        assets.check_model(name, others=("bm25", "vectors"))
-        lengths = self.max_query_length, self.max_passage_length
-        fast = "bfloat16" if self.device == "cuda" else "float32"
-        dtype = fast if self.dtype == "auto" else self.dtype
-        prompts = options.prompts(self.query_prompt, self.passage_prompt)
-        return teachers.DenseTeacher(name, *lengths, dtype=dtype, prompts=prompts, **where)
 
 
 @options.group("filters")
@@ -166,13 +69,13 @@ class FilterOptions:
     def judge(self, device: str) -> Any:
         """The model of ``--second-opinion``, or None."""
         if self.second_opinion is None:
-            if self.second_threshold is not None:
-                raise NvretError("--second-threshold is of --second-opinion, which is not given")
-            if self.relabel is not None:
-                raise NvretError("--relabel is of --second-opinion, which is not given")
+            for option in ("second_threshold", "relabel"):
+                if getattr(self, option) is not None:
+                    raise NvretError(
+                        f"{spelled(option)} is of --second-opinion, which is not given"
+                    )
             return None
-        if self.relabel and (self.relabel.suffix != ".tsv" or self.relabel.exists()):
-            raise NvretError(f"--relabel {self.relabel}: expected a new .tsv")
+        options.check_output("relabel", self.relabel, ".tsv")
         from nvret.analysis import judges
 
         try:
@@ -245,14 +148,10 @@ class OutputOptions:
 
         path = self.output
         export.check(self.format, path)
-        if self.card and (self.card.suffix != ".md" or (self.card.exists() and not self.overwrite)):
-            raise NvretError(f"--card {self.card}: expected a new .md, or --overwrite")
+        options.check_output("output", path, overwrite=self.overwrite)
+        options.check_output("card", self.card, ".md", overwrite=self.overwrite)
         if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise NvretError(f"--push-to-hub {self.push_to_hub}: expected owner/name")
-        if path.is_dir():
-            raise NvretError(f"--output {path} is a folder, expected a file")
-        if path.exists() and not self.overwrite:
-            raise NvretError(f"--output {path} is there already; --overwrite replaces it")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         try:
             with tempfile.TemporaryFile(dir=folder):
@@ -340,8 +239,8 @@ def mine(
             ))
             for one in teachers
         ]  # fmt: skip
-        joined = len(tables) > 1
-        return _joined(dataset, tables, teacher.ensemble, sampling) if joined else tables[0]
+        alone = len(tables) == 1
+        return tables[0] if alone else _joined(dataset, tables, teacher.ensemble, sampling)
 
     table = mined(exclude) if judge is None else _judged(dataset, mined, exclude, judge, filters)
     _write(dataset, table, output)
@@ -357,7 +256,7 @@ def _ranked(
     if method == "random":
         raise NvretError(f"--method random: passages of the corpus have no score in {path}")
     dataset = data.load() if options.given(data) else adopted.load_dataset(path)
-    scorer = candidates.ListTeacher(path).prepare(dataset)
+    scorer = candidates.load(path, dataset)
     exclude = mining.exclusions(dataset, filters.near_duplicates)
     dataset, lost = candidates.scored(dataset, scorer)
     if lost:
@@ -458,11 +357,8 @@ def _write(dataset: RetrievalDataset, table: pa.Table, output: OutputOptions) ->
     print("; ".join(parts))
     if output.card or output.push_to_hub:
         from nvret.io import card
-        from nvret.utils import store
 
         text = card.card(dataset.name, facts, records, output.format)
-        if output.card:
-            with store.atomic_file(output.card) as partial:
-                partial.write_text(text, encoding="utf-8")
+        options.write_text(output.card, text)
         if output.push_to_hub:
             print(card.push(output.output, output.push_to_hub, text, facts))

@@ -1,4 +1,4 @@
-"""Groups of options that several commands share: own data, and a profile's notebooks.
+"""Options that several commands share: own data, a teacher, a profile's notebooks, files to write.
 
 A group is a class whose fields are the options; their types are checked, and its docstring is the
 help. ``group_of`` makes such a class of parameters that are declared elsewhere in the package.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import docstring_parser
 from cyclopts import Group, Parameter, Token, validators
@@ -42,6 +42,8 @@ PassagePrompt = Annotated[str | None, Parameter(help="before each passage, likew
 # What tokenizers can count, and what numpy takes as a seed
 Count = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=1, lt=2**31))]
 Seed = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lt=2**32))]
+Share = Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))]
+Ensemble = Literal["cross-sample", "intra-sample", "intra-sample-no-dedup"]
 
 TITLES = ("your data", "model", "training", "teacher", "method", "filters", "sampling", "output")
 SETS = ({"data"}, {"pairs"}, {"pairs", "corpus"}, {"corpus", "queries", "qrels"})
@@ -125,24 +127,20 @@ class OwnData:
         from nvret.io import inputs
 
         columns = inputs.Columns(self.id_column, self.text_column or "text", self.title_column)
-        pairs = self.pairs
-        if self._from_hub() and (self.query_column or self.positive_column):
+        from_hub, pairs = self._from_hub(), self.pairs
+        if from_hub and (self.query_column or self.positive_column):
             from nvret import assets
 
             pairs = assets.hub_files(self.data, self.split)
         if pairs is not None:
-            return inputs.load_pairs(
-                pairs,
-                query_column=self.query_column,
-                positive_columns=self.positive_column or (),
-                corpus=self.corpus,
-                columns=columns,
-            )
+            names = {"query_column": self.query_column,
+                     "positive_columns": self.positive_column or ()}  # fmt: skip
+            return inputs.load_pairs(pairs, corpus=self.corpus, columns=columns, **names)
         if self.data is not None:
+            source = "hub" if from_hub else None
             dataset = data.load(
-                self.data, split=self.split, source="hub" if self._from_hub() else None,
-                keep_unjudged=keep_unjudged,
-            )  # fmt: skip
+                self.data, split=self.split, source=source, keep_unjudged=keep_unjudged
+            )
         else:
             files = self.corpus, self.queries, self.qrels
             dataset = inputs.load_files(*files, columns=columns, keep_unjudged=keep_unjudged)
@@ -150,10 +148,130 @@ class OwnData:
         return dataset
 
 
+@group("teacher")
+class TeacherOptions:
+    """What scores the passages of each query.
+
+    Attributes:
+        teacher: bm25, vectors, or a model: a name (minilm-l6), a folder (./mine), or of the hub
+            owner/name@revision; repeated with --ensemble
+        ensemble: how several teachers are joined
+        candidates: scored candidates instead of a teacher: a file or folder of `nvret rank`, lists
+            with scores of sentence-transformers or FlagEmbedding, or a TREC run (.run, .txt, .gz)
+        query_vectors: of --teacher vectors: a .npy, a row for each query in its file's order
+        corpus_vectors: likewise, of the passages
+        normalise: bring given vectors to length 1
+        max_query_length: tokens of a query that a model reads
+        max_passage_length: tokens of a passage, likewise
+        dtype: of a model's weights; auto: bfloat16 on a GPU, float32 elsewhere; int8: of passages,
+            on a CPU. Where it is not float32, provenance says how far scores are from float32's
+        index: screen: search exactly, but most of it in bfloat16 where a CPU has AMX, and on a GPU;
+            or approximately: faiss's name of an index (HNSW32)
+        probes: lists or candidates that the index looks at
+    """
+
+    teacher: list[str] | None = None
+    ensemble: Ensemble | None = None
+    candidates: Path | None = None
+    query_vectors: Path | None = None
+    corpus_vectors: Path | None = None
+    normalise: bool = True
+    max_query_length: Count = 64
+    max_passage_length: Count = 128
+    query_prompt: QueryPrompt = None
+    passage_prompt: PassagePrompt = None
+    device: Device = "cpu"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    index: str | None = None
+    probes: Count = 64
+
+    def check(self) -> None:
+        """`NvretError` for options that are not for each other."""
+        names = self.teacher or []
+        if self.candidates is not None:
+            if others := [spelled(one) for one in given(self) if one != "candidates"]:
+                raise NvretError(f"--candidates stands for a teacher, and {others[0]} is of one")
+            return
+        if len(names) > 1 and not self.ensemble:
+            ensembles = "|".join(get_args(Ensemble))
+            raise NvretError(f"{len(names)} teachers need --ensemble {ensembles}")
+        if len(names) == 1 and self.ensemble:
+            raise NvretError("--ensemble needs --teacher several times")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise NvretError(f"--teacher {twice[0]} is given more than once")
+        for option in ("query_vectors", "corpus_vectors"):
+            if ("vectors" in names) != (getattr(self, option) is not None):
+                raise NvretError(f"{spelled(option)} and --teacher vectors need each other")
+        for option in ("query_prompt", "passage_prompt"):
+            if getattr(self, option) is not None and not set(names) - {"bm25", "vectors"}:
+                raise NvretError(f"{spelled(option)} is of an embedding model, which is not given")
+        if not self.normalise and "vectors" not in names:
+            raise NvretError("--no-normalise is of --teacher vectors, which is not given")
+
+    def only(self, command: str) -> str:
+        """The name of the one teacher, which the command needs; checked."""
+        self.check()
+        if len(names := self.teacher or []) != 1:
+            raise NvretError(f"{command} needs one --teacher, {len(names)} are given")
+        return names[0]
+
+    def build(self, name: str) -> Any:
+        """One of the teachers."""
+        from nvret import assets, teachers
+        from nvret.io import vectors
+        from nvret.scale import faiss_index
+        from nvret.utils import machine
+
+        machine.check_device(self.device)
+        if name == "bm25":
+            if self.index:
+                raise NvretError("--index is for embedding models, teacher bm25 searches exactly")
+            return teachers.BM25Teacher()
+        index = faiss_index.named(self.index, self.probes)
+        where = {"device": self.device, "index": index}
+        if name == "vectors":
+            files = self.query_vectors, self.corpus_vectors
+            return vectors.VectorTeacher(*files, self.normalise, **where)
+        assets.check_model(name, others=("bm25", "vectors"))
+        lengths = self.max_query_length, self.max_passage_length
+        fast = "bfloat16" if self.device == "cuda" else "float32"
+        dtype = fast if self.dtype == "auto" else self.dtype
+        before = prompts(self.query_prompt, self.passage_prompt)
+        return teachers.DenseTeacher(name, *lengths, dtype=dtype, prompts=before, **where)
+
+
 def prompts(query: str | None, passage: str | None) -> dict[str, str | None]:
     r"""Of queries and passages, in which a shell's ``\n`` is a line break."""
     both = {"query": query, "passage": passage}
     return {kind: text and text.replace("\\n", "\n") for kind, text in both.items()}
+
+
+def check_output(
+    option: str, path: Path | None, *suffixes: str, overwrite: bool | None = None
+) -> None:
+    """`NvretError` for a file of another kind, a folder, or what is there and may not be replaced.
+
+    ``overwrite`` is None of a command that has no such option.
+    """
+    if path is None:
+        return
+    where = f"{spelled(option)} {path}"
+    if suffixes and path.suffix not in suffixes:
+        raise NvretError(f"{where}: expected {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise NvretError(f"{where} is a folder, expected a file")
+    if path.exists() and not overwrite:
+        hint = "expected a new file" if overwrite is None else "--overwrite replaces it"
+        raise NvretError(f"{where} is there already; {hint}")
+
+
+def write_text(path: Path | None, text: str) -> None:
+    """Write a file in one step, where one is asked for."""
+    from nvret.utils import store
+
+    if path is not None:
+        with store.atomic_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def given(*groups: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nvret
-from nvret.cli.mine import Share, TeacherOptions
-from nvret.cli.options import Count, OwnData
+from nvret.cli import options
+from nvret.cli.options import Count, OwnData, Share, TeacherOptions
 from nvret.utils.errors import NvretError
 
 # The names of nvret.io.rankings, which takes long to import; a test compares them
@@ -61,37 +61,32 @@ def rank(
     from nvret.utils import processes
 
     data.check("rank needs")
-    teacher.check()
-    if len(names := teacher.teacher or []) != 1:
-        raise NvretError(f"rank needs one --teacher, {len(names)} are given")
-    if output.exists() and (not overwrite or output.is_dir()):
-        hint = "" if output.is_dir() else "; --overwrite replaces it"
-        raise NvretError(f"--output {output} is there already{hint}")
-    kinds = {"three-part": ("",), "trec": (".run", ".trec", ".txt", ".gz")}
-    if output.suffix not in (wanted := kinds.get(format, (".parquet",))):
-        listed = ", ".join(wanted) if any(wanted) else "a folder"
-        raise NvretError(f"--output {output}: {format} is written as {listed}")
-    built = teacher.build(names[0])
+    name = teacher.only("rank")
+    if format == "three-part" and (output.suffix or output.exists()):
+        raise NvretError(f"--output {output}: three-part is written as a new folder")
+    suffixes = {"three-part": (), "trec": (".run", ".trec", ".txt", ".gz")}
+    kinds = suffixes.get(format, (".parquet",))
+    options.check_output("output", output, *kinds, overwrite=overwrite)
+    built = teacher.build(name)
     reader, key = _reader(rescore, teacher.device)
-    dataset = data.load(keep_unjudged="vectors" in names)
+    dataset = data.load(keep_unjudged=name == "vectors")
     if depth >= dataset.corpus.num_rows:
         raise NvretError(
             f"--depth is {depth}, the corpus has only {dataset.corpus.num_rows} passages, "
             "positives among them"
         )
     scorer = teachers.prepare(built, dataset)
-    exclude = dataset.positives
-    if format != "trec":
-        exclude = mining.exclusions(dataset, near_duplicates)
+    run = format == "trec"
+    exclude = dataset.positives if run else mining.exclusions(dataset, near_duplicates)
     facts = {
         "version": nvret.__version__,
         "teacher": scorer.name,
-        "kind": "sparse" if names[0] == "bm25" else "dense",
+        "kind": "sparse" if name == "bm25" else "dense",
         "teacher_fingerprint": scorer.fingerprint,
         "prompts": getattr(scorer, "prompts", None),
         "dataset_fingerprint": dataset.fingerprint,
         "depth": depth,
-        "near_duplicates": None if format == "trec" else near_duplicates,
+        "near_duplicates": None if run else near_duplicates,
     }
     parts = rankings.rank(dataset, scorer, depth, exclude)
     if reader is not None:
@@ -104,7 +99,7 @@ def rank(
         return
     count = rankings.write(dataset, parts, output, format, facts)
     pairs = len(dataset.pairs[0])
-    short = count < pairs * depth and format != "trec"
+    short = count < pairs * depth and not run
     print(
         f"{output}: {count} candidates of {pairs} pairs of query and positive, "
         f"{len(np.unique(dataset.pairs[0]))} queries; as deep as {depth}"

@@ -45,21 +45,19 @@ def _of_texts(path: Path, rows: Iterator[mined.Row]) -> RetrievalDataset:
     """Equal texts are one query, or one passage."""
     queries: dict[str, int] = {}
     passages: dict[str, int] = {}
-    pairs: dict[tuple[int, int], None] = {}
+    positives: list[dict[int, None]] = []
     for number, row in enumerate(rows, 1):
-        for text in (row.query, *row.positives, *row.negatives):
+        texts = (*row.positives, *row.negatives)
+        for text in (row.query, *texts):
             tabular.check_unicode(text, f"{path}: list {number}", text[:60])
+        first, *_ = (passages.setdefault(text, len(passages)) for text in texts)
         query = queries.setdefault(row.query, len(queries))
-        first, *_ = (
-            passages.setdefault(text, len(passages)) for text in (*row.positives, *row.negatives)
-        )
-        pairs[query, first] = None
+        if query == len(positives):
+            positives.append({})
+        positives[query][first] = None
     if not queries:
         raise NvretError(f"{path}: no record, expected some")
-    positives: list[list[int]] = [[] for _ in queries]
-    for query, passage in pairs:
-        positives[query].append(passage)
-    return from_texts(path.stem, list(passages), list(queries), positives)
+    return from_texts(path.stem, list(passages), list(queries), list(map(list, positives)))
 
 
 def table(path: Path, dataset: RetrievalDataset, scorer: Scorer | None = None) -> pa.Table:
@@ -73,56 +71,51 @@ def table(path: Path, dataset: RetrievalDataset, scorer: Scorer | None = None) -
             given; the record is named.
     """
     layout = mined.layout_of(path)
-    rows = list(candidates.rows(path, layout, scored=scorer is None))
-    known = _known(dataset, layout.ids)
-    listed: dict[tuple[int, int], dict[int, float]] = {}
-    for number, row in enumerate(rows, 1):
+    queries, passages = _known(dataset, layout.ids)
+    scores: dict[tuple[int, int], dict[int, float]] = {}
+    own_scores: dict[tuple[int, int], float] = {}
+    for number, row in enumerate(candidates.rows(path, layout, scored=scorer is None), 1):
         try:
-            pair = known[0][row.query], known[1][row.positives[0]]
-            places = [known[1][text] for text in row.negatives]
+            pair = queries[row.query], passages[row.positives[0]]
+            places = [passages[text] for text in row.negatives]
         except KeyError as error:
             raise NvretError(f"{path}: list {number}: {error.args[0][:60]!r} is not in "
                              f"{dataset.name}") from None  # fmt: skip
-        own = listed.setdefault(pair, {})
-        scores = row.negative_scores if scorer is None else [np.nan] * len(places)
-        own |= dict(zip(places, scores, strict=True))
-        own.setdefault(-1, row.positive_scores[0] if scorer is None else np.nan)
-    pairs = [(q, p, n) for (q, p), own in listed.items() for n in own if n >= 0]
-    if not pairs:
+        given = row.negative_scores if scorer is None else [np.nan] * len(places)
+        scores.setdefault(pair, {}).update(zip(places, given, strict=True))
+        own_scores.setdefault(pair, row.positive_scores[0] if scorer is None else np.nan)
+    columns = [
+        (*pair, negative, rank, score, own_scores[pair])
+        for pair, listed in scores.items()
+        for rank, (negative, score) in enumerate(listed.items(), 1)
+    ]
+    if not columns:
         raise NvretError(f"{path}: no negative, expected some")
-    query, positive, negative = np.array(pairs).T
-    if scorer is None:
-        values = np.array([listed[q, p][n] for q, p, n in pairs], np.float32)
-        own_scores = np.array([listed[q, p][-1] for q, p, _ in pairs], np.float32)
-    else:
-        values, own_scores = (scorer.pair_scores(query, some) for some in (negative, positive))
-    counts = [len(own) - 1 for own in listed.values()]
-    ranks = np.concatenate([np.arange(1, count + 1) for count in counts])
-    ids = {name: part["id"].to_numpy().astype(object) for name, part in
-           (("query", dataset.queries), ("passage", dataset.corpus))}  # fmt: skip
+    query, positive, negative, ranks, *values = map(np.array, zip(*columns, strict=True))
+    values = [some.astype(np.float32) for some in values]
+    if scorer is not None:
+        values = [scorer.pair_scores(query, rows) for rows in (negative, positive)]
     facts = {
         "method": {"name": layout.name, "parameters": {}}, "dataset": dataset.name,
-        "dataset_fingerprint": dataset.fingerprint, "num_negatives": max(counts),
+        "dataset_fingerprint": dataset.fingerprint, "num_negatives": int(ranks.max()),
         "teacher": "unknown" if scorer is None else scorer.name, "pairs": len(dataset.pairs[0]),
         "ceiling_positive": "own", "negative_positives": "literal", "file": Path(path).name,
     }  # fmt: skip
+    queries, passages = (part["id"] for part in (dataset.queries, dataset.corpus))
     columns = [
-        ids["query"][query], ids["passage"][positive], ids["passage"][negative], ranks, values,
-        own_scores, [facts["teacher"]] * len(pairs), [layout.name] * len(pairs),
+        queries.take(query), passages.take(positive), passages.take(negative), ranks, *values,
+        [facts["teacher"]] * len(ranks), [layout.name] * len(ranks),
     ]  # fmt: skip
-    columns = [pa.array(some, kind) for some, kind in zip(columns, SCHEMA.types, strict=True)]
-    made = pa.table(columns, schema=SCHEMA)
+    made = pa.table(columns, SCHEMA.names).cast(SCHEMA)
     return made.replace_schema_metadata({"nvret": json.dumps(facts, sort_keys=True)})
 
 
-def _known(dataset: RetrievalDataset, by_id: bool) -> tuple[dict[str, int], dict[str, int]]:
-    """Rows of queries and passages, by id or by text; of equal texts the first."""
+def _known(dataset: RetrievalDataset, by_id: bool) -> Iterator[dict[str, int]]:
+    """Rows of queries, then of passages, by id or by text; of equal texts the first."""
+    texts = dataset.query_texts, dataset.passages
     if by_id:
-        texts = dataset.queries["id"].to_pylist(), dataset.corpus["id"].to_pylist()
-    else:
-        texts = dataset.query_texts, dataset.passages
-    first, second = ({text: row for row, text in reversed(list(enumerate(some)))} for some in texts)
-    return first, second
+        texts = (part["id"].to_pylist() for part in (dataset.queries, dataset.corpus))
+    return ({text: row for row, text in reversed(list(enumerate(some)))} for some in texts)
 
 
 def _names(path: Path, kind: str) -> inputs.Columns:

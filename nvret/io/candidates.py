@@ -1,24 +1,17 @@
 """Scored candidates from a file, as a teacher: any rule is applied to them without a model.
 
-| kind of file | what it holds |
-|---|---|
-| three parts | a folder with ``queries``, ``documents`` and ``scores`` (LightOn, PyLate) |
-| ``scored-lists`` | query_id, document_ids, scores: the last of the three parts, texts by id |
-| sentence-transformers | its ``labeled-list``, ``n-tuple`` or ``triplet`` with ``scores``, texts |
-| FlagEmbedding | query, pos, neg with pos_scores, neg_scores, texts |
-| a TREC run | query, Q0, document, rank, score; texts by id |
-
-Where a file is made of lists, the first of each is the positive. So the scores may be those of an
-API, a language model, a reranker or a search engine. What is not in the file has no score: a
-pair whose positive is missing cannot be mined for, and a rule that drops more candidates than a
-list holds finds too few.
+Read are a folder of three parts, ``queries``, ``documents`` and ``scores`` (LightOn, PyLate); the
+layouts of `nvret.io.mined` where they have scores; and a TREC run, of ids. Where a file is made of
+lists, the first of each is the positive. So the scores may be those of an API, a language model, a
+reranker or a search engine. What is not in the file has no score: a pair whose positive is missing
+cannot be mined for, and a rule that drops more candidates than a list holds finds too few.
 """
 
 from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +31,6 @@ from nvret.utils.errors import NvretError, check_file
 from nvret.utils.store import fingerprint
 
 RUNS = (".run", ".trec", ".txt", ".gz")
-PARTS = ("queries", "documents", "scores")
 
 
 @dataclass(frozen=True)
@@ -64,10 +56,9 @@ class Lists:
     positive_first: bool
 
     def __post_init__(self) -> None:
-        counts = np.diff(self.starts)
         if not len(self.documents):
             raise NvretError(f"{self.path}: no scored candidate, expected some")
-        if self.positive_first and (counts < 1).any():
+        if self.positive_first and not (counts := np.diff(self.starts)).all():
             raise NvretError(f"{self.path}: list {int(counts.argmin()) + 1} is empty")
         if not (finite := np.isfinite(self.scores)).all():
             place = int(finite.argmin())
@@ -97,8 +88,8 @@ def read(path: Path) -> Lists:
     if path.suffix == ".parquet" and layout.name == "scored-lists":
         return _columns(path)
     listed = list(rows(path, layout))
-    scores = [[*row.positive_scores[:1], *row.negative_scores] for row in listed]
-    texts = [[*row.positives[:1], *row.negatives] for row in listed]
+    scores = [[*row.positive_scores, *row.negative_scores] for row in listed]
+    texts = [[*row.positives, *row.negatives] for row in listed]
     return Lists(
         path,
         pa.array([row.query for row in listed], pa.large_string()),
@@ -118,64 +109,60 @@ def rows(path: Path, layout: mined.Layout, scored: bool = True) -> Iterator[mine
     Raises:
         NvretError: a record that is none, or lacks one; its number is named.
     """
-    number = 0
-    for piece in mined.pieces(path):
-        for _, record in mined.records(piece):
-            number += 1
-            if isinstance(record, str):
-                raise NvretError(f"{path}: record {number}: {record}")
-            try:
-                row = layout.row(record)
-                texts = (row.query, *row.positives, *row.negatives)
-                scores = (*row.positive_scores, *row.negative_scores)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise NvretError(f"{path}: record {number} is no {layout.name}: {error}") from error
-            whole = len(row.positives), len(row.negatives)
-            fits = whole == (len(row.positive_scores), len(row.negative_scores))
-            numbers = all(isinstance(score, int | float) for score in scores)
-            if not row.positives or not all(isinstance(text, str) for text in texts):
-                raise NvretError(f"{path}: record {number}: expected a positive, and texts")
-            if scored and not (fits and numbers):
-                raise NvretError(
-                    f"{path}: record {number} has {len(scores)} scores for {sum(whole)} passages, "
-                    "expected one for each"
-                )
-            own = row.positive_scores if fits else [()] * len(row.positives)
-            for text, score in zip(row.positives, own, strict=True):
-                yield row._replace(positives=[text], positive_scores=[score])
+    for number, record in enumerate(mined.read(path), 1):
+        where = f"{path}: record {number}"
+        if isinstance(record, str):
+            raise NvretError(f"{where}: {record}")
+        try:
+            row = layout.row(record)
+            texts = (row.query, *row.positives, *row.negatives)
+            scores = (*row.positive_scores, *row.negative_scores)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise NvretError(f"{where} is no {layout.name}: {error}") from error
+        if not row.positives or not all(isinstance(text, str) for text in texts):
+            raise NvretError(f"{where}: expected a positive, and texts")
+        counts = len(row.positives), len(row.negatives)
+        fits = counts == (len(row.positive_scores), len(row.negative_scores))
+        if scored and not (fits and all(isinstance(score, int | float) for score in scores)):
+            raise NvretError(
+                f"{where} has {len(scores)} scores for {sum(counts)} passages, expected one for "
+                "each"
+            )
+        own = row.positive_scores if fits else [()] * len(row.positives)
+        for text, score in zip(row.positives, own, strict=True):
+            yield row._replace(positives=[text], positive_scores=[score])
 
 
 def _columns(path: Path) -> Lists:
     """Three columns of Parquet, without a Python object for each candidate."""
     with tabular.arrow_errors(path):
         table = pq.read_table(path, columns=["query_id", "document_ids", "scores"])
-    parts = {}
-    for name in ("document_ids", "scores"):
-        column = table[name]
+    lists = {name: table[name] for name in ("document_ids", "scores")}
+    for name, column in lists.items():
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise NvretError(f"{path}: {name} is {column.type}, expected a list in each row")
         if (row := pc.index(pc.is_null(column), True).as_py()) >= 0:
             raise NvretError(f"{path}: row {row + 1}: {name} is missing")
-        parts[name] = column
-    counts = {name: pc.list_value_length(column).to_numpy() for name, column in parts.items()}
-    if (uneven := counts["document_ids"] != counts["scores"]).any():
+    counts = [pc.list_value_length(column).to_numpy() for column in lists.values()]
+    if (uneven := counts[0] != counts[1]).any():
         row = int(uneven.argmax())
         raise NvretError(
-            f"{path}: row {row + 1} has {counts['document_ids'][row]} documents and "
-            f"{counts['scores'][row]} scores"
+            f"{path}: row {row + 1} has {counts[0][row]} documents and {counts[1][row]} scores"
         )
-    flat = {name: pc.list_flatten(column).combine_chunks() for name, column in parts.items()}
-    ids = {"query_id": table["query_id"].combine_chunks(), "document_ids": flat["document_ids"]}
-    for name, values in ids.items():
+    flat = {name: pc.list_flatten(column) for name, column in lists.items()}
+    flat = {"query_id": table["query_id"]} | flat
+    for name, values in flat.items():
         if values.null_count:
             raise NvretError(f"{path}: {name} holds {values.null_count} that are missing")
-    if flat["scores"].null_count or not pa.types.is_floating(flat["scores"].type):
-        raise NvretError(f"{path}: scores are {flat['scores'].type}, expected numbers in each row")
+    queries, documents, scores = (values.combine_chunks() for values in flat.values())
+    if not pa.types.is_floating(scores.type):
+        raise NvretError(f"{path}: scores are {scores.type}, expected numbers in each row")
     return Lists(
         path,
-        *(values.cast(pa.large_string()) for values in ids.values()),
-        flat["scores"].to_numpy(zero_copy_only=False).astype(np.float32),
-        np.concatenate([[0], np.cumsum(counts["scores"])]),
+        queries.cast(pa.large_string()),
+        documents.cast(pa.large_string()),
+        scores.to_numpy(zero_copy_only=False).astype(np.float32),
+        np.concatenate([[0], np.cumsum(counts[1])]),
         texts=False,
         positive_first=True,
     )
@@ -229,46 +216,30 @@ def part(folder: Path, name: str) -> Path:
     return found[0]
 
 
-@dataclass(frozen=True)
-class ListTeacher:
-    """Scored candidates as a teacher.
+def load(path: Path, dataset: RetrievalDataset) -> ListScorer:
+    """Scored candidates of a file as a teacher that is prepared for the data set.
 
-    Args:
-        path: of the file; see `read`.
+    Raises:
+        NvretError: as of `read`; a query or passage that is not in the data set; a pair of them
+            with two scores.
     """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return Path(self.path).name
-
-    def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> ListScorer:
-        lists = read(self.path)
-        parts = (
+    lists = read(path)
+    query, passage = (
+        _places(lists, values, pa.array(texts, pa.large_string()) if lists.texts else ids, where)
+        for values, ids, texts, where in (
             (lists.queries, dataset.queries["id"], dataset.query_texts, "queries"),
             (lists.documents, dataset.corpus["id"], dataset.passages, "corpus"),
         )
-        query, passage = (
-            _places(lists, values, _distinct(texts) if lists.texts else ids, where)
-            for values, ids, texts, where in parts
-        )
-        query = np.repeat(query, np.diff(lists.starts))
-        scorer = ListScorer.of(lists, query, passage, dataset)
-        return replace(scorer, name=self.name)
+    )
+    query = np.repeat(query, np.diff(lists.starts))
+    return replace(ListScorer.of(lists, query, passage, dataset), name=Path(path).name)
 
 
-def _distinct(texts: Sequence[str]) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array(texts, pa.large_string())])
-
-
-def _places(lists: Lists, values: pa.Array, known: pa.ChunkedArray, where: str) -> np.ndarray:
+def _places(lists: Lists, values: pa.Array, known: Any, where: str) -> np.ndarray:
     """Rows of the data set; `NvretError` for what is not in it."""
-    known = known.cast(pa.large_string()).combine_chunks()
-    rows = pc.index_in(values, known)
+    rows = pc.index_in(values, known.cast(pa.large_string()))
     if rows.null_count:
-        place = pc.index(pc.is_null(rows), True).as_py()
-        value = values[place].as_py()
+        value = values[pc.index(pc.is_null(rows), True).as_py()].as_py()
         raise NvretError(
             f"{lists.path}: {value[:60]!r} is not in the {where} ({rows.null_count} such), "
             "expected the data that were ranked"
@@ -300,33 +271,24 @@ class ListScorer:
     ) -> ListScorer:
         """A scorer of (S,) rows of queries and passages; equal pairs are one."""
         size, scores = dataset.corpus.num_rows, lists.scores
-        order = np.lexsort((passage, -scores, query))
-        pair = (query * size + passage)[order]
-        first = np.ones(len(pair), bool)
-        by_pair = np.argsort(pair, kind="stable")
-        again = by_pair[1:][pair[by_pair[1:]] == pair[by_pair[:-1]]]
-        first[again] = False
-        ordered = scores[order]
-        before = by_pair[np.searchsorted(pair[by_pair], pair[again])]
-        if len(other := np.flatnonzero(ordered[again] != ordered[before])):
-            place = order[again[other[0]]]
+        rows = pd.DataFrame({"pair": query * size + passage, "score": scores}).drop_duplicates()
+        if (twice := rows["pair"].duplicated()).any():
+            place = int(rows.index[twice.argmax()])
             raise NvretError(
                 f"{lists.path}: {lists.documents[place].as_py()[:60]!r} has two scores for query "
                 f"{lists.query(place)[:60]!r}, expected one"
             )
-        kept = order[first]
+        kept = rows.index.to_numpy()
+        kept = kept[np.lexsort((passage[kept], -scores[kept], query[kept]))]
         starts = np.searchsorted(query[kept], np.arange(dataset.queries.num_rows + 1))
         key = fingerprint("lists", query[kept], passage[kept], scores[kept])
-        name = Path(lists.path).name
-        return cls(name, key, passage[kept], scores[kept], starts, size)
+        return cls(lists.path.name, key, passage[kept], scores[kept], starts, size)
 
     @cached_property
-    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted keys of all pairs, and where each of them stands."""
+    def _pairs(self) -> pd.Index:
+        """Query and passage of each candidate as one number."""
         query = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        keys = query * self.passages + self.ids
-        order = np.argsort(keys)
-        return keys[order], order
+        return pd.Index(query * self.passages + self.ids)
 
     def approximation(self, k: int) -> dict[str, Any]:
         """What a table's provenance says of the search."""
@@ -335,10 +297,8 @@ class ListScorer:
 
     def places(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         """(P,) where each pair stands among the candidates; -1: nowhere."""
-        keys, order = self._lookup
-        wanted = np.asarray(query_rows) * self.passages + np.asarray(passage_rows)
-        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        return np.where(keys[place] == wanted, order[place], -1)
+        pairs = np.asarray(query_rows) * self.passages + np.asarray(passage_rows)
+        return self._pairs.get_indexer(pairs)
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         place = self.places(query_rows, passage_rows)
@@ -361,26 +321,23 @@ class ListScorer:
         """As `nvret.search.top_k`, among the candidates of the file."""
         rows = np.asarray(query_rows)
         counts = np.diff(self.starts)[rows]
-        ends = np.cumsum(counts)
-        pair = np.repeat(np.arange(len(rows)), counts)
-        place = np.arange(len(pair)) + np.repeat(self.starts[rows] - (ends - counts), counts)
-        kept = np.ones(len(pair), bool)
+        row = np.repeat(np.arange(len(rows)), counts)
+        before = counts.cumsum() - counts
+        place = np.arange(len(row)) + np.repeat(self.starts[rows] - before, counts)
+        kept = np.ones(len(row), bool)
         if ceiling is not None:
-            kept = self.scores[place] < np.asarray(ceiling, np.float32)[pair]
+            kept = self.scores[place] < np.asarray(ceiling, np.float32)[row]
         if exclude is not None:
-            lengths = np.fromiter(map(len, exclude), np.int64, len(exclude))
-            owner = np.repeat(np.arange(len(rows)), lengths)
-            listed = np.fromiter(itertools.chain.from_iterable(exclude), np.int64, lengths.sum())
-            found = self.places(rows[owner], listed)
-            owner, found = owner[found >= 0], found[found >= 0]
-            kept[found - self.starts[rows[owner]] + (ends - counts)[owner]] = False
-        before = np.concatenate([[0], np.cumsum(kept)])
-        nth = before[1:] - 1 - before[ends - counts][pair]
-        chosen = kept & (nth < k)
+            owner = np.repeat(np.arange(len(rows)), list(map(len, exclude)))
+            listed = np.fromiter(itertools.chain.from_iterable(exclude), np.int64, len(owner))
+            pairs = row * self.passages + self.ids[place]
+            kept &= ~np.isin(pairs, owner * self.passages + listed)
+        row, place = row[kept], place[kept]
+        nth = pd.Series(row).groupby(row).cumcount().to_numpy()
+        row, place, nth = (values[nth < k] for values in (row, place, nth))
         ids = np.full((len(rows), k), -1, np.int64)
         scores = np.full((len(rows), k), -np.inf, np.float32)
-        ids[pair[chosen], nth[chosen]] = self.ids[place[chosen]]
-        scores[pair[chosen], nth[chosen]] = self.scores[place[chosen]]
+        ids[row, nth], scores[row, nth] = self.ids[place], self.scores[place]
         return SearchResult(torch.from_numpy(ids), torch.from_numpy(scores))
 
 
