@@ -24,6 +24,7 @@ from nvret.utils.store import hashed
 
 KEYS = ["query_id", "positive_id", "negative_id"]
 LABEL, MINED = ["query_id", "corpus_id"], ["query_id", "negative_id"]
+SORTED = [(name, "ascending") for name in LABEL]
 SEVERAL = 0.1  # share of queries with several positives from which a set can be audited by them
 
 
@@ -49,17 +50,15 @@ def hide(dataset: RetrievalDataset, seed: int = 0) -> Hidden:
     >>> len(hidden.dataset.queries), len(hidden.dataset.pairs[0]), len(hidden.pairs)
     (1, 1, 1)
     """
-    queries, passages = dataset.pairs
-    every = _pairs(dataset, queries, passages)
+    every, queries = pairs_of(dataset, *dataset.pairs), dataset.pairs[0]
     order = np.lexsort((pair_keys(*every.columns, seed), queries))
-    lost = np.sort(order[pd.Series(queries[order]).duplicated()])
-    pairs = every.take(lost)
+    pairs = every.take(order[pd.Series(queries[order]).duplicated()]).sort_by(SORTED)
     if not pairs.num_rows:
         raise NvretError(f"{dataset.name}: no query has several positives, so none can be hidden")
     part = dataset.select(pc.unique(pairs["query_id"]).to_pylist())
-    seen = part.qrels.filter(pa.array(~_index(part.qrels, LABEL).isin(_index(pairs, LABEL))))
-    seen = RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, _sorted(seen))
-    return Hidden(seen, _sorted(pairs), "labelled")
+    seen = _without(part.qrels, pairs)
+    seen = RetrievalDataset(f"{dataset.name}-hidden", part.corpus, part.queries, seen)
+    return Hidden(seen, pairs, "labelled")
 
 
 def cluster_labels(dataset: RetrievalDataset) -> Hidden:
@@ -80,13 +79,12 @@ def cluster_labels(dataset: RetrievalDataset) -> Hidden:
     queries, passages = dataset.pairs
     labelled = pd.DataFrame({"query": queries, "cluster": cluster[passages]}).drop_duplicates()
     members = pd.DataFrame({"cluster": cluster, "passage": np.arange(len(cluster))})
-    mates = labelled.merge(members, on="cluster")[["query", "passage"]]
-    mates = mates[~pd.MultiIndex.from_frame(mates).isin(_rows(dataset))]
-    if mates.empty:
+    mates = labelled.merge(members, on="cluster")[["query", "passage"]].to_numpy()
+    pairs = _without(pairs_of(dataset, *mates.T), pairs_of(dataset, *dataset.pairs))
+    if not pairs.num_rows:
         raise NvretError(f"{dataset.name}: every positive is alone in its cluster")
-    pairs = _pairs(dataset, *mates.to_numpy().T)
     part = dataset.select(pc.unique(pairs["query_id"]).to_pylist(), name=f"{dataset.name}-clusters")
-    return Hidden(part, _sorted(pairs), "derived")
+    return Hidden(part, pairs, "derived")
 
 
 def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
@@ -102,12 +100,11 @@ def unseen(dataset: RetrievalDataset, judgements: pa.Table) -> Hidden:
     [{'query_id': 'q0', 'corpus_id': 'p1'}]
     """
     judged = RetrievalDataset("hidden labels", dataset.corpus, dataset.queries, judgements)
-    new = np.column_stack(judged.pairs)[~_rows(judged).isin(_rows(dataset))]
-    if not len(new):
+    pairs = _without(pairs_of(judged, *judged.pairs), pairs_of(dataset, *dataset.pairs))
+    if not pairs.num_rows:
         raise NvretError(
             f"{dataset.name}: the hidden labels hold no relevant pair that mining did not see"
         )
-    pairs = _pairs(dataset, *new.T)
     return Hidden(dataset.select(pc.unique(pairs["query_id"]).to_pylist()), pairs, "labelled")
 
 
@@ -136,28 +133,26 @@ def labels(
     return Hidden(part, pairs, source)
 
 
-def _pairs(dataset: RetrievalDataset, queries: np.ndarray, passages: np.ndarray) -> pa.Table:
+def pairs_of(dataset: RetrievalDataset, queries: np.ndarray, passages: np.ndarray) -> pa.Table:
     """Columns query_id and corpus_id of some rows."""
     ids = dataset.queries["id"].take(queries), dataset.corpus["id"].take(passages)
     return pa.table(ids, LABEL)
 
 
-def _rows(dataset: RetrievalDataset) -> pd.MultiIndex:
-    return pd.MultiIndex.from_arrays(dataset.pairs)
+def _without(table: pa.Table, pairs: pa.Table) -> pa.Table:
+    """The rows whose query and passage are none of these pairs, by their ids."""
+    return table.filter(pa.array(~index_of(table).isin(index_of(pairs)))).sort_by(SORTED)
 
 
-def _sorted(pairs: pa.Table) -> pa.Table:
-    return pairs.sort_by([(name, "ascending") for name in LABEL])
-
-
-def _index(table: pa.Table, columns: list[str]) -> pd.MultiIndex:
+def index_of(table: pa.Table, columns: Sequence[str] = LABEL) -> pd.MultiIndex:
+    """Some columns, to look up whole rows."""
     return pd.MultiIndex.from_frame(table.select(columns).to_pandas())
 
 
 def known(table: pa.Table, hidden: Hidden | pa.Table) -> np.ndarray:
     """(rows,) bool: which negatives of a table are hidden positives, or their ``pairs``."""
     pairs = hidden.pairs if isinstance(hidden, Hidden) else hidden
-    return _index(table, MINED).isin(_index(pairs, LABEL))
+    return index_of(table, MINED).isin(index_of(pairs))
 
 
 def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
@@ -167,7 +162,7 @@ def false_negatives(table: pa.Table, hidden: Hidden) -> pd.DataFrame:
         columns query_id, positive_id, mined, false; a row for each pair, mined for or not.
     """
     dataset = hidden.dataset
-    every = _index(_pairs(dataset, *dataset.pairs).rename_columns(KEYS[:2]), KEYS[:2])
+    every = index_of(pa.table(dataset.pair_ids), KEYS[:2])
     rows = table.select(KEYS[:2]).to_pandas().assign(mined=1, false=known(table, hidden))
     counts = rows.groupby(KEYS[:2])[["mined", "false"]].sum()
     if len(strange := counts.index.difference(every)):
@@ -219,11 +214,11 @@ def frontier(
         the method takes as well.
     """
     place = ranking.select([*KEYS, "rank"]).to_pandas().set_index(KEYS)["rank"]
-    reference = _index(tables[naive], KEYS)
+    reference = index_of(tables[naive], KEYS)
     wrong = known(tables[naive], hidden)
     rows = []
     for method, table in tables.items():
-        false, keys = known(table, hidden), _index(table, KEYS)
+        false, keys = known(table, hidden), index_of(table, KEYS)
         scores, positives = (table[c].to_numpy()[~false] for c in ("score", "positive_score"))
         hardness = scores.sum() / positives.sum() if len(scores) else np.nan
         rank = place.reindex(keys).fillna(place.max() + 1).mean()

@@ -22,8 +22,9 @@ false below.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ import pandas as pd
 import pyarrow as pa
 
 from nvret import methods
+from nvret.analysis import audit
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judges import Judge
 from nvret.analysis.ladder import BINS, DEPTH, FAMILIES, Ladder, is_one_of, method_of, names_of
@@ -97,10 +99,9 @@ def sample(
         columns candidate (its place in the ladder), query_id, corpus_id, query, passage, positive
         (texts), share; in a random order, so that a labeller cannot guess.
     """
-    ids = (steps.dataset.queries["id"].take(pa.array(steps.query)),
-           steps.dataset.corpus["id"].take(pa.array(steps.passage)))  # fmt: skip
+    names = audit.pairs_of(steps.dataset, steps.query, steps.passage)
     # Not in the order of audit.hide, which keeps the positive of the lowest hash
-    keys = pair_keys(*ids[::-1], seed)
+    keys = pair_keys(names["corpus_id"], names["query_id"], seed)
     if labels is None:
         chance = _chance(steps, np.ones(steps.pairs))
         needless = steps.rates(chance) < target / 2
@@ -125,26 +126,27 @@ def sample(
     turn = pd.Series(steps.query[order]).groupby(steps.query[order]).cumcount().to_numpy()
     chosen = order[np.argsort(turn, kind="stable")][:number]
     chosen = chosen[np.argsort(keys[chosen], kind="stable")]
-    texts = steps.dataset.query_texts, steps.dataset.passages
-    return pd.DataFrame({
-        "candidate": chosen,
-        "query_id": ids[0].take(pa.array(chosen)).to_pylist(),
-        "corpus_id": ids[1].take(pa.array(chosen)).to_pylist(),
-        "query": [texts[0][row] for row in steps.query[chosen]],
-        "passage": [texts[1][row] for row in steps.passage[chosen]],
-        "positive": [texts[1][row] for row in steps.positive[chosen]],
-        "share": steps.share[chosen],
-    })  # fmt: skip
+    queries, passages = steps.dataset.query_texts, steps.dataset.passages
+    return names.take(chosen).to_pandas().assign(
+        candidate=chosen,
+        query=[queries[row] for row in steps.query[chosen]],
+        passage=[passages[row] for row in steps.passage[chosen]],
+        positive=[passages[row] for row in steps.positive[chosen]],
+        share=steps.share[chosen],
+    )  # fmt: skip
 
 
 def by_hidden(steps: Ladder, hidden: Hidden, target: float) -> Calibration:
     """By positives that mining does not see, counted."""
     known = is_one_of(steps, hidden.pairs)
-    counts = [_counts(steps, place, known) for place in range(len(steps.parameters))]
-    intervals = [rate(some) if some["mined"].sum() else Interval(0, 0, 0) for some in counts]
-    draws = _resampled(steps, known)
-    labelled = len(steps.pair), int(known.sum())
-    return _calibration(steps, target, "hidden positives", intervals, draws, labelled)
+    rows = pd.DataFrame({"query_id": steps.query, "mined": 1, "false": known})
+    taken = [rows.iloc[one.indices] for one in steps.taken]
+    intervals = [rate(one) if len(one) else Interval(0, 0, 0) for one in taken]
+    owner = np.unique(steps.query, return_inverse=True)[1]
+    rates, labelled = partial(steps.rates, known), (len(known), int(known.sum()))
+    return _calibration(
+        steps, target, "hidden positives", rates, owner, RESAMPLES, labelled, intervals
+    )
 
 
 def by_labels(
@@ -154,7 +156,6 @@ def by_labels(
     source: Source = "labels",
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Calibration:
     """By a model of labelled pairs.
 
@@ -165,20 +166,13 @@ def by_labels(
     Raises:
         NvretError: fewer than 20 of them are candidates.
     """
-    model, rng = _Model.of(steps, labels), np.random.default_rng(seed)
-    _, owner = np.unique(steps.query[model.at], return_inverse=True)
-    draws = []
-    for turn in range(resamples + 1):
-        weights = np.ones(len(owner))
-        if turn:  # queries are drawn with replacement
-            number = owner.max() + 1
-            weights = np.bincount(rng.integers(0, number, number), minlength=number)[owner]
-        draws.append(steps.rates(model.chance(weights)))
-    curve, *others = draws
-    low, high = np.quantile(others, [0.025, 0.975], axis=0)
-    intervals = [Interval(*map(float, row)) for row in zip(curve, low, high, strict=True)]
+    model = _Model.of(steps, labels)
+    owner = np.unique(steps.query[model.at], return_inverse=True)[1]
     labelled = len(model.at), int(model.relevant.sum())
-    return _calibration(steps, target, source, intervals, np.array(others), labelled)
+    return _calibration(
+        steps, target, source, lambda weights: steps.rates(model.chance(weights)), owner,
+        resamples, labelled,
+    )  # fmt: skip
 
 
 def by_judge(
@@ -198,9 +192,7 @@ def by_judge(
     return by_labels(steps, labels, target, "judge")
 
 
-def by_scores(
-    steps: Ladder, target: float, *, resamples: int = RESAMPLES // 2, seed: int = 0
-) -> Calibration:
+def by_scores(steps: Ladder, target: float, *, resamples: int = RESAMPLES // 2) -> Calibration:
     """Without a label: a rough estimate.
 
     Of passages that answer the query as well as the labelled one does, as many score above it as
@@ -208,17 +200,17 @@ def by_scores(
     candidates above at its distance, divided by those below: over all pairs together, and not for
     those of one score, so that the estimate is rough.
     """
-    rng = np.random.default_rng(seed)
-    draws = []
-    for turn in range(resamples + 1):
-        weights = np.ones(steps.pairs)
-        if turn:
-            weights = np.bincount(rng.integers(0, steps.pairs, steps.pairs), minlength=steps.pairs)
-        draws.append(steps.rates(_chance(steps, weights)))
-    curve, *others = draws
-    low, high = np.quantile(others, [0.025, 0.975], axis=0)
-    intervals = [Interval(*map(float, row)) for row in zip(curve, low, high, strict=True)]
-    return _calibration(steps, target, "scores alone", intervals, np.array(others), (0, 0))
+    return _calibration(
+        steps, target, "scores alone", lambda weights: steps.rates(_chance(steps, weights)),
+        np.arange(steps.pairs), resamples, (0, 0),
+    )  # fmt: skip
+
+
+def _resamples(owner: np.ndarray, number: int) -> Iterator[np.ndarray]:
+    """Weights where owners, such as queries, are drawn with replacement; ``owner``: from 0."""
+    rng, size = np.random.default_rng(0), owner.max() + 1
+    for _ in range(number):
+        yield np.bincount(rng.integers(0, size, size), minlength=size)[owner]
 
 
 def _chance(steps: Ladder, weights: np.ndarray) -> np.ndarray:
@@ -252,11 +244,10 @@ class _Model:
 
     @classmethod
     def of(cls, steps: Ladder, labels: pa.Table) -> _Model:
-        judged = pd.MultiIndex.from_frame(labels.select(["query_id", "corpus_id"]).to_pandas())
         names = names_of(steps)
-        at = names.get_indexer(judged) if names.is_unique else _first(names, judged)
-        there = at >= 0
-        at, relevant = at[there], labels["score"].to_numpy()[there] > 0
+        kept = np.flatnonzero(~names.duplicated())  # the first of those that several pairs have
+        place = names[kept].get_indexer(audit.index_of(labels))
+        at, relevant = kept[place[place >= 0]], labels["score"].to_numpy()[place >= 0] > 0
         if len(at) < LEAST:
             raise NvretError(
                 f"{len(at)} of {labels.num_rows} labelled pairs are candidates of this teacher, "
@@ -286,63 +277,42 @@ class _Model:
         return 1 / (1 + np.exp(-(beta @ self.features).clip(-30, 30)))
 
 
-def _first(names: pd.MultiIndex, judged: pd.MultiIndex) -> np.ndarray:
-    """Of a candidate that several pairs of a query have, the first."""
-    kept = np.flatnonzero(~names.duplicated())
-    found = names[kept].get_indexer(judged)
-    return np.where(found < 0, -1, kept[found])
-
-
-def _counts(steps: Ladder, place: int, known: np.ndarray) -> pd.DataFrame:
-    """Of each query: negatives that a parameter takes, and false ones."""
-    columns = steps.taken.indices[steps.taken.indptr[place] : steps.taken.indptr[place + 1]]
-    rows = pd.DataFrame({"query_id": steps.query[columns], "mined": 1, "false": known[columns]})
-    return rows.groupby("query_id", as_index=False).sum()
-
-
-def _resampled(steps: Ladder, known: np.ndarray) -> np.ndarray:
-    """(RESAMPLES, G) rates of queries that are drawn with replacement."""
-    names, owner = np.unique(steps.query, return_inverse=True)
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(RESAMPLES):
-        weights = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[owner]
-        false, mined = steps.taken @ (weights * known), steps.taken @ weights
-        draws.append(false / np.maximum(mined, 1))
-    return np.array(draws)
-
-
 def _calibration(
     steps: Ladder,
     target: float,
     source: Source,
-    intervals: Sequence[Interval],
-    draws: np.ndarray,
+    rates: Callable[[np.ndarray], np.ndarray],
+    owner: np.ndarray,
+    resamples: int,
     labelled: tuple[int, int],
+    intervals: Sequence[Interval] | None = None,
 ) -> Calibration:
-    counts = np.asarray(steps.taken.sum(1)).reshape(-1)
+    """The answer of a source.
+
+    Args:
+        rates: (G,) of false negatives, given weights.
+        owner: what each weight is of, numbered from 0; drawn with replacement.
+        intervals: of the rates; None: from the resamples.
+    """
+    draws = np.array([rates(weights) for weights in _resamples(owner, resamples)])
+    if intervals is None:
+        ends = np.quantile(draws, [0.025, 0.975], axis=0)
+        columns = rates(np.ones(len(owner))), *ends
+        intervals = [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
     curve = pd.DataFrame(intervals, columns=["rate", "low", "high"])
     curve.insert(0, "parameter", steps.parameters)
-    curve["hardness"] = steps.taken @ steps.share / np.maximum(counts, 1)
+    curve["hardness"] = steps.rates(steps.share)
     filled = [np.bincount(steps.pair[row.indices], minlength=steps.pairs) for row in steps.taken]
     curve["short"] = [float((some < steps.wanted).mean()) for some in filled]
-    meets = (curve["rate"].to_numpy() <= target) & (counts > 0)
-    if not meets.any():
-        none = Interval(np.nan, np.nan, np.nan)
-        return Calibration(target, source, None, none, np.nan, np.nan, curve, labelled)
-    place = int(meets.argmax())
-    reached = draws <= target
-    chosen = np.where(reached.any(1), reached.argmax(1), len(steps.parameters) - 1)
-    ends = np.sort(steps.parameters[np.quantile(chosen, [0.025, 0.975], method="nearest")])
-    return Calibration(
-        target,
-        source,
-        method_of(steps.family, steps.parameters[place]),
-        intervals[place],
-        *map(float, ends),
-        curve,
-        labelled,
-    )
+    meets = (curve["rate"].to_numpy() <= target) & (steps.taken.getnnz(1) > 0)
+    method, found, ends = None, Interval(np.nan, np.nan, np.nan), (np.nan, np.nan)
+    if meets.any():
+        place = int(meets.argmax())
+        method, found = method_of(steps.family, steps.parameters[place]), intervals[place]
+        reached = draws <= target
+        chosen = np.where(reached.any(1), reached.argmax(1), len(steps.parameters) - 1)
+        ends = np.sort(steps.parameters[np.quantile(chosen, [0.025, 0.975], method="nearest")])
+    return Calibration(target, source, method, found, *map(float, ends), curve, labelled)
 
 
 def page(pairs: pd.DataFrame) -> str:
@@ -367,29 +337,26 @@ def describe(found: Calibration, family: str) -> str:
         "to it",
         "scores alone": "a rough estimate, by the scores alone: labels would say more",
     }
-    curve, lines = found.curve, []
-    loosest = curve.iloc[0]
+    curve = found.curve
+    loosest, tightest = curve.iloc[0], curve.iloc[-1]
     if found.method is None:
-        tightest = curve.iloc[-1]
-        lines.append(
+        lines = [
             f"no {FAMILIES[family]} from {loosest.parameter:g} to {tightest.parameter:g} meets "
             f"{found.target:.1%}: at {tightest.parameter:g} {tightest.rate:.1%} are false"
-        )
-    else:
-        name, parameter = found.method.name, next(iter(vars(found.method).items()))
-        row = curve[curve["parameter"] == parameter[1]].iloc[0]
-        lines += [
-            f"--method {name} --{parameter[0]} {parameter[1]:g}   (95 % of the resamples: "
-            f"{found.low:g} to {found.high:g})",
-            f"  false negatives {found.rate.value:.1%} [{found.rate.low:.1%}, "
-            f"{found.rate.high:.1%}], hardness {row.hardness:.2f}; {row.short:.1%} of the pairs "
-            f"find fewer within {DEPTH} ranks",
         ]
-    at = curve[np.isclose(curve["parameter"], 0.95)] if family == "perc-pos" else curve.head(0)
-    if len(at):
-        one = at.iloc[0]
-        lines.append(f"  at 95 %: {one.rate:.1%} [{one.low:.1%}, {one.high:.1%}], hardness "
-                     f"{one.hardness:.2f}")  # fmt: skip
+    else:
+        ((name, value),) = vars(found.method).items()
+        row = curve[curve["parameter"] == value].iloc[0]
+        lines = [
+            f"--method {family} --{name} {value:g}   (95 % of the resamples: {found.low:g} to "
+            f"{found.high:g})",
+            f"  false negatives {row.rate:.1%} [{row.low:.1%}, {row.high:.1%}], hardness "
+            f"{row.hardness:.2f}; {row.short:.1%} of the pairs find fewer within {DEPTH} ranks",
+        ]
+    if family == "perc-pos":
+        row = curve[np.isclose(curve["parameter"], 0.95)].iloc[0]
+        interval = f"[{row.low:.1%}, {row.high:.1%}]"
+        lines.append(f"  at 95 %: {row.rate:.1%} {interval}, hardness {row.hardness:.2f}")
     lines.append(f"  {reasons[found.source]}")
     if found.source in ("labels", "judge") and relevant < FEW:
         lines.append("  so few relevant ones say little: label more (--labels with --sample)")

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from nvret import methods
+from nvret.analysis import audit
 from nvret.analysis.judges import shares
 from nvret.data import RetrievalDataset
 from nvret.sampling import pair_keys
@@ -62,10 +63,15 @@ class Ladder:
     pairs: int
     wanted: int
 
-    def rates(self, false: np.ndarray) -> np.ndarray:
-        """(G,) share of each parameter's negatives that is false; ``false``: (U,) probabilities."""
-        counts = np.asarray(self.taken.sum(1)).reshape(-1)
-        return np.where(counts > 0, self.taken @ false / np.maximum(counts, 1), 0.0)
+    def rates(self, false: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """(G,) share of each parameter's negatives that is false; 0 where there is none.
+
+        Args:
+            false: (U,) probabilities.
+            weights: (U,) of the candidates; None: 1.
+        """
+        weights = np.ones(len(false)) if weights is None else weights
+        return self.taken @ (weights * false) / np.maximum(self.taken @ weights, 1)
 
 
 def build(
@@ -85,6 +91,8 @@ def build(
         exclude: as of `nvret.mining.exclusions`.
         pairs: so many of them, those whose ids hash lowest.
     """
+    import scipy.sparse as sp
+
     check_choice("family", family, list(FAMILIES))
     keys = pair_keys(*dataset.pair_ids.values(), 0)
     chosen = np.sort(np.argsort(keys, kind="stable")[:pairs])
@@ -98,24 +106,30 @@ def build(
     relative = np.where(there, shares(np.where(there, scores, 0), own[:, None]), -np.inf)
     gaps = (own[:, None] - scores) / np.abs(own).mean()  # inf where there is none
     parameters = _grid(family, own, scores[there])
-    places = [_taken(family, parameter, scores, own, num_negatives) for parameter in parameters]
-    used = np.unique(np.concatenate([some[some >= 0] for some in places]))
+    places = np.stack([
+        _taken(method_of(family, parameter), scores, own, num_negatives)
+        for parameter in parameters
+    ])  # fmt: skip
+    used, columns = np.unique(places[places >= 0], return_inverse=True)
+    ends = np.append(0, (places >= 0).sum((1, 2)).cumsum())
+    shape = len(parameters), len(used)
     pair, place = used // depth, used % depth
     return Ladder(
-        family,
-        parameters,
-        dataset,
-        pair,
-        queries[pair],
-        positives[pair],
-        ids[pair, place],
-        place + 1,
-        relative[pair, place],
-        gaps[pair, place],
-        _membership(places, used),
-        *_distances(gaps),
-        len(queries),
-        num_negatives,
+        family=family,
+        parameters=parameters,
+        dataset=dataset,
+        pair=pair,
+        query=queries[pair],
+        positive=positives[pair],
+        passage=ids[pair, place],
+        rank=place + 1,
+        share=relative[pair, place],
+        gap=gaps[pair, place],
+        taken=sp.csr_matrix((np.ones(len(columns)), columns, ends), shape=shape),
+        above=_distances(-gaps),
+        below=_distances(gaps),
+        pairs=len(queries),
+        wanted=num_negatives,
     )
 
 
@@ -134,15 +148,12 @@ def _grid(family: str, own: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def method_of(family: str, parameter: float) -> methods.Method:
     """The method of a family with this parameter."""
-    value = int(parameter) if family == "shifted" else float(parameter)
-    return methods.build_method(family, **{FAMILIES[family]: value})
+    return methods.BY_NAME[family](int(parameter) if family == "shifted" else float(parameter))
 
 
-def _taken(
-    family: str, parameter: float, scores: np.ndarray, own: np.ndarray, num: int
-) -> np.ndarray:
-    """(P, num) places in the flat ranking of what a parameter takes, -1 where there is none."""
-    method, depth = method_of(family, parameter), scores.shape[1]
+def _taken(method: methods.Method, scores: np.ndarray, own: np.ndarray, num: int) -> np.ndarray:
+    """(P, num) places in the flat ranking of what a method takes, -1 where there is none."""
+    depth = scores.shape[1]
     first = (scores >= method.ceiling(own.astype(np.float32), safe=True)[:, None]).sum(1)
     columns = first[:, None] + method.skip + np.arange(num)
     inside = columns < depth
@@ -151,37 +162,20 @@ def _taken(
     return np.where(valid, np.arange(len(scores))[:, None] * depth + columns, -1)
 
 
-def _membership(places: Sequence[np.ndarray], used: np.ndarray) -> sp.csr_matrix:
-    import scipy.sparse as sp
-
-    columns = [np.searchsorted(used, some[some >= 0]) for some in places]
-    ends = np.cumsum([0, *map(len, columns)])
-    shape = len(places), len(used)
-    return sp.csr_matrix((np.ones(ends[-1]), np.concatenate(columns), ends), shape=shape)
-
-
-def _distances(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, bins) candidates above and below their positive, by distance from it."""
-    rows = np.broadcast_to(np.arange(len(gaps))[:, None], gaps.shape)
-    counts = []
-    for sign in (-1, 1):
-        away = sign * gaps
-        there = np.isfinite(away) & (away >= 0) & (away < 1)
-        bins = np.searchsorted(BINS, away[there], "right") - 1
-        table = np.zeros((len(gaps), len(BINS) - 1))
-        np.add.at(table, (rows[there], bins), 1)
-        counts.append(table)
-    return counts[0], counts[1]
+def _distances(gaps: np.ndarray) -> np.ndarray:
+    """(P, bins) how many candidates of each pair lie at each distance from 0 to 1."""
+    rows, columns = np.nonzero((gaps >= 0) & (gaps < 1))
+    bins = np.searchsorted(BINS, gaps[rows, columns], "right") - 1
+    counts = np.zeros((len(gaps), len(BINS) - 1))
+    np.add.at(counts, (rows, bins), 1)
+    return counts
 
 
 def names_of(steps: Ladder) -> pd.MultiIndex:
     """(U,) query_id and corpus_id of the candidates."""
-    ids = steps.dataset.queries["id"].to_pandas(), steps.dataset.corpus["id"].to_pandas()
-    return pd.MultiIndex.from_arrays(
-        [ids[0].to_numpy()[steps.query], ids[1].to_numpy()[steps.passage]]
-    )
+    return audit.index_of(audit.pairs_of(steps.dataset, steps.query, steps.passage))
 
 
 def is_one_of(steps: Ladder, pairs: pa.Table) -> np.ndarray:
     """(U,) bool: whether a candidate is one of these pairs, query_id and corpus_id."""
-    return names_of(steps).isin(pd.MultiIndex.from_frame(pairs.to_pandas()))
+    return names_of(steps).isin(audit.index_of(pairs))
