@@ -14,6 +14,8 @@ from nvret.study import tables
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
+STEPS = 21  # levels of hardness at which two families are compared
+
 
 def against_hardness(results: Results, mined: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A row for each arm that mines: points over the reference, hardness, known false negatives.
@@ -37,15 +39,13 @@ def equal_hardness(
     *,
     of: Literal["family", "teacher"] = "family",
     by: str = "hardness",
-    steps: int = 21,
-    datasets: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Each first family of methods less the second where both are equally hard, in points.
 
     A family that is swept has a score at every hardness between those of its arms: the linear
-    interpolation of its two neighbours. It is a weighted sum of arms, and so is the mean over the
-    ``steps`` values that divide the range which both families cover. The difference of two
-    families is therefore one contrast, with the interval of any other.
+    interpolation of its two neighbours. It is a weighted sum of arms, and so is the mean over
+    `STEPS` values that divide the range which both families cover. The difference of two families
+    is therefore one contrast, with the interval of any other.
 
     Args:
         mined: of ``Study.mined``; a row an arm.
@@ -53,7 +53,6 @@ def equal_hardness(
         of: what they name; teachers are compared by their arms of the percentage rule.
         by: "hardness", or a column of ``mined``, such as "in the positive's cluster": then the
             families are compared at an equal share of false negatives.
-        datasets: the test sets of the mean; None: all.
     Returns:
         student, difference, by, from and to (the range), arms (of both families that have a
         weight), ``least found`` (the smallest share of the asked-for negatives that one of them
@@ -74,10 +73,10 @@ def equal_hardness(
             row |= {"from": low, "to": high, "arms": 0, "least found": np.nan}
             row |= dict.fromkeys(Interval._fields, np.nan)
             if low < high:
-                first, second = (_weights(line, np.linspace(low, high, steps)) for line in lines)
+                first, second = (_weights(line, np.linspace(low, high, STEPS)) for line in lines)
                 weights = first.sub(second, fill_value=0)
                 used = weights.index[weights != 0]
-                sets = results.contrast(weights[used].to_dict(), datasets)
+                sets = results.contrast(weights[used].to_dict())
                 row |= {"arms": len(used), "least found": mined.loc[used, "share found"].min()}
                 row |= tables.points(statistics.mean_interval(list(sets.values())))
             rows.append(row)
@@ -140,18 +139,15 @@ def causal(results: Results, treated: pd.DataFrame) -> pd.DataFrame:
         if len(doses) > 2:
             weights = (doses - doses.mean()) / ((doses - doses.mean()) ** 2).sum()
             contrasts["slope of the doses", ""] = {label[d]: w for d, w in weights.items()}
-        table = []
         for (name, less), weights in contrasts.items():
             sets = list(results.contrast(weights).values())
-            estimate = tables.points(statistics.mean_interval(sets))
-            estimate["difference"] = estimate.pop("value")
-            row = {"train": train, "student": student, "treatment": name, "less": less}
-            row |= {"left": left.get(name, np.nan), **estimate, "p": tables.p_value(sets)}
-            table.append(row)
-        adjusted = statistics.holm([row["p"] for row in table])
-        rows += [row | {"p": p} for row, p in zip(table, adjusted, strict=True)]
+            estimate = tables.points(statistics.mean_interval(sets)).values()
+            p = tables.p_value(sets)
+            rows.append((train, student, name, less, left.get(name, np.nan), *estimate, p))
     columns = ["train", "student", "treatment", "less", "left", "difference", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    table["p"] = table.groupby(["train", "student"])["p"].transform(statistics.holm)
+    return table
 
 
 MEANINGS = {  # (treatment, less) of ``causal`` -> what the difference is
@@ -171,9 +167,6 @@ def readings(equal: pd.DataFrame, causal: pd.DataFrame) -> pd.DataFrame:
     second = second.rename(columns={"difference": "points"})
     columns = ["question", "student", "train", "points", "low", "high"]
     table = pd.concat([part[columns] for part in (first, second)], ignore_index=True)
-    low, high = (
-        table["low"].round(9),
-        table["high"].round(9),
-    )  # sums that are 0 but for the last bit
+    low, high = (table[end].round(9) for end in ("low", "high"))  # 0 but for the last bit
     words = np.select([low > 0, high < 0], ["above 0", "below 0"], "not told apart")
     return table.assign(reading=words)

@@ -130,10 +130,10 @@ class Results:
                 raise NvretError(f"{name}: {', '.join(weights)} cannot be paired by query")
         return {name: sum(weights[a] * scores[a][name] for a in weights) for name in shared}
 
-    def difference(self, a: str, b: str) -> Interval:
+    def difference(self, a: str, b: str, datasets: Sequence[str] | None = None) -> Interval:
         """Mean over the shared test sets of arm ``a`` less arm ``b``, paired by seed and query."""
         weights = {a: 1, b: -1} if a != b else {a: 0}
-        return statistics.mean_interval(list(self.contrast(weights).values()))
+        return statistics.mean_interval(list(self.contrast(weights, datasets).values()))
 
     def best_on_dev(self, labels: Sequence[str]) -> str:
         """The best of these arms on the development split."""
@@ -167,18 +167,19 @@ class Results:
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
         flat = pd.read_parquet(path)
-        if missing := {"primary", "corpora", "differing"} - set(flat.attrs):
+        attrs = flat.attrs
+        if missing := {"primary", "corpora", "differing"} - set(attrs):
             raise NvretError(f"{path} has no {', '.join(sorted(missing))}; run the profile again")
         scores = flat.set_index(["dataset", "query_id"])
         keys = [name.split("|") for name in scores.columns]
         scores.columns = pd.MultiIndex.from_tuples(
             [(metric, arm, int(seed)) for metric, arm, seed in keys], names=[None, "arm", "seed"]
         )
-        arms = pd.DataFrame(flat.attrs["arms"]).set_index("arm")
-        attrs = flat.attrs
+        arms = pd.DataFrame(attrs["arms"]).set_index("arm")
         corpora = pd.DataFrame(attrs["corpora"], columns=CORPORA)
-        rest = attrs["dev"], attrs["primary"], corpora, pd.DataFrame(**attrs["differing"])
-        return cls(arms, scores, pd.DataFrame(), *rest)
+        differing = pd.DataFrame(**attrs["differing"])
+        logs = pd.DataFrame()
+        return cls(arms, scores, logs, attrs["dev"], attrs["primary"], corpora, differing)
 
 
 def collapsed(

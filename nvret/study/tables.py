@@ -27,7 +27,7 @@ Sets = Mapping[str, np.ndarray]  # test set -> (seeds, queries)
 
 def p_value(sets: Sequence[np.ndarray], shift: float = 0.0) -> float:
     """Two-sided p-value of "the mean over the test sets is -shift"."""
-    return statistics.p_value([values + shift for values in sets], [0 * values for values in sets])
+    return statistics.estimate([values + shift for values in sets]).p
 
 
 def points(interval: Interval) -> dict[str, float]:
@@ -41,18 +41,17 @@ def points(interval: Interval) -> dict[str, float]:
 def means(results: Results, metric: str = METRIC) -> pd.DataFrame:
     """Mean and 95 % interval over seeds and queries, for each arm and test set.
 
-    The average gives each test set the same weight. It is over those that all arms of a student
-    are tested on; the development split and other corpora than the primary one are not in it.
+    The average is over the sets that all arms of a student are tested on; the development split
+    and other corpora than the primary one are not in it.
     """
     rows = []
-    for student in dict.fromkeys(results.arms["student"]):
-        arms = {label: results.values(label, metric) for label in results.find(student=student)}
-        shared = [name for name in results.datasets if all(name in sets for sets in arms.values())]
-        for label, sets in arms.items():
+    for _, own in results.arms.groupby("student", sort=False):
+        scores = {label: results.values(label, metric) for label in own.index}
+        shared = [name for name in results.datasets if all(name in s for s in scores.values())]
+        for label, sets in scores.items():
             others = results.values(label, metric, results.apart)
             seeds = len(next(iter(sets.values()), []))
-            average = [sets[name] for name in shared]
-            rows += [(label, *row, seeds) for row in _mean_rows(sets, average, others, metric)]
+            rows += [(label, *row, seeds) for row in _mean_rows(sets, shared, others, metric)]
     columns = ["arm", "dataset", "metric", "mean", "low", "high", "seeds"]
     return _with_arms(results, pd.DataFrame(rows, columns=columns))
 
@@ -64,23 +63,16 @@ def teacher_table(own: Mapping[str, Sets], tests: Sequence[str], dev: str) -> pd
         own: teacher -> ``Workspace.teacher_scores``.
         tests: the sets that count in the average.
     """
-    rows = [
-        (teacher, *row)
-        for teacher, scores in own.items()
-        for row in _mean_rows(
-            {name: scores[name] for name in tests},
-            [scores[name] for name in tests],
-            {dev: scores[dev]},
-            METRIC,
-        )
-    ]
+    rows = []
+    for teacher, scores in own.items():
+        sets, others = {name: scores[name] for name in tests}, {dev: scores[dev]}
+        rows += [(teacher, *row) for row in _mean_rows(sets, tests, others, METRIC)]
     return pd.DataFrame(rows, columns=["teacher", "dataset", "metric", "mean", "low", "high"])
 
 
-def _mean_rows(
-    sets: Sets, average: Sequence[np.ndarray], others: Sets, metric: str
-) -> Iterator[tuple]:
-    """(data set, metric, mean, low, high) of each test set, the average, and the other sets."""
+def _mean_rows(sets: Sets, shared: Sequence[str], others: Sets, metric: str) -> Iterator[tuple]:
+    """(data set, metric, mean, low, high) of each set, the shared ones' average, and the others."""
+    average = [sets[name] for name in shared]
     for dataset, values in {**sets, AVERAGE: average, **others}.items():
         if len(values):
             yield dataset, metric, *statistics.mean_interval(values)
@@ -104,10 +96,10 @@ def differences(results: Results, reference: str) -> pd.DataFrame:
         if not names:
             continue
         sets = results.contrast({label: 1, f"{student}: {names[0]}": -1})
-        if not sets:  # trained, and so tested, on another set
-            continue
-        each = {name: [values] for name, values in sets.items()}
-        for dataset, values in {**each, AVERAGE: list(sets.values())}.items():
+        tested = {name: [values] for name, values in sets.items()}
+        if sets:  # else trained, and so tested, on another set
+            tested[AVERAGE] = list(sets.values())
+        for dataset, values in tested.items():
             interval, p = statistics.mean_interval(values), p_value(values)
             rows.append((label, dataset, METRIC, names[0], *interval, p))
     columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
@@ -139,8 +131,9 @@ def wins(means: pd.DataFrame) -> pd.Series:
 
 def compare(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Each first arm less the second."""
-    rows = [{"arm": a, "less": b, **results.difference(a, b)._asdict()} for a, b in pairs]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {"arm": a, "less": b, **results.difference(a, b)._asdict()} for a, b in pairs
+    )
 
 
 def between(results: Results, labels: Sequence[str]) -> pd.DataFrame:
@@ -156,9 +149,9 @@ def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: s
     The rules are the paper's percentage, and the one that is best for this teacher on the
     development split. ``teachers`` is the ``teacher_table``.
     """
-    own = teachers[teachers["dataset"] == AVERAGE].set_index("teacher")
+    own = teachers[teachers["dataset"] == AVERAGE].set_index("teacher")[["mean", "low", "high"]]
     rows = []
-    for name in own.index:
+    for name, scores in own.add_prefix("teacher_").iterrows():
         labels = results.find(teacher=name, family="perc-pos", ensemble=None)
         at_95 = results.find(teacher=name, method=PLAIN["perc-pos"], ensemble=None)
         chosen = [("paper's 95 %", label) for label in at_95]
@@ -167,9 +160,9 @@ def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: s
         for rule, label in chosen:
             value, low, high = results.difference(label, reference)
             average = np.mean([values.mean() for values in results.values(label).values()])
+            method = results.arms.at[label, "method"]
             rows.append(
-                {"rule": rule, "teacher": name, "method": results.arms.at[label, "method"]}
-                | {f"teacher_{key}": own.at[name, key] for key in ("mean", "low", "high")}
+                {"rule": rule, "teacher": name, "method": method, **scores.to_dict()}
                 | {"student": float(average), "difference": value, "low": low, "high": high}
             )
     return pd.DataFrame(rows)
@@ -224,10 +217,9 @@ def learning_rates(results: Results) -> pd.DataFrame:
         labels = [label for label in group.index if label != base]
         best = results.best_on_dev(labels)
         for label in labels:
-            sets = results.contrast({label: 1, base: -1}, [results.dev])
             row = {"arm": label, "student": student, "chosen": label == best}
             row |= group.loc[label, ["temperature", "learning_rate"]].to_dict()
-            rows.append(row | points(statistics.mean_interval(list(sets.values()))))
+            rows.append(row | points(results.difference(label, base, [results.dev])))
     return pd.DataFrame(rows)
 
 
@@ -255,14 +247,20 @@ def plain(results: Results, student: str) -> dict[str, str]:
 
 def orders(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Each first family less the second, in points, for each student and setting with both."""
-    rows = [
-        {"student": student, "setting": setting, "difference": f"{a} − {b}"}
-        | points(results.difference(arms[a], arms[b]))
-        for (student, setting), arms in families(results).items()
-        for a, b in pairs
-        if a in arms and b in arms
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        row | points(results.difference(*arms)) for row, arms in _of(results, pairs)
+    )
+
+
+def _of(
+    results: Results, pairs: Sequence[tuple[str, str]]
+) -> Iterator[tuple[dict[str, str], tuple[str, str]]]:
+    """Student, setting and name of each difference of two families, and the labels of its arms."""
+    for (student, setting), arms in families(results).items():
+        for a, b in pairs:
+            if a in arms and b in arms:
+                row = {"student": student, "setting": setting, "difference": f"{a} − {b}"}
+                yield row, (arms[a], arms[b])
 
 
 def by_twins(
@@ -279,19 +277,16 @@ def by_twins(
     names = test.queries["id"].to_pandas().iloc[np.asarray(query_rows)[twin[positive_rows]]]
     inside = results.scores.loc[test.name].index.isin(names)
     rows = []
-    for student in dict.fromkeys(results.arms["student"]):
-        arms = plain(results, student)
-        for a, b in [pair for pair in pairs if set(pair) <= set(arms)]:
-            values = results.contrast({arms[a]: 1, arms[b]: -1}, [test.name])[test.name]
-            if values.shape[1] != len(inside):
-                continue  # a student that is tested on fewer questions
-            for kind, mask in {"with a twin": inside, "without": ~inside}.items():
-                if mask.sum() > 1:
-                    interval = statistics.mean_interval(values[:, mask])
-                    rows.append(
-                        {"student": student, "difference": f"{a} − {b}", "questions": kind}
-                        | {"number": int(mask.sum()), **points(interval)}
-                    )
+    for row, (a, b) in _of(results, pairs):
+        if row.pop("setting") != OWN_SETTING:
+            continue
+        values = results.contrast({a: 1, b: -1}, [test.name])[test.name]
+        if values.shape[1] != len(inside):
+            continue  # a student that is tested on fewer questions
+        for kind, mask in {"with a twin": inside, "without": ~inside}.items():
+            if mask.sum() > 1:
+                number = {"questions": kind, "number": int(mask.sum())}
+                rows.append(row | number | points(statistics.mean_interval(values[:, mask])))
     return pd.DataFrame(rows)
 
 
@@ -305,14 +300,15 @@ def by_corpus(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFram
     rows = []
     for (student, setting), arms in families(results).items():
         own = results.corpora[results.corpora["student"] == student]
-        chosen = [pair for pair in pairs if set(pair) <= set(arms)]
         places = own.set_index("dataset").to_dict("index")
+        chosen = [pair for pair in pairs if set(pair) <= set(arms)]
         for dataset, (a, b), metric in itertools.product(places, chosen, (METRIC, COLLAPSED)):
-            sets = results.contrast({arms[a]: 1, arms[b]: -1}, [dataset], metric)
             row = {**places[dataset], "setting": setting, "difference": f"{a} − {b}"}
-            for values in sets.values():
-                interval = points(statistics.mean_interval(values))
-                rows.append(row | {"metric": metric, **interval})
+            sets = results.contrast({arms[a]: 1, arms[b]: -1}, [dataset], metric)
+            rows += [
+                row | {"metric": metric, **points(statistics.mean_interval(values))}
+                for values in sets.values()
+            ]
     return pd.DataFrame(rows)
 
 
@@ -343,10 +339,7 @@ def mined(
         negatives: by method or arm.
         num_negatives: that were asked for, for each pair.
     """
-    pairs, corpus, rows = len(dataset.pairs[0]), dataset.corpus, {}
-    clusters = None
-    if "cluster" in corpus.column_names:
-        clusters = corpus["cluster"].to_pandas().set_axis(corpus["id"].to_pylist())
+    pairs, rows = len(dataset.pairs[0]), {}
     for method, table in negatives.items():
         frame = table.select([*IDS, "score", "positive_score"]).to_pandas()
         full = (frame.groupby(["query_id", "positive_id"]).size() >= num_negatives).sum()
@@ -359,10 +352,15 @@ def mined(
             "mean positive score": frame["positive_score"].mean(),
             "above the positive": (frame["score"] > frame["positive_score"]).mean(),
         }
-        if clusters is not None:
-            twin = frame["negative_id"].map(clusters) == frame["positive_id"].map(clusters)
-            rows[method]["in the positive's cluster"] = twin.mean()
+        if "cluster" in dataset.corpus.column_names:
+            rows[method]["in the positive's cluster"] = _twins(dataset, frame).mean()
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="method"))
+
+
+def _twins(dataset: RetrievalDataset, rows: pd.DataFrame) -> pd.Series:
+    """Which negatives are in the near-duplicate cluster of their positive."""
+    clusters = dataset.corpus["cluster"].to_pandas().set_axis(dataset.corpus["id"].to_pylist())
+    return rows["negative_id"].map(clusters) == rows["positive_id"].map(clusters)
 
 
 def differing(negatives: Iterable[tuple[str, pa.Table]]) -> pd.DataFrame:
@@ -462,27 +460,23 @@ def rules_on_scale(
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="rule"))
 
 
-def by_agreement(
-    dataset: RetrievalDataset, negatives: Mapping[str, pa.Table], depth: int = 4
-) -> pd.DataFrame:
+def by_agreement(dataset: RetrievalDataset, negatives: Mapping[str, pa.Table]) -> pd.DataFrame:
     """The share of known positives among negatives that one, two, … teachers agree on.
 
     Args:
         dataset: what was mined from; its corpus has the column ``cluster``. A negative in the
             near-duplicate cluster of its positive counts as a positive.
-        negatives: by teacher; the first ``depth`` of each pair are taken.
+        negatives: by teacher; the first four of each pair are taken.
     Returns:
         teachers (how many list the negative), negatives, rate, low, high; shares, with intervals
         over the queries.
     """
     heads = [
-        table.filter(pc.less_equal(table["rank"], depth)).select(IDS).to_pandas()
+        table.filter(pc.less_equal(table["rank"], 4)).select(IDS).to_pandas()
         for table in negatives.values()
     ]
     votes = pd.concat(heads).groupby(IDS, sort=False).size().rename("teachers").reset_index()
-    clusters = dataset.corpus["cluster"].to_pandas().set_axis(dataset.corpus["id"].to_pylist())
-    own, other = (votes[key].map(clusters) for key in ("positive_id", "negative_id"))
-    votes = votes.assign(mined=1, false=(own == other).astype(int))
+    votes = votes.assign(mined=1, false=_twins(dataset, votes).astype(int))
     rows = []
     for number, group in votes.groupby("teachers"):
         interval = statistics.rate(group[["query_id", "mined", "false"]])
