@@ -57,6 +57,8 @@ def build(
 
     def decide(claim: claims.AnyClaim, student: str) -> dict[str, Decision]:
         """By student or data set, what was decided."""
+        if isinstance(claim, claims.NotTestable):
+            return {"": Decision("not testable here", note=claim.reason)}
         if claim.kind in SHARES:
             name, from_table = SHARES[claim.kind]
             if name not in saved:
@@ -70,11 +72,8 @@ def build(
     rows = []
     for claim in registered.claims:
         common = claim.model_dump(include={"id", "claim", "table", "section", "kind", "primary"})
-        common |= {"unit": "share" if claim.kind in SHARES else "points", "student": ""}
+        common |= {"unit": "share" if claim.kind in SHARES else "points"}
         common |= {"study": getattr(claim, "study", "")}
-        if isinstance(claim, claims.NotTestable):
-            rows.append(common | vars(Decision("not testable here", note=claim.reason)))
-            continue
         for student in _students(claim, settings):
             try:
                 for name, decision in decide(claim, student).items():
@@ -213,13 +212,15 @@ def shown(ledger: pd.DataFrame) -> pd.DataFrame:
         value, low, high = (number(x, row.unit) for x in (row.difference, row.low, row.high))
         return f"{value} [{low}, {high}]" if {low, high} != {"–"} else value
 
+    def level(p: float) -> str:
+        return "" if math.isnan(p) else f"{p:.2g}" if p >= 0.001 else "< 0.001"
+
     rows = list(ledger.itertuples())
-    texts = {"paper": [number(row.paper, row.unit) for row in rows], "here": [*map(here, rows)]}
-    texts |= {
-        name: [f"{p:.2g}" if p >= 0.001 else "< 0.001" if p < 0.001 else "" for p in ledger[name]]
-        for name in ("p", "p_adjusted")
-    }
-    return ledger[["claim", "student"]].assign(**texts, verdict=ledger["verdict"])
+    return ledger[["claim", "student"]].assign(
+        paper=[number(row.paper, row.unit) for row in rows], here=[here(row) for row in rows],
+        p=ledger["p"].map(level), p_adjusted=ledger["p_adjusted"].map(level),
+        verdict=ledger["verdict"],
+    )  # fmt: skip
 
 
 def styled(ledger: pd.DataFrame) -> Styler:

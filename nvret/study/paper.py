@@ -13,30 +13,35 @@ from nvret.utils.errors import NvretError
 from nvret.utils.settings import Section
 
 
-class PaperDifference(Section):
-    """The average of one row of a table of the paper (a value of ``column``) less another's."""
+class PaperTable(Section):
+    """A student's rows of a table of the paper, each named by its value of ``column``."""
 
     table: str
+    column: Literal["method", "teacher"] = "method"
+    student: str = "e5-large-unsupervised"
+
+    def difference(self, better: str, worse: str) -> float:
+        """The average of one row less another's; `NvretError` where there is no such row."""
+        rows = averages(self.table)
+        means = rows[rows["student"] == self.student].set_index(self.column)["mean"]
+        for name in (better, worse):
+            if name not in means.index:
+                known = ", ".join(map(str, means.index))
+                raise NvretError(f"{self.table}.csv of the paper has no {name!r}, only {known}")
+        return float(means[better] - means[worse])
+
+
+class PaperDifference(PaperTable):
+    """The average of one row less another's."""
+
     better: str
     worse: str
-    column: Literal["method", "teacher"] = "method"
-    student: str = "e5-large-unsupervised"
 
 
-class PaperRows(Section):
-    """Rows of a table of the paper, by the values that tell a group's arms apart here."""
+class PaperRows(PaperTable):
+    """Rows by the values that tell a group's arms apart here."""
 
-    table: str
     rows: dict[str, str]
-    column: Literal["method", "teacher"] = "method"
-    student: str = "e5-large-unsupervised"
-
-    def between(self, better: str, worse: str) -> PaperDifference:
-        """One value's row less another's."""
-        return PaperDifference(
-            table=self.table, better=self.rows[better], worse=self.rows[worse],
-            column=self.column, student=self.student,
-        )  # fmt: skip
 
 
 class PaperMean(Section):
@@ -51,30 +56,31 @@ def table(name: str) -> pd.DataFrame:
     return pd.read_csv(project_root() / "results" / "paper" / f"{name}.csv")
 
 
-def value(reference: PaperDifference | PaperRows | PaperMean | None) -> float | None:
+def averages(name: str) -> pd.DataFrame:
+    """The rows of a table that hold the average NDCG@10."""
+    rows = table(name)
+    return rows[(rows["dataset"] == tables.AVERAGE) & (rows["metric"] == METRIC)]
+
+
+def value(reference: PaperDifference | PaperRows | PaperMean | None, *arms: str) -> float | None:
     """What the paper reports: a difference of NDCG@10 in [-1, 1], or a share.
 
-    Rows have no value of their own, but one between each two.
-
-    Raises:
-        NvretError: the paper's table has no such row.
+    Args:
+        arms: a better and a worse one, by their keys of ``PaperRows``, which have no value of
+            their own.
 
     >>> round(value(PaperDifference(
     ...     table="rq3_methods", better="TopK-PercPos 95%", worse="Naive Top-K")), 4)
     0.0449
     """
-    if reference is None or isinstance(reference, PaperRows):
-        return None
-    rows = table(reference.table)
-    if isinstance(reference, PaperMean):
-        return float(rows[reference.column].mean())
-    rows = rows[(rows["student"] == reference.student) & (rows["metric"] == METRIC)]
-    means = rows[rows["dataset"] == tables.AVERAGE].set_index(reference.column)["mean"]
-    for name in (reference.better, reference.worse):
-        if name not in means.index:
-            known = ", ".join(map(str, means.index))
-            raise NvretError(f"{reference.table}.csv of the paper has no {name!r}, only {known}")
-    return float(means[reference.better] - means[reference.worse])
+    match reference:
+        case PaperMean():
+            return float(table(reference.table)[reference.column].mean())
+        case PaperDifference():
+            return reference.difference(reference.better, reference.worse)
+        case PaperRows() if arms:
+            return reference.difference(*(reference.rows[arm] for arm in arms))
+    return None
 
 
 def beside(results: Results, student: str) -> pd.DataFrame:
@@ -82,10 +88,7 @@ def beside(results: Results, student: str) -> pd.DataFrame:
 
     The models and test sets differ, so that only the differences compare.
     """
-    published = table("rq3_methods")
-    published = published[
-        (published["dataset"] == tables.AVERAGE) & (published["metric"] == METRIC)
-    ]
+    published = averages("rq3_methods")
     means = published.pivot(index="method", columns="student", values="mean")
     points = 100 * (means - means.loc[tables.PLAIN["naive"]])
     points = points[published["student"].unique()].add_prefix("paper: ")

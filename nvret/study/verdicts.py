@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class Decision:
     seeds: int = 0
     queries: int = 0
     note: str = ""
-    paper: float = math.nan
+    paper: float | None = None
     arms: tuple[str, ...] = ()
 
 
@@ -128,40 +128,10 @@ class Measured:
 
     link: Link
     sets: list[np.ndarray]
+    interval: Interval
+    p: float  # two-sided, of "no difference"
     obstacle: str
     remark: str
-    margin: float
-
-    @cached_property
-    def interval(self) -> Interval:
-        return statistics.mean_interval(self.sets)
-
-    @cached_property
-    def verdict(self) -> statistics.Verdict:
-        word = statistics.verdict(self.interval, self.margin, self.link.paper)
-        return "not a test" if self.obstacle else word
-
-    @cached_property
-    def p(self) -> float:
-        """Two-sided, of "no difference"."""
-        return tables.p_value(self.sets)
-
-    @property
-    def p_below(self) -> float:
-        """Of "the difference is above 0": small where it is below."""
-        return self.p if self.interval.value < 0 else 1.0
-
-    @property
-    def p_above(self) -> float:
-        """As ``p``, and above 1 where the sign is wrong: the largest is the least sure."""
-        return self.p if self.interval.value > 0 else 2.0 - self.p
-
-    @property
-    def p_within(self) -> float:
-        """Of "the difference matters": small where it lies within the margin on both sides."""
-        if abs(self.interval.value) >= self.margin:
-            return 1.0
-        return max(tables.p_value(self.sets, shift) for shift in (self.margin, -self.margin))
 
     @property
     def text(self) -> str:
@@ -200,13 +170,7 @@ class Case:
             pairs = [(name, claim.worst) for name in arms if name != claim.worst]
         if not pairs:
             raise NotRun(f"no other arm than {names[0]}")
-
-        def published(better: str, worse: str) -> float | None:
-            rows = claim.paper
-            is_group = isinstance(rows, paper.PaperRows)
-            return paper.value(rows.between(better, worse) if is_group else rows)
-
-        return [Link(arms[a], arms[b], published(a, b)) for a, b in pairs]
+        return [Link(arms[a], arms[b], paper.value(claim.paper, a, b)) for a, b in pairs]
 
     def contrast(self, weights: Mapping[str, float]) -> list[np.ndarray]:
         """The weighted sum of arms on each primary test set."""
@@ -218,9 +182,10 @@ class Case:
 
     def measure(self, link: Link) -> Measured:
         sets = self.contrast({link.better: 1, link.worse: -1})
-        bites, text = self.bite(link.better, link.worse)
-        obstacle = self.control or ("" if bites else text)
-        return Measured(link, sets, obstacle, "" if obstacle else text, self.margin)
+        bites, remark = self.bite(link.better, link.worse)
+        obstacle = self.control or ("" if bites else remark)
+        interval, p = statistics.mean_interval(sets), tables.p_value(sets)
+        return Measured(link, sets, interval, p, obstacle, "" if obstacle else remark)
 
     def chain(self, links: Sequence[Link], note: str = "") -> Decision:
         """The verdict on links that all have to hold; see the module's text.
@@ -229,33 +194,43 @@ class Case:
         or if it is undecided the one that is least sure. p is that of all links together.
         """
         parts = [self.measure(link) for link in links]
-        below = statistics.holm([part.p_below for part in parts])
-        within = statistics.holm([part.p_within for part in parts])
-        words = [part.verdict for part in parts]
-        shown = max(range(len(parts)), key=lambda i: parts[i].p_above)
-        p = parts[shown].p
+        values, p = [part.interval.value for part in parts], [part.p for part in parts]
+        words = [self._word(part) for part in parts]
+        below = statistics.holm([p if v < 0 else 1.0 for v, p in zip(values, p, strict=True)])
+        within = statistics.holm([self._p_within(part) for part in parts])
 
-        def first(word: str, adjusted: np.ndarray | None = None) -> int | None:
+        def least(word: str, adjusted: np.ndarray | None = None) -> int | None:
+            """The smallest difference of that verdict, if there is one at the adjusted level."""
             rows = [i for i, own in enumerate(words) if own == word]
             rows = [i for i in rows if adjusted is None or adjusted[i] <= ALPHA]
-            return min(rows, key=lambda i: parts[i].interval.value) if rows else None
+            return min(rows, key=values.__getitem__, default=None)
 
-        word: Verdict = "undecided"
-        if (found := first("reversed", below)) is not None:
-            word, shown, p = "reversed", found, below[found]
-        elif (found := first("not a test")) is not None:
-            word, shown, p = "not a test", found, parts[found].p
+        word: Verdict
+        if (shown := least("reversed", below)) is not None:
+            word, p_all = "reversed", below[shown]
+        elif (shown := least("not a test")) is not None:
+            word, p_all = "not a test", p[shown]
         elif set(words) <= {"confirmed", "same sign, smaller"}:
             word = "confirmed" if set(words) == {"confirmed"} else "same sign, smaller"
-            shown, p = first(word), max(part.p for part in parts)
-        elif (found := first("no effect", within)) is not None:
-            word, shown, p = "no effect", found, parts[found].p
-        several = "; ".join(part.text for part in parts) if len(parts) > 1 else ""
-        arms = tuple(dict.fromkeys(arm for link in links for arm in (link.better, link.worse)))
-        found = self._decision(word, parts[shown], float(p), several, note)
-        return replace(found, arms=arms)
+            shown, p_all = least(word), max(p)
+        elif (shown := least("no effect", within)) is not None:
+            word, p_all = "no effect", p[shown]
+        else:  # the least sure one: that of the wrong sign with the smallest p, or else the largest
+            shown = max(range(len(p)), key=lambda i: p[i] if values[i] > 0 else 2.0 - p[i])
+            word, p_all = "undecided", p[shown]
+        return self._decision(word, parts, shown, float(p_all), note)
 
-    def on_margin(self, link: Link, kind: str, note: str = "") -> Decision:
+    def _word(self, part: Measured) -> statistics.Verdict:
+        word = statistics.verdict(part.interval, self.margin, part.link.paper)
+        return "not a test" if part.obstacle else word
+
+    def _p_within(self, part: Measured) -> float:
+        """Of "the difference matters": small where it lies within the margin on both sides."""
+        if abs(part.interval.value) >= self.margin:
+            return 1.0
+        return max(tables.p_value(part.sets, shift) for shift in (self.margin, -self.margin))
+
+    def on_margin(self, link: Link, kind: str, note: str) -> Decision:
         """The verdict on "not worse" and "no gain"."""
         part = self.measure(link)
         sign = 1 if kind == "not-worse" else -1
@@ -264,22 +239,22 @@ class Case:
             Interval(sign * part.interval.value, low, high), -self.margin
         )
         p = tables.p_value(part.sets, sign * self.margin)
-        return self._decision("not a test" if part.obstacle else word, part, p, "", note)
+        return self._decision("not a test" if part.obstacle else word, [part], 0, p, note)
 
     def _decision(
-        self, word: Verdict, part: Measured, p: float, several: str, note: str
+        self, word: Verdict, parts: Sequence[Measured], shown: int, p: float, note: str
     ) -> Decision:
-        why = part.obstacle
+        part, link, why = parts[shown], parts[shown].link, parts[shown].obstacle
         if word == "not a test" and not why:
             half = 50 * (part.interval.high - part.interval.low)
-            effect = 100 * part.link.paper
+            effect = 100 * link.paper
             why = f"half-width of {half:.2f} points, the paper's effect is {effect:.2f}"
-        published = math.nan if part.link.paper is None else part.link.paper
-        found = Decision(word, *part.interval, p, statistics.detectable(part.sets), paper=published)
-        texts = [why, several, note, self._beside(part.link), part.remark]
-        return replace(
-            found, seeds=len(part.sets[0]), queries=sum(one.shape[1] for one in part.sets),
-            note="; ".join(filter(None, texts)), arms=(part.link.better, part.link.worse),
+        several = [one.text for one in parts] if len(parts) > 1 else []
+        texts = [why, *several, note, self._beside(link), part.remark]
+        return Decision(
+            word, *part.interval, p, statistics.estimate(part.sets).detectable, len(part.sets[0]),
+            sum(one.shape[1] for one in part.sets), "; ".join(filter(None, texts)), link.paper,
+            tuple(dict.fromkeys(arm for one in parts for arm in (one.link.better, one.link.worse))),
         )  # fmt: skip
 
     def _beside(self, link: Link) -> str:
@@ -379,17 +354,14 @@ def from_reductions(claim: claims.ShareHalved, table: pd.DataFrame) -> dict[str,
     rows = rows.set_index("dataset")
     if rows.empty:
         raise NotRun(f"no audit of {claim.method}")
-    published = paper.value(claim.paper)
     decisions = {}
     for name, row in rows[["reduction", "low", "high"]].astype(float).iterrows():
         interval = Interval(*row)
-        word = statistics.verdict_on_bound(interval, claim.at_least)
+        word: Verdict = statistics.verdict_on_bound(interval, claim.at_least)
         if word == "reversed":  # short of the share; perhaps fewer all the same
-            short: dict[str, Verdict] = {"confirmed": "same sign, smaller"}
             word = statistics.verdict_on_bound(interval, 0.0)
-            word = short.get(word, word)
-        paper_share = math.nan if published is None else published
-        decisions[name] = Decision(word, *interval, paper=paper_share)
+            word = "same sign, smaller" if word == "confirmed" else word
+        decisions[name] = Decision(word, *interval, paper=paper.value(claim.paper))
     return decisions
 
 
@@ -404,13 +376,12 @@ def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, De
     rows = table[table["teacher_a"] != table["teacher_b"]]
     if rows.empty:
         raise NotRun("no two teachers to compare")
-    published = paper.value(claim.paper)
     decisions = {}
     for name, values in rows.groupby("dataset", sort=False)["jaccard"]:
         word: Verdict = "confirmed" if values.mean() < claim.below else "reversed"
         note = f"from {values.min():.2f} to {values.max():.2f} over {len(values)} pairs of teachers"
-        paper_mean = math.nan if published is None else published
-        decisions[name] = Decision(word, float(values.mean()), note=note, paper=paper_mean)
+        published = paper.value(claim.paper)
+        decisions[name] = Decision(word, float(values.mean()), note=note, paper=published)
     return decisions
 
 
