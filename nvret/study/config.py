@@ -79,7 +79,7 @@ class Parametrised(Section):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        return [*cls.model_fields, *_parameters().model_fields]
+        return [*cls.model_fields, *_parameters(*methods.BY_NAME.values()).model_fields]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -88,18 +88,14 @@ class Parametrised(Section):
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Parametrised:
-        given = _parameters().model_validate(self.parameters)
+        given = _parameters(*methods.BY_NAME.values()).model_validate(self.parameters)
         self.model_extra.update(given.model_dump(include=given.model_fields_set))
         return self
 
 
-def _parameters() -> type[Section]:
-    """A section with every parameter of every registered method, one value or a list of values."""
-    return _parameters_of(tuple(methods.BY_NAME.values()))
-
-
 @cache
-def _parameters_of(kinds: tuple[type[methods.Method], ...]) -> type[Section]:
+def _parameters(*kinds: type[methods.Method]) -> type[Section]:
+    """A section with every parameter of these methods, one value or a list of values."""
     types: dict[str, Any] = {}
     for kind in kinds:
         hints = get_type_hints(kind)
@@ -245,9 +241,6 @@ class AuditSettings(Section):
     """Models that read ``judged_pairs`` of the negatives."""
 
     judged_pairs: int = Positive
-
-    def build_methods(self) -> list[methods.Method]:
-        return [method for one in self.methods for method in one.build()]
 
 
 class CorpusSettings(Section):

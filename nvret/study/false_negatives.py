@@ -48,7 +48,7 @@ class AuditedSet:
     def __init__(self, settings: Settings, name: str, *, progress: bool = True) -> None:
         self.settings, self.chosen = settings, settings.audit
         self.name, self.progress = name, progress
-        wanted = self.chosen.build_methods()
+        wanted = [method for one in self.chosen.methods for method in one.build()]
         needed = [method for method in (methods.NaiveTopK(), HALF) if method not in wanted]
         self.methods = [*needed, *wanted]
 
@@ -61,10 +61,9 @@ class AuditedSet:
     @cached_property
     def mined(self) -> dict[str, Mined]:
         """By what becomes of near-duplicates, the profile's own way first."""
-        ways = {"excluded": self.settings.mining.near_duplicates, "kept": None}
-        if ways["excluded"] is None:
-            del ways["excluded"]
-        return {way: self._mined(threshold) for way, threshold in ways.items()}
+        threshold = self.settings.mining.near_duplicates
+        own = {} if threshold is None else {"excluded": self._mined(threshold)}
+        return own | {"kept": self._mined(None)}
 
     def _mined(self, near_duplicates: float | None) -> Mined:
         hidden, depth = self.hidden, self.chosen.num_negatives
@@ -144,19 +143,14 @@ class Audit:
         self.datasets = settings.audit.datasets
         self.sets = {name: AuditedSet(settings, name, progress=progress) for name in self.datasets}
 
-    def _each(self, rows: Callable[[AuditedSet], Any]) -> pd.DataFrame:
-        """The rows of every set in one table."""
-        parts = {name: pd.DataFrame(rows(one)) for name, one in self.sets.items()}
-        return pd.concat(parts, names=["dataset"]).reset_index("dataset").reset_index(drop=True)
-
     def _both(self, rows: Callable[[Hidden, Mined], Any]) -> pd.DataFrame:
         """The rows of every set and way in one table, with a column `WAY`."""
-
-        def of_set(one: AuditedSet) -> pd.DataFrame:
-            ways = {way: pd.DataFrame(rows(one.hidden, m)) for way, m in one.mined.items()}
-            return pd.concat(ways, names=[WAY]).reset_index(WAY).reset_index(drop=True)
-
-        return self._each(of_set)
+        parts = {
+            (name, way): pd.DataFrame(rows(one.hidden, mined))
+            for name, one in self.sets.items()
+            for way, mined in one.mined.items()
+        }
+        return pd.concat(parts, names=["dataset", WAY]).droplevel(-1).reset_index()
 
     @property
     def way(self) -> str:
@@ -168,17 +162,20 @@ class Audit:
 
         ``excluded``: the share of hidden positives that the profile's exclusion keeps from mining.
         """
-
-        def rows(one: AuditedSet) -> list[dict[str, Any]]:
-            dataset, pairs, source = one.hidden
-            sizes = tables.sizes(dataset)
-            row = {"labels": source, "queries": sizes["questions"], "passages": sizes["passages"]}
-            row |= {"words per passage": sizes["words a passage"]}
-            row |= {"hidden per query": pairs.num_rows / sizes["questions"]}
+        rows = []
+        for name, one in self.sets.items():
+            sizes = tables.sizes(one.hidden.dataset)
             out = one.own.hidden.groupby(["query_id", "corpus_id"])["excluded"].any()
-            return [row | {"excluded": out.mean()}]
-
-        return self._each(rows)
+            rows.append({
+                "dataset": name,
+                "labels": one.hidden.source,
+                "queries": sizes["questions"],
+                "passages": sizes["passages"],
+                "words per passage": sizes["words a passage"],
+                "hidden per query": one.hidden.pairs.num_rows / sizes["questions"],
+                "excluded": out.mean(),
+            })  # fmt: skip
+        return pd.DataFrame(rows)
 
     def frontier(self) -> pd.DataFrame:
         """`nvret.analysis.audit.frontier` of every set, near-duplicates excluded and kept."""
@@ -207,10 +204,9 @@ class Audit:
             free = mined.hidden[~mined.hidden["excluded"]]
             higher = (free["score"] >= free["positive_score"]).astype(int)
             above = statistics.rate(free[["query_id"]].assign(mined=1, false=higher))
-            return [{"pairs": len(free), "above": above.value, "low": above.low,
-                     "high": above.high}]  # fmt: skip
+            return [{"pairs": len(free), **above._asdict()}]
 
-        return self._both(rows)
+        return self._both(rows).rename(columns={"value": "above"})
 
     def excess(self) -> pd.DataFrame:
         """What a method removes beyond what knows nothing of false negatives.
@@ -269,16 +265,13 @@ class Audit:
 
     def quality(self) -> pd.DataFrame:
         """What each judge catches on each set, and how many tokens it reads for it."""
-
-        def rows(one: AuditedSet) -> list[dict[str, Any]]:
+        rows = []
+        for name, one in self.sets.items():
             share = float(audit.known(one.own.tables[NAIVE], one.hidden).mean())
-            return [
-                {WAY: next(iter(one.mined)), **judge_quality.quality(judged, share)}
-                | {"tokens per pair": judged.tokens}
-                for judged in one.judged
-            ]
-
-        return self._each(rows)
+            for judged in one.judged:
+                row = {"dataset": name, WAY: self.way, **judge_quality.quality(judged, share)}
+                rows.append(row | {"tokens per pair": judged.tokens})
+        return pd.DataFrame(rows)
 
     def curves(self) -> dict[str, dict[str, pd.DataFrame]]:
         """Set -> judge -> what it catches at each of its thresholds."""
