@@ -37,11 +37,24 @@ def panels(
     return figure, axes if rows > 1 else axes[0]
 
 
-def legend(figure: Figure, axis: Axes, columns: int) -> Figure:
-    """The labels of one panel, above all of them."""
+def legend(figure: Figure, axis: Axes, columns: int, x: str = "", y: str = "") -> Figure:
+    """The labels of one panel, above all of them, and what their axes show together."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=columns)
+    if x:
+        figure.supxlabel(x, fontsize=9)
+    if y:
+        figure.supylabel(y, fontsize=9)
     return figure
+
+
+def intervals(
+    axis: Axes, x: Any, rows: pd.DataFrame, value: str = "value", scale: float = 1, **style: Any
+) -> None:
+    """A point at the value of each row, with a bar from its low to its high."""
+    middle, low, high = (scale * rows[name] for name in (value, "low", "high"))
+    style = {"markersize": 5, "capsize": 2, "linewidth": 1.2} | style
+    axis.errorbar(x, middle, yerr=[middle - low, high - middle], **style)
 
 
 def band(axis: Axes, x: pd.Series | pd.Index, rows: pd.DataFrame, **style: Any) -> None:
@@ -82,40 +95,30 @@ def by_corpus(table: pd.DataFrame) -> Figure:
             collapsed = key[-1] == COLLAPSED
             x = corpora.get_indexer(rows["corpus"]) + 0.6 * ((place + 0.5) / len(lines) - 0.5)
             label = ", ".join([*key[:-1], "twins as one" if collapsed else "plain"])
-            axis.errorbar(
-                x, rows["value"], [rows["value"] - rows["low"], rows["high"] - rows["value"]],
-                linestyle="", markersize=5, capsize=2, linewidth=1.2, label=label,
-                markerfacecolor="white" if collapsed else None,
-                **looks.of_line(colours.index(key[:-1])),
-            )  # fmt: skip
+            style = looks.of_line(colours.index(key[:-1])) | {"linestyle": ""}
+            style |= {"markerfacecolor": "white"} if collapsed else {}
+            intervals(axis, x, rows, label=label, **style)
         axis.set_title(pair, fontsize=9)
         axis.set_xticks(range(len(corpora)), names)
         axis.set_xlim(-0.5, len(corpora) - 0.5)
     axes[0].set_ylabel("NDCG@10, points,\n95 % interval, paired", fontsize=9)
-    figure.supxlabel("corpus, and its number of passages", fontsize=9)
-    return legend(figure, axes[0], 2)
+    return legend(figure, axes[0], 2, "corpus, and its number of passages")
 
 
 def learning_rates(table: pd.DataFrame) -> Figure:
     """``tables.learning_rates``: a panel a student; the star is the choice."""
-    students = list(table["student"].unique())
-    figure, axes = panels(len(students), 3.6, 3.2 * len(students))
-    for axis, student in zip(axes, students, strict=True):
-        own = table[table["student"] == student]
+    students = table.groupby("student", sort=False)
+    figure, axes = panels(students.ngroups, 3.6, 3.2 * students.ngroups)
+    for axis, (student, own) in zip(axes, students, strict=True):
         for number, (temperature, rows) in enumerate(own.groupby("temperature")):
-            rows, style = rows.sort_values("learning_rate"), looks.of_line(number)
-            axis.errorbar(
-                rows["learning_rate"], rows["value"], capsize=2, linewidth=1.2, markersize=5,
-                yerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
-                label=f"temperature {temperature:g}", **style,
-            )  # fmt: skip
+            rows, label = rows.sort_values("learning_rate"), f"temperature {temperature:g}"
+            intervals(axis, rows["learning_rate"], rows, label=label, **looks.of_line(number))
         best = own[own["chosen"]]
         axis.plot(best["learning_rate"], best["value"], "*", color=BLACK, markersize=12, zorder=3)
         axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
         axis.set_xscale("log")
-        axis.set_xticks(
-            own["learning_rate"].unique(), [f"{x:g}" for x in own["learning_rate"].unique()]
-        )
+        rates = own["learning_rate"].unique()
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.set_xticks([], minor=True)
         axis.set(title=student, xlabel="learning rate")
         axis.legend(fontsize=8)
@@ -135,9 +138,8 @@ def losses(logs: pd.DataFrame, arms: pd.DataFrame, student: str, batch_size: int
     Args:
         arms: of ``Results.arms``.
     """
-    own = arms.loc[
-        [arm for arm in dict.fromkeys(logs["arm"]) if arms.at[arm, "student"] == student]
-    ]
+    own = arms.loc[logs["arm"].unique()]
+    own = own[own["student"] == student]
     passages = (1 + own["num_negatives"]) * np.where(own["in_batch_negatives"], batch_size, 1)
     groups = list(passages.groupby(passages))
     figure, axes = panels(len(groups), 3.8, 3.2 * len(groups), grid=None)
@@ -168,9 +170,8 @@ def sampling(table: pd.DataFrame, student: str) -> Figure:
     figure, (axis,) = panels(1, 3.8)
     for place, (kind, rows) in enumerate(own.dropna(subset="k").groupby("sampling", sort=False)):
         rows = rows.sort_values("k")
-        band(
-            axis, rows["k"], rows, label=f"{rows['method'].iloc[0]}, {kind}", **looks.of_line(place)
-        )
+        label = f"{rows['method'].iloc[0]}, {kind}"
+        band(axis, rows["k"], rows, label=label, **looks.of_line(place))
     axis.axhline(0, color=BLACK, linewidth=0.8, label=own["reference"].iloc[0])
     for method in ("Random", "Naive"):
         for value in own.loc[own["method"].str.startswith(method), "value"]:

@@ -158,10 +158,7 @@ def ledger(table: pd.DataFrame) -> Figure:
     """
     rows = points(table[(table["unit"] == "points") & table["low"].notna()])
     rows = rows.assign(
-        label=rows["primary"].map({True: "★ ", False: ""})
-        + rows["claim"]
-        + " · "
-        + rows["student"],
+        label=np.where(rows["primary"], "★ ", "") + rows["claim"] + " · " + rows["student"],
         style=rows["verdict"].map(VERDICTS),
     )
     heads = list(dict.fromkeys(rows["section"]))
@@ -171,7 +168,9 @@ def ledger(table: pd.DataFrame) -> Figure:
     axis = figure.axes[0]
     places = [labels.index(label) for label in rows["label"]]
     axis.plot(100 * rows["paper"].astype(float), places, "|", color=BLACK, markersize=7, zorder=1)
-    _mark_heads(figure, [labels.index(head) for head in heads])
+    for place in map(labels.index, heads):
+        axis.axhspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
+        axis.get_yticklabels()[place].set_fontweight("bold")
     axis.set_xscale("symlog", linthresh=LINEAR, linscale=1)
     left, right = axis.get_xlim()
     axis.set_xticks([x for x in TICKS if left <= x <= right])
@@ -181,12 +180,3 @@ def ledger(table: pd.DataFrame) -> Figure:
     handles.append(Line2D([], [], color=BLACK, marker="|", linestyle="", label="paper"))
     figure.legend(handles=handles, fontsize=8, ncols=4, loc="outside upper center", frameon=False)
     return figure
-
-
-def _mark_heads(figure: Figure, places: Sequence[int]) -> None:
-    """Rows of a forest plot that only name what follows."""
-    for axis in figure.axes:
-        for place in places:
-            axis.axhspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
-    for place in places:
-        figure.axes[0].get_yticklabels()[place].set_fontweight("bold")

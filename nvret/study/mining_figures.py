@@ -14,10 +14,11 @@ from matplotlib.ticker import PercentFormatter
 from nvret import methods
 from nvret.analysis import looks
 from nvret.analysis.looks import AXES, BLACK, COLOURS, COLUMN_WIDTH, GREEN, GREY, YELLOW
-from nvret.study.figures import band, legend, panels
+from nvret.study.figures import band, intervals, legend, panels
 
 DASHES = ["-", "--", ":"]
 GREYS = {"hard": "#BBBBBB", "easy": "#E4E4E4"}
+POINTS = "NDCG@10, points over {}\n(95 % interval, paired)"
 RATES = [0, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 100]  # ticks, in percent
 
 
@@ -58,8 +59,7 @@ def score_scales(
         axis.set_title(teacher, fontsize=9, loc="left")
         axis.set_yticks([])
     axes[-1].set_xlabel("teacher's score (cosine; BM25: sum)", fontsize=9)
-    figure.supylabel("density, scaled to its peak; thin line: median", fontsize=9)
-    return legend(figure, axes[0], 3)
+    return legend(figure, axes[0], 3, y="density, scaled to its peak; thin line: median")
 
 
 def survival(table: pd.DataFrame) -> Figure:
@@ -143,16 +143,12 @@ def frontier(table: pd.DataFrame) -> Figure:
         rows = table[(table["dataset"] == name) & (table["near-duplicates"] == way)]
         for family, group in rows.groupby(rows["method"].map(looks.method_key), sort=False):
             line = group.dropna(subset=["rate", "hardness"]).sort_values("hardness")
-            rate, low, high = (100 * line[column] for column in ("rate", "low", "high"))
-            axis.errorbar(
-                100 * line["hardness"], rate, yerr=[rate - low, high - rate], markersize=5,
-                capsize=2, linewidth=1.1, label=family, clip_on=False, **looks.of_method(family),
-            )  # fmt: skip
+            style = looks.of_method(family) | {"linewidth": 1.1, "clip_on": False}
+            intervals(axis, 100 * line["hardness"], line, "rate", 100, label=family, **style)
         _root_scale(axis, 100 * table["high"].max())
         axis.set_title(f"{name}, near-duplicates {way}", fontsize=9)
-    figure.supxlabel("mean score of true negatives ÷ mean score of positives (%)", fontsize=9)
-    figure.supylabel("known false negatives (%)", fontsize=9)
-    return legend(figure, axes.flat[0], 6)
+    x = "mean score of true negatives ÷ mean score of positives (%)"
+    return legend(figure, axes.flat[0], 6, x, "known false negatives (%)")
 
 
 def exclusion(table: pd.DataFrame, chosen: Sequence[str], paper: Mapping[str, float]) -> Figure:
@@ -189,8 +185,7 @@ def exclusion(table: pd.DataFrame, chosen: Sequence[str], paper: Mapping[str, fl
         axis.set_xlim(left=0)
     axes[0].set_yticks(range(len(chosen)), chosen)
     axes[0].invert_yaxis()
-    figure.supxlabel("known false negatives (%), 95 % interval", fontsize=9)
-    return legend(figure, axes[0], 3)
+    return legend(figure, axes[0], 3, "known false negatives (%), 95 % interval")
 
 
 def against_hardness(table: pd.DataFrame, reference: str, *, by: str = "hardness") -> Figure:
@@ -205,17 +200,12 @@ def against_hardness(table: pd.DataFrame, reference: str, *, by: str = "hardness
         axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
         for family, line in rows.dropna(subset=[by]).groupby("family", sort=False):
             line = line.sort_values(by)
-            value, low, high = (line[name] for name in ("difference", "low", "high"))
-            style = looks.of_method(line["method"].iloc[0])
-            axis.errorbar(
-                100 * line[by], value, yerr=[value - low, high - value], markersize=5, capsize=2,
-                linewidth=1.1, elinewidth=0.6, label=family, **style,
-            )  # fmt: skip
+            style = looks.of_method(line["method"].iloc[0]) | {"linewidth": 1.1, "elinewidth": 0.6}
+            intervals(axis, 100 * line[by], line, "difference", label=family, **style)
         axis.set_title(student, fontsize=9)
-    xlabel = "mean score of negatives ÷ mean score of positives (%)"
-    figure.supxlabel(xlabel if by == "hardness" else "known positives among them (%)", fontsize=9)
-    figure.supylabel(f"NDCG@10, points over {reference}\n(95 % interval, paired)", fontsize=9)
-    return legend(figure, axes[0], 6)
+    hardness = "mean score of negatives ÷ mean score of positives (%)"
+    x = hardness if by == "hardness" else "known positives among them (%)"
+    return legend(figure, axes[0], 6, x, POINTS.format(reference))
 
 
 def dose_response(table: pd.DataFrame, reference: str) -> Figure:
@@ -235,23 +225,17 @@ def dose_response(table: pd.DataFrame, reference: str) -> Figure:
         axis.axhline(0, color=GREY, linewidth=1, linestyle=":")
         for place, (student, own) in enumerate(rows.groupby("student", sort=False)):
             style = looks.of_line(students.index(student))
-            line = own[own["treatment"] != "placebo"].sort_values("left")
-            parts = {student: (line, style), f"{student}, placebo": (
-                own[own["treatment"] == "placebo"],
-                style | {"marker": "D", "markerfacecolor": "white", "linestyle": ""},
-            )}  # fmt: skip
-            for label, (part, look) in parts.items():
-                value, low, high = (part[key] for key in ("difference", "low", "high"))
-                shift = 5 + 3 * place if look.get("linestyle") == "" else place  # side by side
-                axis.errorbar(
-                    100 * part["left"] + shift, value, yerr=[value - low, high - value],
-                    markersize=5, capsize=2, linewidth=1.2, label=label, **look,
-                )  # fmt: skip
+            apart = own["treatment"] == "placebo"
+            line, placebo = own[~apart].sort_values("left"), own[apart]
+            x = 100 * line["left"] + place  # side by side
+            intervals(axis, x, line, "difference", label=student, **style)
+            style |= {"marker": "D", "markerfacecolor": "white", "linestyle": ""}
+            x, label = 100 * placebo["left"] + (5 + 3 * place), f"{student}, placebo"
+            intervals(axis, x, placebo, "difference", label=label, **style)
         axis.set_title(f"trained on {name}", fontsize=9)
         axis.set_xticks([0, 25, 50, 75, 100])
-    figure.supxlabel("hidden positives left among the negatives (%)", fontsize=9)
-    figure.supylabel(f"NDCG@10, points over {reference}\n(95 % interval, paired)", fontsize=9)
-    return legend(figure, axes[0], 4)
+    x = "hidden positives left among the negatives (%)"
+    return legend(figure, axes[0], 4, x, POINTS.format(reference))
 
 
 def by_rank(table: pd.DataFrame) -> Figure:
@@ -288,9 +272,8 @@ def judges(curves: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
             )  # fmt: skip
         axis.plot([0, 100], [0, 100], color=GREY, linewidth=0.8)
         axis.set_title(name, fontsize=9)
-    figure.supxlabel("other negatives thrown out (%)", fontsize=9)
-    figure.supylabel("known positives caught (%)", fontsize=9)
-    return legend(figure, axes[0], 4)
+    caught = "known positives caught (%)"
+    return legend(figure, axes[0], 4, "other negatives thrown out (%)", caught)
 
 
 def scaling(
