@@ -156,7 +156,7 @@ def test_the_seed_chooses_the_dose_and_an_order_of_rows_does_not():
 
 def test_what_cannot_be_treated_is_named():
     table, hidden = naive([[0.9, 0.8], [0.7, 0.6]]), labels([(0, 0), (1, 1)])
-    with pytest.raises(NvretError, match="no treatment 'cure', expected one of oracle, placebo"):
+    with pytest.raises(NvretError, match="treatment is 'cure', expected one of oracle, placebo"):
         treatments.treat(table, hidden, 2, "cure")
     with pytest.raises(NvretError, match=r"oracle: too few candidates .*'q0' with positive 'p'"):
         treatments.treat(table, hidden, 2, "oracle")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -56,7 +56,8 @@ def split(
     ids = np.array(dataset.corpus["id"].to_pylist(), dtype=object)
     order = np.argsort(ids, kind="stable")
     _, first = np.unique(group[order], return_index=True)
-    place = np.array([_unit(f"{seed}:{ids[order[row]]}") for row in first])
+    keys = [hashed(f"{seed}:{ids[order[row]]}")[:7] for row in first]
+    place = np.array([int.from_bytes(key, "big") / 2**56 for key in keys])  # in [0, 1)
     part = np.where(place < test, 2, np.where(place < test + dev, 1, 0))[group]
     queries, passages = dataset.pairs
     query_part = np.full(len(dataset.queries), -1)
@@ -65,9 +66,8 @@ def split(
     query_ids = np.array(dataset.queries["id"].to_pylist(), dtype=object)
     parts = []
     for index, name in enumerate(Split._fields):
-        inside: Sequence[str] | None = ids[~held_out]
-        if index > 0:
-            inside = None if corpus == "full" else ids[held_out & (part == index)]
+        own = ids[held_out & (part == index)] if corpus == "own" else None
+        inside = own if index > 0 else ids[~held_out]
         chosen = query_ids[query_part == index]
         if not len(chosen):
             raise NvretError(f"{dataset.name}: no query falls into {name}; the set is too small")
@@ -107,11 +107,6 @@ def with_corpus(
     return mixtures.sample_passages(larger, passages, part.corpus["id"].to_pylist())
 
 
-def _unit(key: str) -> float:
-    """A number in [0, 1) that looks random and depends on the key alone."""
-    return int.from_bytes(hashed(key)[:7], "big") / 2**56
-
-
 def _groups(dataset: RetrievalDataset) -> np.ndarray:
     """(passages,) label of each passage's group: joined by a cluster or by a query."""
     queries, passages = dataset.pairs
@@ -140,14 +135,10 @@ def leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: float =
     """
     relevant = np.unique(test.pairs[1])
     tested = test.corpus.take(pa.array(relevant))
-    i, j, _ = near_duplicate_pairs(
-        tested["text"].to_pylist(),
-        train.corpus["text"].to_pylist(),
-        threshold=threshold,
-        measure="overlap",
-    )
-    test_ids, train_ids = tested["id"].to_pylist(), train.corpus["id"].to_pylist()
-    passages = [(test_ids[a], train_ids[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+    texts = tested["text"].to_pylist(), train.corpus["text"].to_pylist()
+    i, j, _ = near_duplicate_pairs(*texts, threshold=threshold, measure="overlap")
+    test_ids, train_ids = tested["id"].take(pa.array(i)), train.corpus["id"].take(pa.array(j))
+    passages = list(zip(test_ids.to_pylist(), train_ids.to_pylist(), strict=True))
     asked = defaultdict(list)
     for text, query in zip(train.query_texts, train.queries["id"].to_pylist(), strict=True):
         asked[normalise(text)].append(query)
@@ -174,13 +165,9 @@ def check_leaks(train: RetrievalDataset, test: RetrievalDataset, *, threshold: f
 
 def without(train: RetrievalDataset, passages: set[str], queries: set[str]) -> RetrievalDataset:
     """``train`` less these passages, the queries that they answer, and these queries."""
-    ids, query_ids = train.corpus["id"].to_pylist(), train.queries["id"].to_pylist()
-    lost = {
-        query_ids[query]
-        for query, passage in zip(*train.pairs, strict=True)
-        if ids[passage] in passages
-    }
+    asked, answers = (ids.to_pylist() for ids in train.pair_ids.values())
+    lost = {query for query, passage in zip(asked, answers, strict=True) if passage in passages}
     return train.select(
-        [q for q in query_ids if q not in lost | queries],
-        corpus_ids=[p for p in ids if p not in passages],
+        set(train.queries["id"].to_pylist()) - lost - queries,
+        corpus_ids=set(train.corpus["id"].to_pylist()) - passages,
     )

@@ -21,7 +21,7 @@ from nvret import negatives
 from nvret.analysis import audit
 from nvret.sampling import pair_keys
 from nvret.study.config import Treatment
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
 
 DOSES = {"oracle": 0.0, "dose-25": 0.25, "dose-50": 0.5}  # hidden positives that are left in
 PAIR = audit.KEYS[:2]
@@ -61,9 +61,8 @@ def treat(
     Raises:
         NvretError: no such treatment, a table of another method, or one that is not deep enough.
     """
-    if treatment is not None and treatment not in get_args(Treatment):
-        known = ", ".join(get_args(Treatment))
-        raise NvretError(f"no treatment {treatment!r}, expected one of {known}")
+    if treatment is not None:
+        check_choice("treatment", treatment, get_args(Treatment))
     facts = negatives.provenance(table)
     if facts["method"]["name"] != "naive":
         raise NvretError(f"a treatment of {facts['method']['name']!r}, expected naive negatives")
@@ -74,7 +73,9 @@ def treat(
     known = audit.known(table, hidden)
     first = rows.groupby(pair).cumcount().to_numpy() < num_negatives
     free = ~first & ~known
-    by_chance = np.argsort(_bits(table, seed), kind="stable")
+    query, positive, negative = (table[name] for name in audit.KEYS)
+    both = pc.binary_join_element_wise(query, positive, "\n")
+    by_chance = np.argsort(pair_keys(both, negative, seed), kind="stable")
     false = by_chance[(first & known)[by_chance]]
     true = by_chance[(first & ~known)[by_chance]]
     scores = rows["score"].to_numpy(np.float64)
@@ -83,7 +84,8 @@ def treat(
         lost = _nearest(false, true, scores, pair, spare)
     else:
         lost = false[round(DOSES.get(treatment or "", 1.0) * len(false)) :]
-    needed = np.bincount(pair, np.isin(np.arange(len(rows)), lost))
+    gone = np.isin(np.arange(len(rows)), lost)
+    needed = np.bincount(pair, gone)
     taken = free & (pd.Series(free).groupby(pair).cumsum().to_numpy() <= needed[pair])
     cut = np.bincount(pair) >= facts["num_negatives"]  # not by the end of the corpus
     if (short := cut & (np.bincount(pair, taken) < needed)).any():
@@ -92,7 +94,7 @@ def treat(
             f"{treatment}: too few candidates to replace negatives of query {row['query_id']!r} "
             f"with positive {row['positive_id']!r}, expected a table of `depth` rows a pair"
         )
-    kept = first & ~np.isin(np.arange(len(rows)), lost) | taken
+    kept = first & ~gone | taken
     full = int((np.bincount(pair, kept) >= num_negatives).sum())
     pairs = int(pair.max(initial=-1)) + 1
     own = scores[lost] - spare[pair[lost], _turn(pair[lost])]
@@ -120,12 +122,6 @@ def treat(
 def _mean(values: np.ndarray) -> float:
     values = values[np.isfinite(values)]  # what the corpus cannot replace has no fall
     return float(values.mean()) if len(values) else 0.0
-
-
-def _bits(table: pa.Table, seed: int) -> np.ndarray:
-    """(rows,) a number for each (query, positive, negative) that looks random."""
-    query, positive, negative = (table[name] for name in audit.KEYS)
-    return pair_keys(pc.binary_join_element_wise(query, positive, "\n"), negative, seed)
 
 
 def _spare(pair: np.ndarray, free: np.ndarray, scores: np.ndarray, number: int) -> np.ndarray:
@@ -189,10 +185,12 @@ def report(tables: Mapping[str, pa.Table], hidden: pa.Table) -> pd.DataFrame:
         facts = (negatives.provenance(table) if table.schema.metadata else {}).get("treatment", {})
         known = audit.known(table, hidden)
         score, positive = (pc.mean(table[name]).as_py() for name in ("score", "positive_score"))
-        own = {"arm": arm, "negatives": len(table), "hidden": int(known.sum())}
-        own |= {"rate": float(known.mean()), "replaced": facts.get("replaced", np.nan)}
-        left = facts["left"] / facts["hidden"] if facts.get("hidden") else np.nan
-        own |= {"share left": left, "score difference": facts.get("score_difference", np.nan)}
-        own |= {"fall difference": facts.get("fall_difference", np.nan)}
-        rows.append(own | {"mean score": score, "hardness": score / positive})
+        rows.append({
+            "arm": arm, "negatives": len(table), "hidden": int(known.sum()),
+            "rate": float(known.mean()), "replaced": facts.get("replaced", np.nan),
+            "share left": facts["left"] / facts["hidden"] if facts.get("hidden") else np.nan,
+            "score difference": facts.get("score_difference", np.nan),
+            "fall difference": facts.get("fall_difference", np.nan),
+            "mean score": score, "hardness": score / positive,
+        })  # fmt: skip
     return pd.DataFrame(rows)
