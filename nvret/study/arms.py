@@ -143,15 +143,11 @@ def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:
                 "expected naive negatives of one teacher, not sampled, and a training set with "
                 "hidden labels such as 'nq:clusters'"
             )
-    same = [field.name for field in dataclasses.fields(Arm) if field.name in default]
-    made = {
-        "method": method,
-        "trained": kind != "base",
-        "teachers": teachers,
-        "train": tuple(chosen["train"].split("+")),
-        "changed": tuple(_changes(chosen, default)),
-    }
-    return Arm(student=name, **({key: chosen[key] for key in same} | made))
+    default["sampling"] = TopK()
+    changed = [word(chosen[key]) for key, word in WORDS.items() if chosen[key] != default[key]]
+    chosen |= {"method": method, "teachers": teachers, "trained": kind != "base"}
+    chosen |= {"changed": tuple(changed), "train": tuple(chosen["train"].split("+"))}
+    return Arm(**{field.name: chosen[field.name] for field in dataclasses.fields(Arm)})
 
 
 def defaults(
@@ -161,18 +157,14 @@ def defaults(
     mined, training = kind not in ("base", "none"), student.training
     fields = config.GridSettings.model_fields.items()
     grid = {key: field.default for key, field in fields if not field.is_required()}
-    return grid | {
+    shared = {"temperature", "epochs", "learning_rate", "pooling", "bidirectional"}
+    return grid | training.model_dump(include=shared) | {
         "teacher": settings.teacher,
-        "num_negatives": student.num_negatives if mined else 0,
-        "temperature": training.temperature,
-        "queries": student.queries,
-        "epochs": training.epochs,
-        "learning_rate": training.learning_rate,
-        "pooling": training.pooling,
         "train": settings.data.train,
-        "bidirectional": training.bidirectional,
+        "queries": student.queries,
+        "num_negatives": student.num_negatives if mined else 0,
         "in_batch_negatives": kind != "base" and (training.in_batch_negatives or kind == "none"),
-    }
+    }  # fmt: skip
 
 
 def _sampling(where: str, kind: str, k: int | None) -> Sampling:
@@ -206,9 +198,3 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "mask_margin": "masked above the positive + {:g}".format,
     "stage_two": "then {} negatives".format,
 }
-
-
-def _changes(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
-    """What differs from the settings of the student and the profile, in words."""
-    default = default | {"sampling": TopK()}
-    return [word(chosen[key]) for key, word in WORDS.items() if chosen[key] != default[key]]

@@ -86,7 +86,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
         scores are there), memory_gb (of one device: weights, and in training their gradients and
         AdamW's two moments; activations and the search's buffer come on top), disk_gb.
     """
-    rows = []
+    rows: list[dict] = []
     encoded: set[tuple[str, str]] = set()
     for name, study in settings.studies.items():
         trained = [arm for arm in arms(settings, name) if arm.trained]
@@ -102,15 +102,13 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
             for teacher, train in sorted(sources - encoded)
         ]
         encoded |= sources
-        compared = [
-            work.Search(*sizes(train), registry.models()[teacher].dimension)
+        operations = 2 * sum(
+            work.Search(*sizes(train), registry.models()[teacher].dimension).products
             for teacher, train, _ in searches
             if teacher != "bm25"
-        ]
-        operations = 2 * sum(search.products for search in compared)
-        steps.append(
-            {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
         )
+        mine = {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
+        steps.append(mine)
         for student in dict.fromkeys(arm.student for arm in trained):
             own = [arm for arm in trained if arm.student == student]
             tests = [train for arm in own for train in arm.sets]
@@ -165,19 +163,18 @@ def _train(
     if student.head:  # each text is read once, and a head takes next to nothing
         sets = {name for arm in trained for name in arm.train}
         read = sum(assumed.tokens(training, *sizes(name)) for name in sets)
-        return [
-            {"stage": stage, "number": runs, "memory_gb": weights,
-             "operations": work.forward_operations(parameters, tokens)}
-            for stage, tokens in (("train", read), ("evaluate", tested))
-        ]  # fmt: skip
-    operations = work.training_operations(parameters, tokens, training) * seeds
-    # With LoRA the gradients and AdamW's two moments are small
-    memory = weights * (1 if training.lora_rank else 4)
-    train = {"stage": "train", "operations": operations, "memory_gb": memory,
-             "disk_gb": runs * weights}  # fmt: skip
-    operations = work.forward_operations(parameters, tested) * runs
-    test = {"stage": "evaluate", "operations": operations, "memory_gb": weights}
-    return [step | {"number": runs} for step in (train, test)]
+        train = {"operations": work.forward_operations(parameters, read), "memory_gb": weights}
+        test = {"operations": work.forward_operations(parameters, tested)}
+    else:
+        # With LoRA the gradients and AdamW's two moments are small
+        memory = weights * (1 if training.lora_rank else 4)
+        operations = work.training_operations(parameters, tokens, training) * seeds
+        train = {"operations": operations, "memory_gb": memory, "disk_gb": runs * weights}
+        test = {"operations": work.forward_operations(parameters, tested) * runs}
+    return [
+        {"stage": "train", "number": runs} | train,
+        {"stage": "evaluate", "number": runs, "memory_gb": weights} | test,
+    ]
 
 
 def describe(settings: Settings, assumed: Assumed) -> str:
@@ -191,17 +188,11 @@ def describe(settings: Settings, assumed: Assumed) -> str:
         memory_gb=("memory_gb", "max"), disk_gb=("disk_gb", "sum"),
     )  # fmt: skip
     show = {"index": False, "na_rep": "-", "float_format": "{:,.2f}".format}
-    return "\n".join(
-        [
-            wanted.to_string(**show),
-            "",
-            table.to_string(**show),
-            "",
-            by_stage.reset_index().to_string(**show),
-            "",
-            f"To fetch: {fetched:,.1f} GB and what has no size above. To compute: {hours:,.1f} "
-            f"device hours, {hours / assumed.devices:,.1f} hours on {assumed.devices} of "
-            f"{assumed.tflops:,.3g} TFLOP/s, for passages of {assumed.passage_tokens:g} tokens and "
-            f"queries of {assumed.query_tokens:g}.",
-        ]
+    tables = [part.to_string(**show) for part in (wanted, table, by_stage.reset_index())]
+    told = (
+        f"To fetch: {fetched:,.1f} GB and what has no size above. To compute: {hours:,.1f} "
+        f"device hours, {hours / assumed.devices:,.1f} hours on {assumed.devices} of "
+        f"{assumed.tflops:,.3g} TFLOP/s, for passages of {assumed.passage_tokens:g} tokens and "
+        f"queries of {assumed.query_tokens:g}."
     )
+    return "\n\n".join([*tables, told])

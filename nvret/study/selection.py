@@ -61,15 +61,11 @@ class Selection:
                 cells = rows[column].astype(float)
                 rows = rows[cells == cells.max()]
         if asked.get("teacher") == "best" and len(rows):
-            rows = rows[rows["teacher"] == self.best_teacher(list(rows["teacher"].unique()))]
+            own, names = self.own_scores([self.results.dev]), list(rows["teacher"].unique())
+            if unknown := [name for name in names if name not in own]:
+                raise NotRun(f"the teachers' own scores on {self.results.dev} lack {unknown[0]}")
+            rows = rows[rows["teacher"] == max(names, key=own.__getitem__)]
         return list(rows.index)
-
-    def best_teacher(self, names: Sequence[str]) -> str:
-        """The one of these teachers that is best by its own NDCG@10 on the development split."""
-        own = self.own_scores([self.results.dev])
-        if unknown := [name for name in names if name not in own]:
-            raise NotRun(f"the teachers' own scores on {self.results.dev} lack {unknown[0]}")
-        return max(names, key=own.__getitem__)
 
     def own_scores(self, datasets: Sequence[str]) -> dict[str, float]:
         """NDCG@10 of each teacher that has been tested on all of these sets: their mean."""
