@@ -78,9 +78,8 @@ def extra_memory(run: Run, device: torch.device) -> float:
 def sizes(dimension: int, k: int = 64, *, rough: bool = False) -> list[Search]:
     """Searches to fit on, about half a minute on two cores at 384 dimensions; the last to hold out.
 
-    That one takes 4.5 times the multiply-adds of the largest other, and more passages than one tile
-    of scores holds. A large k needs more passages, since the search reads the scores of a small
-    corpus in another way (``nvret.search``).
+    That one has more passages than one tile of scores holds. A large k needs more passages, since
+    the search reads the scores of a small corpus in another way (``nvret.search``).
 
     Args:
         rough: an eighth of the passages and half of the queries: seconds, and little trust.
@@ -113,7 +112,7 @@ def measure_search(
     """Time `nvret.search.top_k` as mining calls it, on unit vectors drawn at random.
 
     A query is a noisy copy of a passage, its positive, which is excluded; the ceiling is 95 % of
-    the positive's score. Vectors start in the host's memory, so a GPU's time holds their transfer.
+    the positive's score. A GPU's time holds the transfer of the vectors to it.
 
     Returns:
         a row for each size: queries, passages, dimension; seconds (the least of the rounds);
@@ -172,8 +171,7 @@ def measure_encoding(
         seconds: about how long one length takes; how many texts that is, a short run says.
     Returns:
         a row for each length, and a last one of other texts in full and three times as long:
-        texts; tokens; squares (sum of the squared token counts, to which attention is
-        proportional); seconds (the least of the rounds); slowest.
+        texts; tokens; squares (sum of the squared token counts); seconds and slowest.
     Raises:
         NvretError: fewer than four different texts.
     """

@@ -1,9 +1,8 @@
 """What mining a corpus will cost, before it starts: seconds, memory and disk by stage.
 
 A minute of measuring (`nvret.cost.calibration`) gives each term of the work (`nvret.cost.work`) its
-price on this machine, by least squares on the *relative* error with no price below zero. The prices
-are checked on a larger run that the fit has not seen, and multiplied by the work of what is to be
-mined.
+price on this machine. The prices are checked on a larger run that the fit has not seen, and
+multiplied by the work of what is to be mined.
 
 Not in the model: the check for near-duplicates, reading and hashing the corpus, the scores of the
 positives, writing the negatives.
@@ -62,7 +61,6 @@ class Calibration:
             of searches the predicted memory too (``predicted_mebibytes``).
         search_prices, encoding_prices: seconds of each of ``work.SEARCH_TERMS`` and
             ``work.ENCODING_TERMS``.
-        k, device, dimension, weight_bytes: what was measured.
         passage, query: of the sample.
     """
 
@@ -101,10 +99,12 @@ def calibrate(
     encodings = calibration.measure_encoding(
         encoder, passages, passage_max_length, seconds=0.1 if rough else 0.5, progress=progress
     )
-    measured = Calibration(
+    search_prices = _fit_table(searches, np.array([size.terms() for size in sizes]))
+    searches["predicted_mebibytes"] = [size.memory(k) / calibration.MEBIBYTE for size in sizes]
+    return Calibration(
         searches=searches,
         encodings=encodings,
-        search_prices=_fit_table(searches, np.array([size.terms() for size in sizes])),
+        search_prices=search_prices,
         encoding_prices=_fit_table(encodings, encodings[["texts", "tokens", "squares"]].to_numpy()),
         k=k,
         device=str(encoder.device),
@@ -113,8 +113,6 @@ def calibrate(
         passage=sampled(encoder, passages, "passage", passage_max_length),
         query=sampled(encoder, queries, "query", query_max_length),
     )
-    searches["predicted_mebibytes"] = [size.memory(k) / calibration.MEBIBYTE for size in sizes]
-    return measured
 
 
 def fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
@@ -177,10 +175,10 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
             "disk_gib": vector_bytes(number, dimension),
         }
     search = Search(workload.queries, -(-workload.passages // devices), dimension)
+    copied = vector_bytes(workload.queries, dimension)  # mining copies the vectors of its pairs
     rows["search"] = {
         "seconds": search.terms() @ measured.search_prices,
-        "memory_gib": search.memory(measured.k)
-        + vector_bytes(workload.queries, dimension),  # mining copies the vectors of its pairs
+        "memory_gib": search.memory(measured.k) + copied,
         "mapped_gib": vector_bytes(search.passages, dimension),
         "disk_gib": 0,
     }
@@ -197,8 +195,7 @@ def predict(measured: Calibration, workload: Workload) -> pd.DataFrame:
 def crossover(measured: Calibration, workload: Workload) -> float:
     """Passages at which the search takes as long as the encoding, if queries grow with them.
 
-    With the queries fixed both grow in proportion to the passages, and the longer one stays it. So
-    the ratio of queries to passages is what is held here.
+    (With the queries fixed both grow in proportion to the passages: the longer one stays it.)
     """
     ratio = workload.queries / workload.passages
     low, high = 1.0, 1e12
@@ -242,8 +239,7 @@ def describe(measured: Calibration, workload: Workload) -> str:
         lines.append(f"Assumed: {workload.devices} devices share the work without any loss.")
     free = psutil.virtual_memory().available / GIBIBYTE  # without swapping; cached files make room
     lacking = f"Too little memory here: {free:.1f} GiB are free, and"
-    encode = table["memory_gib"][0]
-    if encode > free:
+    if (encode := table["memory_gib"][0]) > free:
         lines.append(
             f"{lacking} encoding takes {encode:.1f}, most of it to hold the texts. Encode the "
             "corpus in parts."
@@ -266,11 +262,8 @@ def duration(seconds: float) -> str:
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
-    for large, most, small, least in (
-        ("d", 24, "h", 3600),
-        ("h", 60, "min", 60),
-        ("min", 60, "s", 1),
-    ):
+    units = ("d", 24, "h", 3600), ("h", 60, "min", 60), ("min", 60, "s", 1)
+    for large, most, small, least in units:
         whole, rest = divmod(round(seconds / least), most)
         if whole:
             return f"{whole:,} {large} {rest} {small}"
