@@ -106,7 +106,7 @@ def test_questions_do_not_change_with_their_corpus(shared):
 
 
 def test_smaller_corpora_are_parts_of_larger_ones_and_clusters_stay(shared):
-    part, whole = shared.parts().test, data.load("nq")
+    part, whole = shared.parts("nq").test, data.load("nq")
     others = {name: data.load(name) for name in ("squadshifts-nyt", "squadshifts-reddit")}
     sizes = [600, 2000, 5000, None]
     found = [splits.with_corpus(part, whole, others, passages=n).corpus for n in sizes]

@@ -21,7 +21,7 @@ from nvret.data import RetrievalDataset
 from nvret.study import mixtures, treatments
 from nvret.study.arms import Arm, arms
 from nvret.study.scores import CORPORA
-from nvret.study.workspace import Workspace, inputs
+from nvret.study.workspace import Workspace, inputs, place
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
@@ -180,9 +180,8 @@ class Material:
             seed=seed,
         )
         keys = {method: shared | {"method": method.record} for method in self._mined_with(arm)}
-        folder = store.cache_dir() / "mining"
-        folders = {method: folder / store.fingerprint(key) for method, key in keys.items()}
-        missing = [method for method, path in folders.items() if not store.find(path)]
+        folders = {method: place("mining", key) for method, key in keys.items()}
+        missing = [method for method, folder in folders.items() if not store.find(folder)]
         if arm.method in missing:
             exclude = self.workspace.exclusions(train)
             with store.timed("mining"):

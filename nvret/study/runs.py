@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from nvret import methods, negatives, sampling
+from nvret import assets, methods, negatives, sampling, teachers
 from nvret.analysis import overlap
+from nvret.data import RetrievalDataset
 from nvret.models import batching
-from nvret.study import paths, treatments
+from nvret.study import paths, tables, treatments
 from nvret.study.arms import Arm
 from nvret.study.config import expand
-from nvret.study.models import Models
-from nvret.study.scores import Results
-from nvret.study.tables import differing
-from nvret.study.tables import mined as mined_table
-from nvret.study.workspace import Workspace
-from nvret.utils import machine
+from nvret.study.material import Material
+from nvret.study.scores import COLLAPSED, METRIC, Results, collapsed
+from nvret.study.workspace import Workspace, inputs, model_fingerprint, place
+from nvret.training.config import TrainingConfig
+from nvret.utils import cache as contents
+from nvret.utils import machine, processes, store
 from nvret.utils.bars import progress_bar
 
 COMMON = "hardness by one teacher"  # the profile's, whoever mined
+LOG = "training_log.parquet"
+LENGTHS = ("query_max_length", "passage_max_length")
+LATER = ("freeze_layers", "mask_perc", "hardness")  # options that came after the first results
 
 
-class Study(Models):
-    """What a notebook compares.
-
-    `Material` says what the arms train on and are tested on, `Models` trains and tests.
-    """
+class Study(Material):
+    """What a notebook compares: the arms' models, trained when they are asked for, and tested."""
 
     def run(self) -> Results:
         """Train and evaluate every arm; an interrupted run continues where it stopped.
@@ -52,7 +60,7 @@ class Study(Models):
             self.workspace.dev.name,
             primary=self.primary,
             corpora=self._corpora(),
-            differing=pd.concat(map(differing, self._mined_by_student())),
+            differing=pd.concat(map(tables.differing, self._mined_by_student())),
         )
         results.save(paths.scores_path(self.settings, self.name))
         return results
@@ -96,6 +104,185 @@ class Study(Models):
         names = ["student", "negatives", "and", "arms", "models"]
         return pd.DataFrame(rows, columns=names)
 
+    # The models
+
+    def model(self, arm: Arm, seed: int) -> Path:
+        """The folder of an arm's model, trained now or before."""
+        base = assets.model_path(self.settings.students[arm.student].model)
+        if not arm.trained:
+            return base
+        output = self._place(arm, seed)
+        if not store.find(output):
+            if arm.stage_two is not None:
+                base = self.model(replace(arm, stage_two=None), seed)
+            self._train(base, _last_stage(arm), seed, output)
+            store.publish(output)
+        return output
+
+    @cache  # noqa: B019
+    def _place(self, arm: Arm, seed: int) -> Path:
+        """Where an arm's model lies: named by a hash of all that makes it, trained or not."""
+        student = self.settings.students[arm.student]
+        if arm.stage_two is None:
+            start = model_fingerprint(assets.model_path(student.model))
+        else:
+            start = self._place(replace(arm, stage_two=None), seed).name
+        dataset, table, config, guide = self._training(_last_stage(arm), seed)
+        # What changes no result is in no key, nor is a later option where it is not used
+        unused = [name for name in LATER if not getattr(config, name)]
+        key = store.fingerprint(
+            start,
+            dataset.fingerprint,
+            table,
+            config.model_dump(exclude={"checkpoint_steps", *unused}),
+            inputs("guide", guide=guide.fingerprint) if guide else None,
+            seed,
+            inputs("head" if student.head else "training")["recipe"],
+        )
+        return store.cache_dir() / "training" / key
+
+    def _training(
+        self, arm: Arm, seed: int
+    ) -> tuple[RetrievalDataset, pa.Table, TrainingConfig, teachers.Scorer | None]:
+        """What an arm trains on and how; the guide of its in-batch negatives."""
+        dataset, table = self.dataset(arm, seed), self.negatives(arm, seed)
+        own = self.settings.students[arm.student].training.model_dump()
+        # What the grid may change is a field of the arm, under the same name
+        config = TrainingConfig(**{key: getattr(arm, key, value) for key, value in own.items()})
+        guide = None
+        if arm.mask_margin is not None:
+            teacher = self.workspace.teacher(arm.teachers[0])
+            guide = teachers.prepare(teacher, dataset, progress=self.workspace.progress)
+        return dataset, table, config, guide
+
+    def _train(self, base: Path, arm: Arm, seed: int, output: Path) -> None:
+        from nvret import training
+        from nvret.training import head
+
+        dataset, table, config, guide = self._training(arm, seed)
+        options = {"seed": seed, "guide": guide, "progress": self.workspace.progress}
+        if self.settings.students[arm.student].head:
+            vectors = self._vectors(arm, seed)
+            usual = TrainingConfig().model_dump(include=set(LENGTHS))  # vectors are cut already
+            config = config.model_copy(update=usual)
+            head.train_head(dataset, table, *vectors, output, config, **options)
+        else:
+            device = self.settings.device
+            training.finetune(base, dataset, table, output, config, device=device, **options)
+
+    # A head on a frozen model
+
+    def _vectors(self, arm: Arm, seed: int) -> list[np.ndarray]:
+        """The frozen model's (Q, D) and (N, D) vectors of what an arm trains on."""
+        parts = self._parts(arm, seed)
+        vectors = []
+        for kind, table in (("query", "queries"), ("passage", "corpus")):
+            each = []
+            for name, part in parts.items():
+                few, many = (getattr(d, table)["id"] for d in (part, self.workspace.train(name)))
+                rows = pc.index_in(few, many).to_numpy()
+                each.append(self._embedded(arm.student, name, kind)[rows])
+            vectors.append(np.concatenate(each))
+        return vectors
+
+    @cache  # noqa: B019
+    def _embedded(self, student: str, train: str, kind: str) -> np.ndarray:
+        """The vectors of a whole training set's questions or passages, which all arms share."""
+        from nvret.encode import embed
+
+        whole, show = self.workspace.train(train), self.workspace.progress
+        texts = whole.query_texts if kind == "query" else whole.passages
+        length = getattr(self.settings.students[student].training, f"{kind}_max_length")
+        return embed(self._frozen(student), texts, kind, max_length=length, progress=show)
+
+    @cache  # noqa: B019
+    def _frozen(self, student: str) -> Any:
+        """The encoder below a head."""
+        from nvret.encode import Encoder
+
+        base = assets.model_path(self.settings.students[student].model)
+        return Encoder.load(base, device=self.settings.device)
+
+    def _encoder(self, arm: Arm, folder: Path) -> Any:
+        """What an arm's texts are encoded with."""
+        from nvret import encode
+
+        if self.settings.students[arm.student].head:
+            from nvret.training.head import HeadEncoder
+
+            return HeadEncoder(self._frozen(arm.student), folder if arm.trained else None)
+        own = {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
+        return encode.Encoder.load(folder, device=self.settings.device, **own)
+
+    # What a model is worth
+
+    def _evaluated(self, arm: Arm, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Per-query scores of one model on its test sets, and the log of its training.
+
+        They are kept under a hash of all that makes the model, so that a finished run is read back
+        without it. The model itself goes when it has been tested, if the profile keeps none.
+        """
+        config, tests = self.settings.students[arm.student].training, self.tests_of(arm)
+        folder = self._place(arm, seed) if arm.trained else self.model(arm, seed)
+        shared = {
+            "model": folder.name if arm.trained else model_fingerprint(folder),
+            "pooling": None if arm.trained else [arm.pooling, arm.bidirectional],
+            "lengths": [getattr(config, name) for name in LENGTHS],
+        }
+        keys = {
+            name: inputs("scores", **shared, test=test.fingerprint) for name, test in tests.items()
+        }
+        found = {name: place("scores", key) for name, key in keys.items()}
+        log = inputs("logs", model=shared["model"])
+        found |= {"": place("logs", log)} if arm.trained else {}
+        if not all(map(store.find, found.values())):
+            lock = store.locked(store.cache_dir() / "tested" / shared["model"])
+            with lock if processes.is_main_process() else contextlib.nullcontext():
+                # One job at a time: the other may have done some of it, and removed the model
+                todo = [name for name, path in found.items() if not store.find(path)]
+                model = self.model(arm, seed) if todo else folder
+                with store.timed("testing"):
+                    self._test(arm, model, {name: keys[name] for name in todo if name})
+                if arm.trained:
+                    store.stage("logs", log, lambda folder: shutil.copy(model / LOG, folder))
+                    if todo and not self.settings.keep_models and processes.is_main_process():
+                        contents.remove(contents.Entry(model, 0, 0.0, leftover=False))
+        logs = pd.read_parquet(found.pop("") / LOG) if arm.trained else pd.DataFrame()
+        frames = {name: pd.read_parquet(path / "scores.parquet") for name, path in found.items()}
+        scores = [frame.assign(dataset=name) for name, frame in frames.items()]
+        return pd.concat(scores, ignore_index=True), logs
+
+    def _test(self, arm: Arm, model: Path, keys: dict[str, dict[str, Any]]) -> None:
+        """Put a model's scores on these test sets into the store; shared texts are encoded once."""
+        from nvret import evaluation
+
+        config, tests = self.settings.students[arm.student].training, self.tests_of(arm)
+        lengths = {name: getattr(config, name) for name in LENGTHS}
+        encoder = None
+        for names in self._sharing(keys):
+            encoder = encoder or self._encoder(arm, model)
+            sets = [tests[name] for name in names]
+            found = evaluation.evaluate_all(encoder, sets, **lengths, progress=False)
+            for name, one in zip(names, found, strict=True):
+
+                def save(target: Path, test=tests[name], one=one) -> None:
+                    scores = one.scores.select(["query_id", METRIC, "recall_at_100"]).to_pandas()
+                    if "cluster" in test.corpus.column_names:
+                        scores[COLLAPSED] = collapsed(one, test).values(METRIC)
+                    scores.to_parquet(target / "scores.parquet")
+
+                store.stage("scores", keys[name], save)
+
+    def _sharing(self, names: Iterable[str]) -> list[list[str]]:
+        """Test sets by what is encoded together: those in the domain, and those whose passages
+        are added to their corpora; each of the others alone."""
+        chosen = [self.settings.data.corpora[name] for name in self.corpora]
+        added = {name for corpus in chosen for name in corpus.others}
+        alone = [name for name in self.workspace.out_of_domain if name not in added]
+        groups = [[name for name in names if name not in alone]]
+        groups += [[name] for name in names if name in alone]
+        return [group for group in groups if group]
+
     # What was mined, for the notebooks' tables
 
     def of_method(self, method: methods.Method, seed: int) -> pa.Table:
@@ -114,7 +301,7 @@ class Study(Models):
         rows = []
         for arm in chosen:
             table = self.negatives(arm, seed)
-            row = mined_table(self.dataset(arm, seed), {arm.label: table}, arm.num_negatives)
+            row = tables.mined(self.dataset(arm, seed), {arm.label: table}, arm.num_negatives)
             if len({other.teachers for other in chosen}) > 1 and ":" not in arm.train[0]:
                 row[COMMON] = self._common_hardness(table, arm.train[0])
             rows.append(row)
@@ -147,8 +334,8 @@ class Study(Models):
         sets: dict[str, dict[str, pa.Table]] = {}
         for arm in self.arms:
             if len(arm.teachers) == 1 and len(arm.train) == 1:
-                tables = sets.setdefault(arm.train[0], {})
-                tables.setdefault(arm.teachers[0], self.negatives(arm, self.settings.seeds[0]))
+                own = sets.setdefault(arm.train[0], {})
+                own.setdefault(arm.teachers[0], self.negatives(arm, self.settings.seeds[0]))
         return sets
 
     def repeats(self, seed: int) -> pd.DataFrame:
@@ -171,6 +358,12 @@ class Study(Models):
                     "passages": part.corpus.num_rows,
                 }
         return pd.DataFrame(rows.values())
+
+
+def _last_stage(arm: Arm) -> Arm:
+    """The arm as its last stage trains it."""
+    second = arm.stage_two is not None
+    return replace(arm, num_negatives=arm.stage_two, stage_two=None) if second else arm
 
 
 def studies(workspace: Workspace, names: Sequence[str]) -> list[Study]:

@@ -31,17 +31,8 @@ RECIPES = {
     "teacher-scores": ("vectors", "search", "bm25", "evaluation"),
     "audit": ("vectors", "search", "bm25", "near-duplicates", "mining", "hidden-labels"),
     "judged": ("judges", "hidden-labels"),
-    "calibrated": (
-        "vectors",
-        "search",
-        "bm25",
-        "near-duplicates",
-        "hidden-labels",
-        "calibration",
-    ),
+    "calibrated": ("vectors", "search", "bm25", "near-duplicates", "hidden-labels", "calibration"),
 }
-
-
 # What a training set named "set:kind" hides of the labels of its training part
 HIDING = {"clusters": audit.cluster_labels, "hidden": audit.hide}
 
@@ -56,6 +47,11 @@ def stored(stage: str, build: Callable[[Path], None], **parts: Any) -> Path:
     return store.stage(stage, inputs(stage, **parts), build)
 
 
+def place(stage: str, key: dict[str, Any]) -> Path:
+    """Where `store.stage` keeps the result of these `inputs`."""
+    return store.cache_dir() / stage / store.fingerprint(key)
+
+
 class Workspace:
     """Each part is computed when it is asked for, or found in the store."""
 
@@ -64,33 +60,31 @@ class Workspace:
         self.progress = progress
 
     @cache  # noqa: B019 (it lives as long as the process)
-    def parts(self, train: str | None = None) -> splits.Split:
+    def parts(self, train: str) -> splits.Split:
         """A training set, split by near-duplicate cluster; each part with its own passages."""
         chosen = self.settings.data
-        return splits.split(
-            data.load(train or chosen.train),
-            dev=chosen.dev_fraction,
-            test=chosen.test_fraction,
-            seed=chosen.split_seed,
-            corpus="own",
-        )
+        shares = {"dev": chosen.dev_fraction, "test": chosen.test_fraction}
+        return splits.split(data.load(train), **shares, seed=chosen.split_seed, corpus="own")
 
-    def held_out(
-        self, train: str | None = None, corpus: str | None = None, *, dev: bool = False
-    ) -> RetrievalDataset:
-        """Held-out questions of a training set, and what they search in.
+    def held_out(self, train: str | None = None, corpus: str | None = None) -> RetrievalDataset:
+        """Test questions of a training set, and what they search in.
 
         Args:
             train: the profile's own set, if no name is given.
             corpus: a name of ``data.corpora``; the primary one, if none is given.
-            dev: those on which a value is chosen.
         """
         chosen = self.settings.data
-        return self._held_out(train or chosen.train, corpus or next(iter(chosen.corpora)), dev)
+        return self._held_out("test", train or chosen.train, corpus or next(iter(chosen.corpora)))
+
+    @property
+    def dev(self) -> RetrievalDataset:
+        """Held-out questions to choose a value on."""
+        chosen = self.settings.data
+        return self._held_out("dev", chosen.train, next(iter(chosen.corpora)))
 
     @cache  # noqa: B019
-    def _held_out(self, train: str, corpus: str, dev: bool) -> RetrievalDataset:
-        chosen, part = self.settings.data, self.parts(train)[1 if dev else 2]
+    def _held_out(self, name: str, train: str, corpus: str) -> RetrievalDataset:
+        chosen, part = self.settings.data, getattr(self.parts(train), name)
         kind, primary = chosen.corpora[corpus], next(iter(chosen.corpora))
         return splits.with_corpus(
             mixtures.sample(part, chosen.test_queries),
@@ -99,11 +93,6 @@ class Workspace:
             passages=kind.passages,
             name=part.name if corpus == primary else f"{part.name} in {corpus}",
         )
-
-    @property
-    def dev(self) -> RetrievalDataset:
-        """Held-out questions to choose a value on."""
-        return self.held_out(dev=True)
 
     @cached_property
     def out_of_domain(self) -> dict[str, RetrievalDataset]:
@@ -124,9 +113,8 @@ class Workspace:
         student: str,
         train: tuple[str, ...],
         corpora: tuple[str, ...],
-        *,
-        dev: bool = False,
-        out_of_domain: bool = True,
+        dev: bool,
+        out_of_domain: bool,
     ) -> dict[str, RetrievalDataset]:
         """The sets that a student is tested on, cut to what the profile asks of it.
 
@@ -211,7 +199,7 @@ class Workspace:
 
             hashes = {"train": train.fingerprint, "test": test.fingerprint}
             folder = stored("leaks", build, **hashes, threshold=threshold)
-            pairs = json.loads((folder / "leaks.json").read_text(encoding="utf-8"))
+            pairs = json.loads((folder / "leaks.json").read_bytes())
             for kind, ids in lost.items():
                 ids.update(train_id for _, train_id in pairs[kind])
         return {kind: sorted(ids) for kind, ids in lost.items()}
