@@ -1,6 +1,6 @@
 """A lint for anybody's mined negatives: what a trainer would take without a word.
 
-Each record is looked at once, by several processes; of a negative 40 bytes stay, so that a file may
+Each record is looked at once, by several processes; of a negative 48 bytes stay, so that a file may
 be larger than the memory. Texts are compared after `near_duplicates.normalise`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-import html
 import math
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 
 from nvret.analysis.suspects import hub_limit
@@ -49,11 +49,33 @@ CHECKS = {  # name -> what it says of a negative, or of a record
     "cut": "texts that all end at one length, as if cut",
 }
 MISTAKES = list(CHECKS)[:9]  # of which a trainer knows nothing good; the others are reasons to look
-DROPPED = ["empty", "positive", "near-positive", "other-positive", "query", "repeated",
-           "not-finite", "unknown-id"]  # fmt: skip
+DROPPED = MISTAKES[1:]  # by `clean`
 OF_RECORDS = ("unreadable", "short", "cut")  # counted in records, not in negatives
 EXAMPLES = 5
 NEAR, PROBE = 0.8, 5  # similarity; words of a run that a near copy shares
+# What stays of a negative (texts as hashes, checks as bits), of a label, and of a record
+ROW, LABEL, WIDTH = (
+    np.dtype([(name, np.uint64) for name in names.split()])
+    for names in ("query text pair record place checks", "query text", "record number")
+)
+PAGE = jinja2.Template(
+    """<!doctype html><html lang=en><meta charset=utf-8><title>{{ path.name }}</title><style>
+body{font:15px sans-serif;margin:2em}.mistake td{background:#fde8dc}
+td,th{padding:.3em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #ccc}
+</style><h1>{{ path.name }}</h1><p>{{ summary }}</p>
+<table><tr><th>check</th><th>what</th><th>number</th><th>share</th><th>where</th></tr>
+{% for row in rows %}
+<tr{% if row.mistake and row.count %} class=mistake{% endif %}><td>{{ row.check }}</td>
+<td>{{ row.what }}</td><td>{{ "{:,}".format(row.count) }}</td>
+<td>{{ "{:.2%}".format(row.share) }}</td><td>
+{% for one in row.examples %}{% if not loop.first %}<br>{% endif %}
+record {{ one.record }}: {{ one.text[:160] }}{% endfor %}
+</td></tr>
+{% endfor %}
+</table></html>
+""",
+    autoescape=True,
+)
 
 
 class Example(NamedTuple):
@@ -71,7 +93,7 @@ class Found:
     Attributes:
         counts: by the names of ``CHECKS``; of negatives, or of records.
         excess: by how much each negative does that scores at or above its lowest positive.
-        dropped: record, place and number in ``DROPPED`` of the negatives that `clean` drops.
+        dropped: record, place and checks (a bit for each of ``DROPPED``) of what `clean` drops.
         judged: of `judge`.
     """
 
@@ -81,7 +103,7 @@ class Found:
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[Example]] = field(default_factory=lambda: defaultdict(list))
     excess: list[float] = field(default_factory=list)
-    dropped: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    dropped: np.ndarray = field(default_factory=lambda: np.empty(0, ROW))
     judged: dict[str, Any] | None = None
 
     def add(self, check: str, example: Example) -> None:
@@ -100,17 +122,12 @@ class Found:
 
 
 @dataclass
-class _Part:
-    """What a process finds in a piece, and what is compared with the others' afterwards.
+class _Part(Found):
+    """What a process finds in a piece; flat arrays, since of ``ROW`` there may be millions."""
 
-    Flat arrays of whole numbers, since there may be millions.
-    """
-
-    found: Found
-    negatives: array = field(default_factory=lambda: array("Q"))  # query, text, pair, record, place
-    positives: array = field(default_factory=lambda: array("Q"))  # query, passage
-    widths: array = field(default_factory=lambda: array("Q"))  # record, negatives
-    dropped: array = field(default_factory=lambda: array("Q"))  # record, place, check
+    rows: array = field(default_factory=lambda: array("Q"))
+    labels: array = field(default_factory=lambda: array("Q"))
+    widths: array = field(default_factory=lambda: array("Q"))
     lengths: Counter = field(default_factory=Counter)  # characters of a text
 
 
@@ -124,61 +141,28 @@ def lint(path: Path, *, corpus: Iterable[str] | None = None, progress: bool = Tr
     Raises:
         NvretError: the file cannot be opened, or has the columns of no known layout.
     """
-    layout = mined.layout_of(path)
-    todo = mined.pieces(path)
-    known = frozenset(corpus) if corpus is not None and layout.ids else None
-    look = partial(_piece, ids=known)
-    total, parts = Found(layout.name), []
-    with _processes(len(todo)) as run:
-        for part in progress_bar(run(look, todo), total=len(todo), desc=path.name, unit="piece",
-                                 show=progress):  # fmt: skip
-            _join(total, part.found)
-            parts.append(part)
-    _across(total, parts, layout)
-    return total
-
-
-@contextlib.contextmanager
-def _processes(pieces: int) -> Iterator[Any]:
-    """A ``map`` over processes, or within this one where there is little to do."""
-    workers = min(pieces, os.cpu_count() or 1)
-    if workers < 2:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
+    layout, todo = mined.layout_of(path), mined.pieces(path)
+    look = partial(_piece, ids=frozenset(corpus) if corpus is not None and layout.ids else None)
+    workers = min(len(todo), os.cpu_count() or 1)
+    with contextlib.ExitStack() as stack:
+        run = map  # within this process, where there is little to do
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            run = stack.enter_context(pool).map
+        options = {"total": len(todo), "desc": path.name, "unit": "piece", "show": progress}
+        return _together(list(progress_bar(run(look, todo), **options)), layout)
 
 
 def _piece(piece: mined.Piece, ids: frozenset[str] | None) -> _Part:
-    layout, part = mined.layout_of(piece.path), _Part(Found())
-    found = part.found
-    for number, record in mined.records(piece):
-        found.records += 1
-        row = _row(layout, record)
+    layout, part = mined.layout_of(piece.path), _Part()
+    for number, record in enumerate(mined.records(piece), 1):
+        part.records += 1
+        row = layout.read(record)
         if isinstance(row, str):
-            found.add("unreadable", Example(number + 1, 0, row))
-            continue
-        found.negatives += len(row.negatives)
-        _look(part, number + 1, row, layout, ids)
+            part.add("unreadable", Example(number, 0, row))
+        else:
+            _look(part, number, row, layout, ids)
     return part
-
-
-def _row(layout: mined.Layout, record: dict[str, Any] | str) -> mined.Row | str:
-    """The record's row, or why it has none."""
-    if isinstance(record, str):
-        return record
-    try:
-        row = layout.row(record)
-        if not all(isinstance(part, list | tuple) for part in row[1:]):
-            return "expected lists of texts and of scores"
-        texts = row.query, *row.positives, *row.negatives
-        if not all(isinstance(text, str | None) for text in texts):
-            return "expected texts"
-    except KeyError as error:
-        return f"no column {error}"
-    except (TypeError, ValueError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"[:80]
-    return row
 
 
 def hashed(text: str) -> int:
@@ -194,70 +178,54 @@ def _look(
     plain = str if layout.ids else normalise
     query, *positives = (plain(text or "") for text in (row.query, *row.positives))
     own = hashed(query)
+    part.negatives += len(row.negatives)
     for text in positives:
-        part.positives.extend((own, hashed(text)))
+        part.labels.extend((own, hashed(text)))
     if not row.negatives and layout.grouped:
         return
     part.widths.extend((number, len(row.negatives)))
-    pair = own if not (layout.grouped and positives) else hashed(f"{own} {positives[0]}")
+    pair = hashed(f"{own} {positives[0]}") if layout.grouped and positives else own
     seen, limit = set(), _smallest(row.positive_scores)
     scored = len(row.negative_scores) == len(row.negatives)
-    for place, raw in enumerate(row.negatives):
-        text, example = plain(raw or ""), Example(number, place, _shown(raw))
-        reasons = set(_reasons(text, raw or "", query, positives, row, layout, ids))
-        if text and text in seen:
-            reasons.add("repeated")
+    longest = max(map(len, positives), default=0)
+    for place, raw in enumerate(text or "" for text in row.negatives):
+        text, score = plain(raw), row.negative_scores[place] if scored else 0.0
+        finite = isinstance(score, int | float) and math.isfinite(score)
+        worded = bool(text) and not layout.ids
+        reasons = {
+            "empty": not text,
+            "positive": text and text in positives,
+            "near-positive": worded and text != query and text not in positives
+            and any(near(text, one) for one in positives),
+            "query": text and text == query and text not in positives,
+            "repeated": text and text in seen,
+            "not-finite": not finite,
+            "unknown-id": text and ids is not None and text not in ids,
+            "above-positive": finite and scored and limit is not None and score >= limit,
+            "script": worded and not raw.isascii() and row.positives
+            and script(raw) != script(row.positives[0] or ""),
+            "length": worded and (
+                text.count(" ") < 2 or (longest and not 1 / 20 <= len(text) / longest <= 20)
+            ),
+        }  # fmt: skip
         seen.add(text)
-        score = row.negative_scores[place] if scored else 0.0
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            reasons.add("not-finite")
-        elif scored and limit is not None and score >= limit:
-            reasons.add("above-positive")
-            part.found.excess.append(score - limit)
-        for check in sorted(reasons):
-            part.found.add(check, example)
-            if check in DROPPED:
-                part.dropped.extend((number, place, DROPPED.index(check)))
-        known = bool(reasons & {"positive", "empty", "repeated"})
-        part.negatives.extend((0 if known else own, hashed(text), pair, number, place))
+        if reasons["above-positive"]:
+            part.excess.append(score - limit)
+        found = [check for check, holds in reasons.items() if holds]
+        shown = raw[:200].encode("utf-8", "replace").decode()
+        for check in found:
+            part.add(check, Example(number, place, shown))
+        bits = sum(1 << DROPPED.index(check) for check in found if check in DROPPED)
+        known = not text or reasons["positive"] or reasons["repeated"]
+        part.rows.extend((0 if known else own, hashed(text), pair, number, place, bits))
         if not layout.ids:
-            part.lengths[len(raw or "")] += 1
-
-
-def _shown(text: str | None) -> str:
-    """The beginning of a text, of characters that any file can hold."""
-    return (text or "")[:200].encode("utf-8", "replace").decode()
+            part.lengths[len(raw)] += 1
 
 
 def _smallest(scores: Iterable[Any]) -> float | None:
     """Of the positives' scores; None where one is no finite number."""
     numbers = [score for score in scores if isinstance(score, int | float)]
     return min(numbers) if numbers and all(map(math.isfinite, numbers)) else None
-
-
-def _reasons(
-    text: str, raw: str, query: str, positives: list[str], row: mined.Row,
-    layout: mined.Layout, ids: frozenset[str] | None,
-) -> Iterator[str]:  # fmt: skip
-    """What a negative's text gives away."""
-    if not text:
-        yield "empty"
-        return
-    if text in positives:
-        yield "positive"
-    elif text == query:
-        yield "query"
-    elif not layout.ids and any(near(text, positive) for positive in positives):
-        yield "near-positive"
-    if layout.ids:
-        if ids is not None and text not in ids:
-            yield "unknown-id"
-        return
-    longest = max(map(len, positives), default=0)
-    if text.count(" ") < 2 or (longest and not 1 / 20 <= len(text) / longest <= 20):
-        yield "length"
-    if not raw.isascii() and row.positives and script(raw) != script(row.positives[0] or ""):
-        yield "script"
 
 
 def near(a: str, b: str) -> bool:
@@ -293,68 +261,57 @@ def script(text: str) -> str:
     return names.most_common(1)[0][0] if names else ""
 
 
-def _join(total: Found, found: Found) -> None:
-    """Add what a piece holds; its records count from where the pieces before have ended."""
-    for check, examples in found.examples.items():
-        room = EXAMPLES - len(total.examples[check])
-        moved = [one._replace(record=one.record + total.records) for one in examples]
-        total.examples[check] += moved[:room]
-    total.records += found.records
-    total.negatives += found.negatives
-    total.counts += found.counts
-    total.excess += found.excess
-
-
-def _across(total: Found, parts: list[_Part], layout: mined.Layout) -> None:
-    """What only all records together show."""
-    starts = np.cumsum([0, *(part.found.records for part in parts)])[:-1]
-
-    def joined(name: str, width: int, record: int | None = None) -> np.ndarray:
-        arrays = []
-        for part, start in zip(parts, starts, strict=True):
-            own = np.frombuffer(getattr(part, name), np.uint64).reshape(-1, width).copy()
-            if record is not None:
-                own[:, record] += np.uint64(start)
-            arrays.append(own)
-        return np.concatenate(arrays)
-
-    own, passage, pair, record, place = joined("negatives", 5, 3).T
-    labels, widths = joined("positives", 2), joined("widths", 2, 0)
-    dropped = [joined("dropped", 3, 0)]
+def _together(parts: list[_Part], layout: mined.Layout) -> Found:
+    """What the pieces hold, whose records count on, and what only all records together show."""
+    total, joined = Found(layout.name), defaultdict(list)
+    lengths: Counter[int] = Counter()
+    for part in parts:
+        for name, kind in (("rows", ROW), ("labels", LABEL), ("widths", WIDTH)):
+            values = np.frombuffer(getattr(part, name), kind).copy()
+            if "record" in kind.names:
+                values["record"] += np.uint64(total.records)
+            joined[name].append(values)
+        for check, examples in part.examples.items():
+            moved = [one._replace(record=one.record + total.records) for one in examples]
+            total.examples[check] = (total.examples[check] + moved)[:EXAMPLES]
+        total.records += part.records
+        total.negatives += part.negatives
+        total.counts += part.counts
+        total.excess += part.excess
+        lengths += part.lengths
+    rows, labels, widths = (np.concatenate(arrays) for arrays in joined.values())
 
     def add(check: str, chosen: np.ndarray) -> None:
-        for row in np.flatnonzero(chosen):
-            total.add(check, Example(int(record[row]), int(place[row]), ""))
-        if check in DROPPED:
-            checks = np.full(chosen.sum(), DROPPED.index(check), np.uint64)
-            dropped.append(np.stack([record[chosen], place[chosen], checks], 1))
+        for row in rows[chosen]:
+            total.add(check, Example(int(row["record"]), int(row["place"]), ""))
+        rows["checks"][chosen] |= np.uint64(1 << DROPPED.index(check))
 
-    known = own == 0
-    other = np.isin(_mixed(own, passage), _mixed(*labels.T)) & ~known
+    known = rows["query"] == 0
+    keys = _mixed(rows["query"], rows["text"])
+    other = np.isin(keys, _mixed(labels["query"], labels["text"])) & ~known
     add("other-positive", other)
     if layout.grouped:  # a row is a text, so that a pair's are in several
-        _, first = np.unique(_mixed(pair, passage), return_index=True)
-        again = np.ones(len(pair), bool)
-        again[first] = False
+        again = np.ones(len(rows), bool)
+        again[np.unique(_mixed(rows["pair"], rows["text"]), return_index=True)[1]] = False
         add("repeated", again & ~known & ~other)
-    queries = len(np.unique(labels[:, 0]))
-    distinct = np.unique(_mixed(own, passage), return_index=True)[1]
-    _, at, number = np.unique(passage[distinct], return_index=True, return_counts=True)
-    for row in np.flatnonzero(number >= max(hub_limit(queries), EXAMPLES)):
-        where = distinct[at[row]]
-        text = f"for {number[row]} queries"
-        total.add("hub", Example(int(record[where]), int(place[where]), text))
-        total.counts["hub"] += int(number[row]) - 1
+    least = max(hub_limit(len(np.unique(labels["query"]))), EXAMPLES)
+    distinct = rows[np.unique(keys, return_index=True)[1]]
+    _, first, numbers = np.unique(distinct["text"], return_index=True, return_counts=True)
+    for at in np.flatnonzero(numbers >= least):
+        row, number = distinct[first[at]], int(numbers[at])
+        example = Example(int(row["record"]), int(row["place"]), f"for {number} queries")
+        total.add("hub", example)
+        total.counts["hub"] += number - 1
     if not layout.grouped and len(widths):
-        usual = np.bincount(widths[:, 1].astype(np.int64)).argmax()
-        for number, width in widths[widths[:, 1] < usual].tolist():
+        usual = np.bincount(widths["number"].astype(np.int64)).argmax()
+        for number, width in widths[widths["number"] < usual].tolist():
             total.add("short", Example(number, 0, f"{width} of {usual}"))
-    lengths = sum((part.lengths for part in parts), Counter())
     longest = max(lengths, default=0)
     if longest >= 100 and lengths[longest] >= max(10, 0.01 * sum(lengths.values())):
         text = f"{lengths[longest]} texts have {longest} characters, and none more"
         total.add("cut", Example(0, 0, text))
-    total.dropped = np.unique(np.concatenate(dropped), axis=0).astype(np.int64)
+    total.dropped = rows[rows["checks"] > 0][["record", "place", "checks"]]
+    return total
 
 
 def _mixed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -374,24 +331,24 @@ def clean(path: Path, found: Found, output: Path) -> dict[str, int]:
     layout, places = mined.layout_of(path), defaultdict(set)
     for record, place, _ in found.dropped.tolist():
         places[record].add(place)
-    counts = Counter(records=0, dropped=0, left_out=0)
+    counts = Counter(records=0, dropped=len(found.dropped), left_out=0)
 
     def kept() -> Iterator[dict[str, Any]]:
-        number = 0
-        for piece in mined.pieces(path):
-            for _, record in mined.records(piece):
-                number += 1
-                if isinstance(_row(layout, record), str):
-                    counts["left_out"] += 1
-                    continue
+        for number, record in enumerate(mined.read(path), 1):
+            left = None
+            if not isinstance(layout.read(record), str):
                 left = layout.without(record, places[number]) if number in places else record
-                counts["dropped"] += len(places.get(number, ()))
-                counts["left_out" if left is None else "records"] += 1
-                if left is not None:
-                    yield left
+            counts["left_out" if left is None else "records"] += 1
+            if left is not None:
+                yield left
 
     mined.write(kept(), path, output)
-    names = ({"record": r, "place": p, "check": DROPPED[c]} for r, p, c in found.dropped.tolist())
+    names = (
+        {"record": record, "place": place, "check": check}
+        for record, place, bits in found.dropped.tolist()
+        for number, check in enumerate(DROPPED)
+        if bits >> number & 1
+    )
     mined.write(names, Path("list.jsonl"), output.with_name(f"{output.stem}.dropped.jsonl"))
     return dict(counts)
 
@@ -409,11 +366,10 @@ def judge(path: Path, model: str, number: int, *, device: str = "cpu") -> dict[s
     layout = mined.layout_of(path)
     if layout.ids:
         raise NvretError(f"{path}: layout {layout.name} has ids and no texts for a model to read")
-    found = (_row(layout, record) for piece in mined.pieces(path)
-             for _, record in mined.records(piece))  # fmt: skip
+    found = (layout.read(record) for record in mined.read(path))
     whole = (row for row in found if not isinstance(row, str) and row.negatives and row.positives)
-    drawn = heapq.nsmallest(number, ((hashed(f"{i} {row.query}"), i, row)
-                                     for i, row in enumerate(whole)))  # fmt: skip
+    keyed = ((hashed(f"{i} {row.query}"), i, row) for i, row in enumerate(whole))
+    drawn = heapq.nsmallest(number, keyed)
     if not drawn:
         raise NvretError(f"{path}: no record has a positive and a negative")
     rows = [row for *_, row in drawn]
@@ -462,23 +418,5 @@ def report(found: Found, path: Path) -> str:
 
 def page(found: Found, path: Path) -> str:
     """A page in HTML that needs no network."""
-    cells = "".join(
-        f"<tr{' class=mistake' if row['mistake'] and row['count'] else ''}><td>{row['check']}</td>"
-        f"<td>{row['what']}</td><td>{row['count']:,}</td><td>{row['share']:.2%}</td><td>"
-        + "<br>".join(
-            f"record {one['record']}: {html.escape(one['text'][:160])}" for one in row["examples"]
-        )
-        + "</td></tr>"
-        for row in rows(found)
-    )
-    style = (
-        "body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;"
-        "vertical-align:top;border-bottom:1px solid #ccc}.mistake td{background:#fde8dc}"
-    )
-    title = html.escape(path.name)
-    text = html.escape(report(found, path).splitlines()[0])
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        f"<style>{style}</style><h1>{title}</h1><p>{text}</p><table><tr><th>check</th>"
-        f"<th>what</th><th>number</th><th>share</th><th>where</th></tr>{cells}</table></html>\n"
-    )
+    summary = report(found, path).splitlines()[0]
+    return PAGE.render(path=path, summary=summary, rows=rows(found))
