@@ -55,17 +55,13 @@ def save_html(inspection: Inspection, path: Path | str, *, overwrite: bool = Fal
     """Write the report.
 
     Raises:
-        NvretError: the file exists, and ``overwrite`` is false; or it cannot be written.
+        NvretError: the file exists, and ``overwrite`` is false.
     """
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
         raise NvretError(f"{path} exists, expected a new file (or overwrite)")
-    text = page(inspection)
-    try:
-        with atomic_file(path) as partial_file:
-            partial_file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise NvretError(f"{path} cannot be written: {error}") from error
+    with atomic_file(path) as partial_file:
+        partial_file.write_text(page(inspection), encoding="utf-8")
     return path
 
 
@@ -93,7 +89,7 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "number": "{:,}".format, "score": "{:.3f}".format}
-    environment.filters["setting"] = _setting
+    environment.filters |= {"setting": _setting, "cut": _cut}
     worst = inspection.suspicious()
     return environment.get_template("inspect.html").render(
         inspection=inspection,
@@ -175,15 +171,18 @@ def _cases(inspection: Inspection, rows: pd.DataFrame) -> list[dict[str, Any]]:
         for name in ("positive", "negative"):
             case[f"{name}_id"] = corpus[case[name]].as_py()
             case[name] = dataset.passages[case[name]]
-        for key, most in (("marked", None), ("cut", 180)):
-            case[key] = {
-                name: _marked(case[name][:most], case[other])
-                for name, other in (("positive", "negative"), ("negative", "positive"))
-            }
+        sides = [("positive", "negative"), ("negative", "positive")]
+        case["marked"] = {one: _marked(case[one], case[other]) for one, other in sides}
+        case["cut"] = {one: _marked(_cut(case[one]), case[other]) for one, other in sides}
         case["run"] = []
         if any(case[sign] for sign in suspects.TEXT):
             case["run"] = suspects.longest_run(case["positive"], case["negative"])
     return cases
+
+
+def _cut(text: str) -> str:
+    """The beginning of a text that is too long to be shown whole; else nothing."""
+    return text[:180] if len(text) > 220 else ""
 
 
 def _marked(text: str, other: str) -> Markup:
