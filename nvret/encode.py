@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from nvret.models import backbones, batching, layout, nv_embed
+from nvret.models.backbones import pool
 from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
-from nvret.models.pooling import pool
 from nvret.models.prompts import chosen
 from nvret.utils import machine, processes, recipes, store
 from nvret.utils.bars import progress_bar
@@ -424,7 +424,7 @@ def embed(
         encode = partial(encoder.encode, kind=kind, max_length=max_length, progress=show)
         with store.shared_folder(target) as folder:
             if folder is not None and texts and size > 1:
-                from nvret.scale.embeddings import encode_together
+                from nvret.scale.distributed import encode_together
 
                 encode_together(encode, texts, encoder.dimension, folder, SHARD)
             elif folder is not None and rank == 0:

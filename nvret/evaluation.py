@@ -229,7 +229,7 @@ class _Vectors:
             self.vectors = encode(list(self.rows))
             return
         from nvret.encode import SHARD
-        from nvret.scale.embeddings import encode_gathered
+        from nvret.scale.distributed import encode_gathered
 
         self.vectors = encode_gathered(encode, list(self.rows), SHARD)
 

@@ -252,7 +252,7 @@ def test_the_stages_of_a_profile_are_found_by_a_single_process(tmp_path, monkeyp
 JOB = """
 import sys, time, numpy as np
 from pathlib import Path
-from nvret.scale.embeddings import encode_together
+from nvret.scale.distributed import encode_together
 from nvret.utils import processes, store
 
 def encode(texts, out):

@@ -43,8 +43,8 @@ def student(base, config=CONFIG, seed=1, trained=False):
                     weight.normal_(0, 0.1)
     dataset = toy(16)
     pairs = Examples.of(dataset, mined(dataset))
-    batch = Collator.of(encoder, dataset, pairs, config, False)(range(8))
-    return trainer.Student(encoder, config), batch
+    batches = Collator.of(encoder, dataset, pairs, config, False)
+    return trainer.Student(encoder, config, batches.mask), batches(range(8))
 
 
 def test_adapters_begin_without_effect_and_from_the_seed(decoder):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from helpers.training import CONFIG, STATIC, Table, assert_same, changed, fittin
 from nvret import teachers
 from nvret.encode import Encoder
 from nvret.losses import FalseNegativeMask
-from nvret.training import finetune
+from nvret.training import finetune, trainer
 from nvret.training.batches import Collator, Examples
 from nvret.utils.errors import NvretError
 
@@ -109,8 +110,12 @@ def test_the_batch_says_what_the_guide_suspects():
     encoder = Encoder.load(STATIC)
     collate = Collator.of(encoder, dataset, pairs, GUIDED, False, scorer)
     batch = collate([0, 3, 9, 21])
-    known, rows = batch["known"].numpy(), batch["passage_rows"].numpy()
-    assert batch["query_rows"].tolist() == pairs.queries[[0, 3, 9, 21]].tolist()
+    rows, chosen = batch["passage_rows"].numpy(), batch["query_rows"]
+    listed = np.column_stack([pairs.positives, pairs.negatives])[[0, 3, 9, 21]]
+    student = trainer.Student(encoder, GUIDED, collate.mask)
+    options = torch.from_numpy(listed), None, batch["passage_rows"]
+    excluded = student._excluded(chosen, *options).numpy()
+    assert chosen.tolist() == pairs.queries[[0, 3, 9, 21]].tolist()
     suspects = 0
     for b, i in enumerate([0, 3, 9, 21]):
         query, positive = pairs.queries[i], pairs.positives[i]
@@ -118,11 +123,12 @@ def test_the_batch_says_what_the_guide_suspects():
         assert rows[batch["negatives"][b]].tolist() == pairs.negatives[i].tolist()
         for u, row in enumerate(rows):
             above = scorer.scores[query, row] > scorer.scores[query, positive] + np.float32(0.1)
-            assert known[b, u] == (row in dataset.positives[query] or above)
+            relevant = row in dataset.positives[query]
+            assert excluded[b, u] == (relevant or above or row in pairs.negatives[i])
             suspects += above
     assert suspects > 5
     plain = Collator.of(encoder, dataset, pairs, fitting(STATIC), False)([0, 3])
-    assert "known" not in plain
+    assert "passage_rows" not in plain
 
 
 def test_a_guide_that_suspects_nothing_changes_nothing(tmp_path):

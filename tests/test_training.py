@@ -95,7 +95,7 @@ def test_grouped_batches_give_the_plain_loss_and_gradients(base, in_batch):
     batches = Collator.of(encoder, dataset, pairs, config, False)
     batches = replace(batches, budget=40, slack=4)
     chosen = [0, 1, 2, 9]
-    loss = trainer.Student(encoder, config)(**batches(chosen))["loss"]
+    loss = trainer.Student(encoder, config, batches.mask)(**batches(chosen))["loss"]
     loss.backward()
     found = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
     encoder.zero_grad()
@@ -154,7 +154,8 @@ def student(base, dataset, dropout, device="cpu", dtype=torch.float64, **changes
     encoder = Encoder.load(base, dropout=dropout, device=device).to(dtype).train()
     pairs = Examples.of(dataset, mined(dataset, skip={2}))
     batches = Collator.of(encoder, dataset, pairs, config, False)
-    return trainer.Student(encoder, config), replace(batches, budget=40, slack=4)
+    batches = replace(batches, budget=40, slack=4)
+    return trainer.Student(encoder, config, batches.mask), batches
 
 
 def to(device, batch):
@@ -166,7 +167,7 @@ def to(device, batch):
 def loss_and_gradients(model, batch, chunk_tokens, scale=1.0, precision=None):
     """With the random state of seed 3; also the random state that is left."""
     device = model.encoder.device.type
-    model.chunk_tokens = chunk_tokens
+    model.settings = changed(model.settings, chunk_tokens=chunk_tokens)
     model.zero_grad()
     torch.manual_seed(3)
     with torch.autocast(device, dtype=precision, enabled=precision is not None):

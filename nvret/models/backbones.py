@@ -1,4 +1,4 @@
-"""What turns tokens into token vectors: a transformers model, or a static table of word vectors.
+"""What turns tokens into token vectors, a transformers model or a static table, and their pooling.
 
 Only safetensors are read, and a folder that lacks a weight is refused: transformers would go on
 with a random one.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nvret.utils.errors import NvretError
 
@@ -132,3 +132,32 @@ def save(folder: Path, backbone: nn.Module, tokenizer: Any) -> None:
     with quiet():
         backbone.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def pool(hidden: Tensor, mask: Tensor | None, mode: str, skip: int = 0) -> Tensor:
+    """(B, L, H) token vectors to (B, H).
+
+    Args:
+        hidden: padded on the right.
+        mask: (B, L), 1 for a token and 0 for padding; None: no padding.
+        mode: "cls" takes the first token, "last" the last one, any other the mean.
+        skip: leading tokens that the mean leaves out.
+
+    >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]), "mean")
+    tensor([[2.]])
+    """
+    if mode == "cls":
+        return hidden[:, 0]
+    if mode == "last":
+        if mask is None:
+            return hidden[:, -1]
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    if hidden.dtype in (torch.float16, torch.bfloat16):
+        hidden = hidden.float()
+    hidden = hidden[:, skip:]
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask[:, skip:].to(hidden.dtype)
+    # a batched matrix product: no (B, L, H) intermediate, unlike multiply and sum
+    summed = torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)
+    return summed / weights.sum(1, keepdim=True)

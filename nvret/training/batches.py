@@ -138,9 +138,7 @@ class Collator:
         parts = list(token_budget_batches(lengths, self.budget, slack=self.slack))
         order = np.concatenate(parts)
         batches = [self.encoder.collate(tokens, rows[part]) for part in parts]
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return batches, torch.from_numpy(back)
+        return batches, torch.from_numpy(np.argsort(order))
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
         chosen = np.asarray(indices, np.int64)
@@ -164,9 +162,7 @@ class Collator:
             "negatives": torch.from_numpy(inverse[:, 1:].copy()),
         }
         if self.mask is not None:
-            queries = self.examples.queries[chosen]
-            inputs["known"] = torch.from_numpy(self.mask(queries, listed[:, 0], pool))
-            inputs["query_rows"] = torch.from_numpy(queries)
+            inputs["query_rows"] = torch.from_numpy(self.examples.queries[chosen])
             inputs["passage_rows"] = torch.from_numpy(pool)
         if processes.world()[1] > 1:
             inputs["padding"] = torch.from_numpy(padding)

@@ -66,10 +66,9 @@ def finetune(
     Returns:
         the training log: step, epoch, loss (mean since the row before), learning_rate, grad_norm.
     Raises:
-        NvretError: negatives that do not fit the data set; ``output`` holds another run; a loss
-            that is not finite; a guide without ``mask_margin`` or the other way round; a static
-            model with LoRA, or with a pooling or attention to choose; as many frozen layers as
-            there are.
+        NvretError: negatives that do not fit the data set; ``output`` holds another run; weights
+            that are not finite; a guide without ``mask_margin`` or the other way round; settings
+            that the model, or the number of processes, does not allow.
     """
     check(config, guide)
     output = Path(output)
@@ -116,12 +115,11 @@ def finetune(
 
 def check(config: TrainingConfig, guide: Scorer | None) -> None:
     """`NvretError` where these do not fit each other, or the number of processes."""
-    asked = {name: getattr(config, name) for name in ("mask_margin", "mask_perc")}
-    given = {name: value for name, value in asked.items() if value is not None}
-    for name, value in given.items():
-        if guide is None:
-            raise NvretError(f"{name} is {value}, but no guide is given")
-    if guide is not None and not given:
+    asked = "mask_margin" if config.mask_perc is None else "mask_perc"
+    value = getattr(config, asked)
+    if guide is None and value is not None:
+        raise NvretError(f"{asked} is {value}, but no guide is given")
+    if guide is not None and value is None:
         raise NvretError(f"guide {guide.name!r} is given, but mask_margin is None")
     number = processes.world()[1]
     if config.batch_size % number:
@@ -198,13 +196,13 @@ def inputs_of(
     guide: Scorer | None,
 ) -> dict[str, Any]:
     """What a run rests on beside its base model, for ``training.json``."""
-    inputs = {
+    return {
         "dataset": dataset.fingerprint,
         "examples": store.fingerprint(pairs.queries, pairs.positives, pairs.negatives),
         "config": config.model_dump(),
         "seed": seed,
+        **({} if guide is None else {"guide": guide.fingerprint}),
     }
-    return inputs if guide is None else inputs | {"guide": guide.fingerprint}
 
 
 def completed(output: Path, inputs: dict[str, Any]) -> pa.Table:
@@ -218,10 +216,9 @@ def completed(output: Path, inputs: dict[str, Any]) -> pa.Table:
 
 def table_of(history: list[dict[str, float]]) -> pa.Table:
     """The training log, of the rows that ``Trainer`` keeps."""
-    columns = {"step": pa.int32(), "epoch": pa.float64(), "loss": pa.float64()}
-    columns |= {"learning_rate": pa.float64(), "grad_norm": pa.float64()}
-    rows = [{name: row.get(name) for name in columns} for row in history if "loss" in row]
-    return pa.Table.from_pylist(rows, pa.schema(list(columns.items())))
+    floats = dict.fromkeys(("epoch", "loss", "learning_rate", "grad_norm"), pa.float64())
+    rows = [row for row in history if "loss" in row]
+    return pa.Table.from_pylist(rows, pa.schema({"step": pa.int32()} | floats))
 
 
 def _same_inputs(folder: Path, inputs: dict[str, Any]) -> bool:

@@ -103,29 +103,23 @@ def train_head(
     guide: Scorer | None = None,
     progress: bool = True,
 ) -> pa.Table:
-    """Train a head on the data set's pairs and their mined negatives, on the CPU.
+    """Train a head as `nvret.training.finetune` trains an encoder, on the CPU.
 
-    The pairs come in the order in which `nvret.training.finetune` takes them for this seed. AdamW's
-    weight decay is that of W - I: without a gradient W goes back to the base model. A run is a pure
-    function of its arguments. It writes no checkpoint. Under ``torchrun`` the first process trains.
+    It writes no checkpoint. Under ``torchrun`` the first process trains.
 
     Args:
-        negatives: as in `nvret.training.finetune`.
         queries, passages: (Q, D) and (N, D) float32, L2-normalised: the frozen encoder's vectors of
             the data set's rows, for example memory maps of `nvret.encode.embed`.
         output: folder to make: ``head.safetensors`` with W as ``weight`` (D, D),
-            ``training_log.parquet`` and ``training.json``. Nothing is there until the run is
-            complete; a complete one is not repeated.
+            ``training_log.parquet`` and ``training.json``.
         config: batches, loss, optimizer and schedule. The vectors are there already, so what says
             how to make them (lengths, pooling, dropout, LoRA, …) must be left at its default.
-        seed: of the order.
-        guide: a teacher that has read ``dataset``, for ``config.mask_margin``; not without it.
+        dataset, negatives, seed, guide: as there.
     Returns:
-        the training log, with the columns of `nvret.training.finetune`.
+        the training log, as there.
     Raises:
-        NvretError: negatives or vectors that do not fit the data set; a setting that a head has no
-            use for; ``output`` holds another run; weights that are not finite; a guide without
-            ``mask_margin`` or the other way round.
+        NvretError: as there; vectors that do not fit the data set; a setting that a head has no
+            use for.
     """
     finetuning.check(config, guide)
     for name in UNUSED:

@@ -1,8 +1,7 @@
 """LoRA: two narrow matrices beside each linear layer are trained, the weights stay as they are.
 
-The adapters are there while a model is trained and no longer: `merge` adds them to the weights, so
-that a saved model is an ordinary folder that needs no ``peft``. Checkpoints hold the adapters
-alone, since the weights are those of the base model, which a resumed run loads anyway.
+A saved model is an ordinary folder, since `merge` adds the adapters to the weights. Checkpoints
+hold the adapters alone: a resumed run loads the base model anyway.
 
 Source: arXiv 2106.09685 (LoRA); rank 16 and alpha 32 as in arXiv 2407.15831 (NV-Retriever).
 """

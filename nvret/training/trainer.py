@@ -36,9 +36,34 @@ def make_trainer(
     progress: bool,
 ) -> Trainer:
     """A quiet ``Trainer`` that trains ``encoder`` in place; its checkpoints go to ``folder``."""
+    device = encoder.device.type
     run = _OrderedTrainer(
         model=Student(encoder, config, batches.mask),
-        args=on_one_device(_arguments(config, seed, folder, encoder.device.type)),
+        args=on_one_device(
+            TrainingArguments(
+                output_dir=str(folder),
+                num_train_epochs=config.epochs,
+                per_device_train_batch_size=config.batch_size // processes.world()[1],
+                learning_rate=config.learning_rate,
+                lr_scheduler_type=config.schedule,
+                warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+                weight_decay=config.weight_decay,
+                max_grad_norm=config.max_grad_norm,
+                optim="adamw_torch_fused",
+                bf16=config.precision == "bfloat16",
+                use_cpu=device == "cpu",
+                seed=seed,
+                logging_steps=config.logging_steps,
+                logging_nan_inf_filter=False,
+                save_strategy="no",  # `_Progress` says when
+                save_total_limit=2,  # the older one is whole while the newer one is being written
+                dataloader_pin_memory=device == "cuda",
+                remove_unused_columns=False,
+                disable_tqdm=True,
+                report_to="none",
+                log_level="error",
+            )
+        ),
         train_dataset=batches.examples,
         data_collator=batches,
         callbacks=[_Progress(len(batches.examples), config, folder, progress)],
@@ -52,20 +77,17 @@ class Student(nn.Module):
 
     Attributes:
         memory: passages of earlier batches, None without; in the checkpoints, not in the model.
-        mask: says which passages may not be negatives by chance; needed for a memory.
+        mask: says which passages may not be negatives by chance; None: the loss takes none.
     """
 
     def __init__(
         self, encoder: Encoder, config: TrainingConfig, mask: FalseNegativeMask | None = None
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.temperature, self.in_batch = config.temperature, config.in_batch_negatives
-        self.chunk_tokens, self.hardness = config.chunk_tokens, config.hardness
+        self.encoder, self.settings, self.mask, self.memory = encoder, config, mask, None
         self.skip = encoder.prompt_tokens("query"), encoder.prompt_tokens("passage")
         if config.lora_rank:
             lora.checkpoint_trained_only(self)
-        self.mask, self.memory = mask, None
         if config.memory_bank:
             dtype = torch.promote_types(encoder.dtype, torch.float32)
             self.memory = CrossBatchMemory(config.memory_bank, encoder.dimension, dtype)
@@ -78,81 +100,74 @@ class Student(nn.Module):
         passage_order: Tensor,
         positives: Tensor,
         negatives: Tensor,
-        known: Tensor | None = None,
         query_rows: Tensor | None = None,
         passage_rows: Tensor | None = None,
         padding: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of one batch as `Collator` makes it; in training its passages go into the memory."""
-        count = len(query_batches)
+        count, config = len(query_batches), self.settings
 
         def loss_of(vectors: list[Tensor]) -> Tensor:  # called once, in chunks as well
             queries = torch.cat(vectors[:count])[query_order]
             passages = torch.cat(vectors[count:])[passage_order]
-            if passage_rows is None:  # mined negatives alone
-                places = positives, negatives
-                options = {"temperature": self.temperature, "hardness": self.hardness}
-                return info_nce(queries, passages, *places, **options)
-            mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
-            listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
-            places, rows, chance = (positives, negatives), passage_rows, known
-            if processes.world()[1] > 1:
-                from nvret.scale import cross_process
+            places, chance = (positives, negatives), {}
+            if self.mask is not None:  # else mined negatives alone
+                mined = passage_rows[negatives.clamp_min(0)].masked_fill(negatives < 0, -1)
+                listed = torch.cat([passage_rows[positives].unsqueeze(1), mined], 1)
+                rows = passage_rows
+                if processes.world()[1] > 1:
+                    from nvret.scale import distributed
 
-                pool = cross_process.pool(passages, passage_rows)
-                chance = cross_process.known(self.mask, query_rows, listed, pool)
-                places = (positives + pool.offset, negatives + pool.offset * (negatives >= 0))
-                passages, rows = pool.vectors, pool.rows
-            bank = bank_known = None
-            if self.memory is not None:
-                bank = self.memory.vectors
-                bank_known = self._bank_known(query_rows, listed, rows)
-                if self.training:
-                    order = rows.argsort()[(rows < 0).sum() :]  # as in one process
-                    self.memory.push(rows[order], passages[order])
-            if padding is not None:  # has no negatives, and so no loss
-                chance = chance | padding[:, None]
-                bank_known = None if bank_known is None else bank_known | padding[:, None]
+                    passages, rows, offset = distributed.pool(passages, passage_rows)
+                    places = positives + offset, negatives + offset * (negatives >= 0)
+                pairs = query_rows, listed, padding
+                chance = {"known": self._excluded(*pairs, rows)}
+                if self.memory is not None:
+                    known = self._excluded(*pairs, self.memory.rows)
+                    if config.in_batch_negatives:  # what is in the batch has a newer vector
+                        known |= torch.isin(self.memory.rows, rows)
+                    chance |= {"bank": self.memory.vectors, "bank_known": known}
+                    if self.training:
+                        order = rows.argsort()[(rows < 0).sum() :]  # as in one process
+                        self.memory.push(rows[order], passages[order])
             return info_nce(
                 queries,
                 passages,
                 *places,
-                temperature=self.temperature,
-                in_batch=self.in_batch,
-                known=chance,
-                bank=bank,
-                bank_known=bank_known,
-                hardness=self.hardness,
+                temperature=config.temperature,
+                in_batch=config.in_batch_negatives,
+                hardness=config.hardness,
+                **chance,
             )
 
         batches = [*query_batches, *passage_batches]
         skips = [self.skip[0]] * count + [self.skip[1]] * len(passage_batches)
-        if self.chunk_tokens is None:
+        if config.chunk_tokens is None:
             loss = loss_of(self.encoder.forward_all(batches, skips))
             if padding is not None:
-                from nvret.scale import cross_process
+                from nvret.scale import distributed
 
-                loss = loss * cross_process.per_pair(padding)
+                loss = loss * distributed.per_pair(padding)
             return {"loss": loss}
         from nvret.scale.grad_cache import chunked_loss
 
-        return {"loss": chunked_loss(self.encoder, batches, skips, self.chunk_tokens, loss_of)}
+        return {"loss": chunked_loss(self.encoder, batches, skips, config.chunk_tokens, loss_of)}
 
-    def _bank_known(self, queries: Tensor, listed: Tensor, passages: Tensor) -> Tensor:
-        """(B, M) bool, places of the memory that are empty or no further negatives of a pair.
+    def _excluded(
+        self, queries: Tensor, listed: Tensor, padding: Tensor | None, passages: Tensor
+    ) -> Tensor:
+        """(B, V) bool, which passages may not be further negatives of a pair.
 
         ``queries`` are (B,) rows; ``listed`` (B, 1 + K) corpus rows of positive and negatives, -1
-        for none; ``passages`` (V,) corpus rows of the batch.
+        for none; ``passages`` (V,) corpus rows, -1 for none.
         """
-        rows = self.memory.rows
-        known = self.memory.listed(listed[:, 1:]) | (rows < 0)
-        if self.in_batch:  # what is in the batch counts with its new vector
-            known |= torch.isin(rows, passages)
-        filled = rows >= 0
-        pairs = (queries, listed[:, 0], rows[filled])
-        relevant = self.mask(*(index.cpu().numpy() for index in pairs))
-        known[:, filled] |= torch.from_numpy(relevant).to(known.device)
-        return known
+        filled = passages >= 0
+        excluded = (passages == listed.unsqueeze(2)).any(1) | ~filled
+        pairs = (queries, listed[:, 0], passages[filled])
+        relevant = self.mask(*(rows.cpu().numpy() for rows in pairs))
+        excluded[:, filled] |= torch.from_numpy(relevant).to(excluded.device)
+        # a pair that fills the batch up has no negatives, and so no loss
+        return excluded if padding is None else excluded | padding[:, None]
 
 
 class _OrderedTrainer(Trainer):
@@ -249,29 +264,3 @@ def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
         log.warning("%d GPUs are visible, one is used; torchrun uses them all", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
-
-
-def _arguments(config: TrainingConfig, seed: int, folder: Path, device: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // processes.world()[1],
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=config.precision == "bfloat16",
-        use_cpu=device == "cpu",
-        seed=seed,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # `_Progress` says when
-        save_total_limit=2,  # the older one is whole while the newer one is being written
-        dataloader_pin_memory=device == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-    )
