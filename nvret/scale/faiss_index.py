@@ -1,8 +1,8 @@
 """Approximate search with a faiss index, and what it misses: for corpora too large to scan.
 
-The exact search of ``nvret.search`` reads every passage for every query. An index (inverted lists,
-a graph of neighbours) reads a few of them and may overlook some. How many is measured on a sample
-of the queries against the exact search, and written to the provenance of the mined negatives.
+An index (inverted lists, a graph of neighbours) reads a few of the passages for a query and may
+overlook some. How many is measured on a sample of the queries against the exact search, and written
+to the provenance of the mined negatives.
 
 Source: Douze et al. 2024, The Faiss library, arXiv 2401.08281; HNSW: arXiv 1603.09320.
 """
@@ -40,8 +40,7 @@ class Index:
 
     Attributes:
         factory: faiss's name of the index: "HNSW32", "IVF4096,Flat", "IVF4096,PQ64", ...
-        probes: lists (IVF) or candidates (HNSW) that are looked at for each query; more find more,
-            and take longer.
+        probes: lists (IVF) or candidates (HNSW) that are looked at for each query; more find more.
     """
 
     factory: str
@@ -64,17 +63,13 @@ def named(name: str | None, probes: int) -> Index | Screened | None:
 
 
 class Searcher:
-    """A corpus in an index; on a GPU if faiss has any.
+    """A corpus, (N, D) float32 vectors, in an index; on a GPU if faiss has any.
 
-    Args:
-        corpus: (N, D) float32 vectors, for example a memory map; read once.
-        index: what to build.
-        progress: show a bar.
     Raises:
         NvretError: faiss is not installed, an unknown factory, fewer passages than the index needs.
     """
 
-    def __init__(self, corpus: np.ndarray, index: Index, *, progress: bool = False) -> None:
+    def __init__(self, corpus: np.ndarray, index: Index) -> None:
         faiss = _faiss()
         self.corpus, self.index = corpus, index
         try:
@@ -93,11 +88,8 @@ class Searcher:
             raise NvretError(
                 f"index {index.factory!r} cannot be fitted to {len(corpus)} passages: {error}"
             ) from error
-        with progress_bar(total=len(corpus), desc="index", unit="passage", show=progress) as bar:
-            for start in range(0, len(corpus), ADDED):
-                part = np.ascontiguousarray(corpus[start : start + ADDED], np.float32)
-                built.add(part)
-                bar.update(len(part))
+        for start in range(0, len(corpus), ADDED):
+            built.add(np.ascontiguousarray(corpus[start : start + ADDED], np.float32))
         if graph or "IVF" in index.factory:
             space = faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
             name = "efSearch" if graph else "nprobe"
@@ -121,57 +113,47 @@ class Searcher:
         what it leaves unfilled is searched exactly.
         """
         queries = np.ascontiguousarray(queries, np.float32)
+        limits = np.full(len(queries), np.inf) if ceiling is None else np.asarray(ceiling)
+        exclude = [()] * len(queries) if exclude is None else exclude
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        longest = max(map(len, exclude), default=0) if exclude is not None else 0
-        depth, rows = k + longest, np.arange(len(queries))
+        depth, rows = k + max(map(len, exclude), default=0), np.arange(len(queries))
         with progress_bar(total=len(rows), desc="search", unit="query", show=progress) as bar:
             for _ in range(SEARCHES):
                 depth = min(depth, self.deepest)
-                short = [self._search(part, queries, depth, ceiling, exclude, ids, scores)
-                         for part in np.split(rows, range(BATCH, len(rows), BATCH))]  # fmt: skip
-                left = np.concatenate(short)
+                parts = np.split(rows, range(BATCH, len(rows), BATCH))
+                asked = queries, depth, limits, exclude
+                left = np.concatenate([self._fill(ids, scores, part, *asked) for part in parts])
                 bar.update(len(rows) - len(left))
                 rows = left
                 if not len(rows) or depth == self.deepest:
                     break
                 depth *= 2
         if len(rows) and self.deepest < len(self.corpus):
-            ids[rows], scores[rows] = search.top_k(
-                queries[rows],
-                self.corpus,
-                k,
-                ceiling=None if ceiling is None else np.asarray(ceiling)[rows],
-                exclude=None if exclude is None else [exclude[row] for row in rows],
-            )
+            options = {"ceiling": limits[rows], "exclude": [exclude[row] for row in rows]}
+            ids[rows], scores[rows] = search.top_k(queries[rows], self.corpus, k, **options)
         return SearchResult(torch.from_numpy(ids), torch.from_numpy(scores))
 
-    def _search(
+    def _fill(
         self,
+        ids: np.ndarray,
+        scores: np.ndarray,
         rows: np.ndarray,
         queries: np.ndarray,
         depth: int,
-        ceiling: np.ndarray | None,
-        exclude: Sequence[Sequence[int]] | None,
-        ids: np.ndarray,
-        scores: np.ndarray,
+        limits: np.ndarray,
+        exclude: Sequence[Sequence[int]],
     ) -> np.ndarray:
         """Write the results of the queries ``rows``; return those that a deeper search may fill."""
         k = ids.shape[1]
         values, found = self._built.search(queries[rows], depth)
         full = found[:, -1] >= 0  # fewer are all that the index can reach with these probes
-        allowed = found >= 0
-        if ceiling is not None:
-            allowed &= values < np.asarray(ceiling)[rows, None]
-        if exclude is not None:
-            for place, row in enumerate(rows):
-                allowed[place] &= ~np.isin(found[place], exclude[row])
+        allowed = (found >= 0) & (values < limits[rows, None])
+        for place, row in enumerate(rows):
+            allowed[place] &= ~np.isin(found[place], exclude[row])
         values = np.where(allowed, values, -np.inf).astype(np.float32)
         found = np.where(allowed, found, -1)
-        by_id = np.argsort(found, axis=1, kind="stable")
-        order = np.take_along_axis(
-            by_id, np.argsort(-np.take_along_axis(values, by_id, 1), axis=1, kind="stable"), 1
-        )[:, :k]
+        order = np.lexsort((found, -values), axis=1)[:, :k]
         ids[rows, : order.shape[1]] = np.take_along_axis(found, order, 1)
         scores[rows, : order.shape[1]] = np.take_along_axis(values, order, 1)
         return rows[full & (allowed.sum(1) < k)]

@@ -43,16 +43,14 @@ def chunked_loss(
 ) -> Tensor:
     """Loss of the batches' vectors, whose ``backward`` encodes each chunk of them again.
 
-    ``backward`` leaves the gradients in ``.grad`` of the weights, as it does for any loss; the loss
-    may be scaled before. ``torch.autograd.grad`` by the weights does not work. One process only:
-    the hooks of ``DistributedDataParallel`` would fire once a chunk.
+    ``torch.autograd.grad`` by the weights does not work. One process only: the hooks of
+    ``DistributedDataParallel`` would fire once a chunk.
 
     Args:
         encoder: a static one is not chunked, since it keeps token ids and nothing else.
         batches, prompt_tokens: as `Encoder.forward_all` takes them.
-        most: tokens, padding included, whose activations may be held at once. In addition, one
-            word vector a token and its gradient are held for the whole batch: the gradient of the
-            word table is dense, and would otherwise be cleared and added up once a chunk.
+        most: tokens, padding included, whose activations may be held at once. Word vectors and
+            their gradients are held for the whole batch, as `word_vectors` says.
         loss_of: scalar loss of the vectors, one (B, D) tensor a batch.
     """
     parts = chunks(batches, most)

@@ -20,10 +20,8 @@ from nvret.utils.errors import NvretError
 def group() -> Iterator[None]:
     """Join the other processes, if ``torchrun`` started this one; leave them at the end.
 
-    They speak through gloo on a CPU and NCCL on GPUs; each takes the GPU of its local rank.
-
-    Raises:
-        NvretError: a variable of torchrun's is missing or wrong; the others are not reached.
+    Each takes the GPU of its local rank. `NvretError` where a variable of torchrun's is missing or
+    wrong, or the others are not reached.
     """
     size = _variable("WORLD_SIZE", "1", "the number of processes")
     if size <= 1:
