@@ -32,7 +32,7 @@ class PaperTable(Section):
 
 
 class PaperDifference(PaperTable):
-    """The average of one row less another's."""
+    """One row less another."""
 
     better: str
     worse: str

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nvret.study import ledger
+from nvret.study import ledger, tables
 from nvret.study.verdicts import VERDICTS
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -50,7 +50,7 @@ def findings(folder: Path, rows: pd.DataFrame) -> list[str]:
     rates = folder / "tables" / "09_rates.csv"
     if rates.is_file():
         table = pd.read_csv(rates, index_col=["dataset", "near-duplicates", "method"])["rate"]
-        naive, perc = (table["nq", "kept", name] for name in ("Naive Top-K", "TopK-PercPos 95%"))
+        naive, perc = (table["nq", "kept", tables.PLAIN[name]] for name in ("naive", "perc-pos"))
         found.append(
             f"**Hidden answers.** Where known answers of NQ are hidden, {100 * naive:.1f} % of the "
             f"naive negatives are such answers, and {100 * perc:.1f} % of those under the ceiling."
@@ -60,13 +60,12 @@ def findings(folder: Path, rows: pd.DataFrame) -> list[str]:
           "naive mining for a static student: *{word}*.")  # fmt: skip
     corpora = folder / "tables" / "06_corpora.csv"
     if corpora.is_file():
-        table = pd.read_csv(corpora)
-        asked = {"student": "static", "setting": "in-batch", "metric": "ndcg_at_10",
-                 "difference": "perc-pos − random"}  # fmt: skip
-        chosen = table[(table[list(asked)] == pd.Series(asked)).all(axis=1)]
-        chosen = chosen[chosen["corpus"].isin(["own", "full"])].sort_values("passages")
-        parts = [f"{row.value:+.2f} [{row.low:+.2f}, {row.high:+.2f}] among {row.passages:,}"
-                 for row in chosen.itertuples()]  # fmt: skip
+        rows = pd.read_csv(corpora).query(
+            "student == 'static' and setting == 'in-batch' and corpus in ('own', 'full') and "
+            "metric == 'ndcg_at_10' and difference == 'perc-pos − random'"
+        )
+        rows = rows.sort_values("passages").assign(shown=tables.cells(rows, "value", "+.2f"))
+        parts = [f"{row.shown} among {row.passages:,}" for row in rows.itertuples()]
         found.append(
             "**Small and large corpus.** There mined negatives under the ceiling are, for the same "
             f"questions, {' and '.join(parts)} passages from random ones."
@@ -86,11 +85,11 @@ def section(results: Path) -> str:
         NvretError: none of the profiles has a ledger that can be read.
     """
     ledgers, margin = ledger.read_all(results, PROFILES)
-    whole = {name: (table.loc[table["primary"], "verdict"] != "not run").all()
-             for name, table in ledgers.items()}  # fmt: skip
-    names = [name for place, name in enumerate(ledgers) if whole[name] or place == 0]
-    rows = pd.concat([_chosen(ledgers[name], name, all=name == names[0]) for name in names])
-    order = list(dict.fromkeys([*ledgers[names[0]].query("primary")["id"], *OTHERS]))
+    primary = {name: table[table["primary"]] for name, table in ledgers.items()}
+    first, *others = ledgers
+    names = [first, *(one for one in others if "not run" not in set(primary[one]["verdict"]))]
+    rows = pd.concat([_chosen(ledgers[name], name, all=name == first) for name in names])
+    order = list(dict.fromkeys([*primary[first]["id"], *OTHERS]))
     rows = rows.sort_values("id", key=lambda ids: ids.map(order.index), kind="stable")
     again = rows["id"].duplicated()
     rows[["claim", "student", "paper"]] = rows[["claim", "student", "paper"]].mask(again, "")

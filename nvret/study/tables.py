@@ -59,9 +59,7 @@ def means(results: Results, metric: str = METRIC) -> pd.DataFrame:
 def teacher_table(own: Mapping[str, Sets], tests: Sequence[str], dev: str) -> pd.DataFrame:
     """NDCG@10 of each teacher as a retriever, with its interval over the queries.
 
-    Args:
-        own: teacher -> ``Workspace.teacher_scores``.
-        tests: the sets that count in the average.
+    ``own`` has ``Workspace.teacher_scores`` by teacher; ``tests`` count in the average.
     """
     rows = []
     for teacher, scores in own.items():
@@ -269,8 +267,7 @@ def by_twins(
     """As ``orders`` in each student's own setting, on questions whose positive has a
     near-duplicate among the test passages, and on the others.
 
-    Args:
-        test: the in-domain test set; its corpus has the column ``cluster``.
+    The corpus of ``test``, the in-domain test set, has the column ``cluster``.
     """
     twin = test.corpus["cluster"].to_pandas().duplicated(keep=False).to_numpy()
     query_rows, positive_rows = test.pairs
@@ -431,23 +428,18 @@ def score_scale(
 def rules_on_scale(
     scores: Mapping[str, np.ndarray], rules: Sequence[methods.Method]
 ) -> pd.DataFrame:
-    """What each rule does on a teacher's scale.
+    """What each rule, a method with a ceiling, does on a teacher's scale, of ``score_scale``.
 
-    Args:
-        scores: of ``score_scale``.
-        rules: methods with a ceiling.
-    Returns:
-        a row a rule: the share of the best candidates that it lets pass, the share of pairs whose
-        first candidate it drops, and the margin and percentage that its ceiling amounts to at the
-        median positive.
+    That is the share of the best candidates that it lets pass, the share of pairs whose first
+    candidate it drops, and the margin and percentage that its ceiling amounts to at the median
+    positive.
 
     >>> toy = {"positive": np.array([0.8]), "candidates": np.array([[0.9, 0.5]])}
     >>> float(rules_on_scale(toy, [methods.TopKAbs(0.7)])["candidates below"].iloc[0])
     0.5
     """
     positive, candidates = scores["positive"], scores["candidates"]
-    middle = np.median(positive)
-    rows = {}
+    middle, rows = np.median(positive), {}
     for rule in rules:
         ceiling = rule.ceiling(positive)[:, None]
         at_middle = float(rule.ceiling(np.array([middle]))[0])
@@ -464,8 +456,7 @@ def by_agreement(dataset: RetrievalDataset, negatives: Mapping[str, pa.Table]) -
     """The share of known positives among negatives that one, two, … teachers agree on.
 
     Args:
-        dataset: what was mined from; its corpus has the column ``cluster``. A negative in the
-            near-duplicate cluster of its positive counts as a positive.
+        dataset: as in ``mined``; its corpus has the column ``cluster``.
         negatives: by teacher; the first four of each pair are taken.
     Returns:
         teachers (how many list the negative), negatives, rate, low, high; shares, with intervals
