@@ -6,6 +6,7 @@ import gzip
 import json
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +112,7 @@ def test_the_search_in_lists_is_the_search(some):
     lists = candidates.Lists(
         Path("x.parquet"), pa.array([f"q{n}" for n in range(queries)], pa.large_string()),
         pa.array([f"p{n}" for n in passage], pa.large_string()), scores,
-        np.arange(queries + 1) * passages, texts=False, positive_first=False,
+        np.arange(queries + 1) * passages, texts=False,
     )  # fmt: skip
     scorer = candidates.ListScorer.of(lists, query, passage, dataset)
     rows = rng.integers(0, queries, some.draw(st.integers(1, 8)))
@@ -175,6 +176,29 @@ def test_an_interrupted_ranking_continues(dataset, tmp_path, monkeypatch):
     whole = scorer.top_k(dataset.pairs[0], 5, None, [exclude[row] for row in dataset.pairs[0]])
     np.testing.assert_array_equal(np.vstack([part.ids for part in again]), whole.ids.numpy())
     assert calls == [4, 4, 4, 4, 4]  # two kept, one stopped, two left
+
+
+def test_another_models_scores_set_the_order_anew(dataset, monkeypatch):
+    monkeypatch.setattr(rankings, "PART", 5)
+    scorer = teachers.prepare("bm25", dataset, progress=False)
+    ranked = list(rankings.rank(dataset, scorer, 4, mining.exclusions(dataset), progress=False))
+
+    class Judge:
+        def scores(self, queries, passages, positives):
+            values = [len(set(q) & set(p)) for q, p in zip(queries, passages, strict=True)]
+            return SimpleNamespace(values=np.array(values, np.float32))
+
+    def read(query, passage):
+        return len(set(dataset.query_texts[query]) & set(dataset.passages[passage]))
+
+    parts = list(rankings.rescored(dataset, iter(ranked), Judge(), "shared letters"))
+    assert len(parts) == len(ranked) > 1
+    for before, after in zip(ranked, parts, strict=True):
+        for one, other in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
+            (query, positive, _, ids, _), (*same, own, found, scores) = one, other
+            wanted = sorted((-read(query, row), row) for row in ids)
+            assert (same, own) == ([query, positive], read(query, positive))
+            assert list(zip(-scores, found, strict=True)) == wanted
 
 
 def test_a_run_names_what_made_it(dataset, tmp_path):

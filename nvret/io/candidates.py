@@ -44,7 +44,6 @@ class Lists:
         scores: (S,) float32.
         starts: (L + 1,) where each list begins in them.
         texts: whether queries and documents are texts, not ids.
-        positive_first: whether the first of each list is a positive.
     """
 
     path: Path
@@ -53,12 +52,11 @@ class Lists:
     scores: np.ndarray
     starts: np.ndarray
     texts: bool
-    positive_first: bool
 
     def __post_init__(self) -> None:
         if not len(self.documents):
             raise NvretError(f"{self.path}: no scored candidate, expected some")
-        if self.positive_first and not (counts := np.diff(self.starts)).all():
+        if not (counts := np.diff(self.starts)).all():
             raise NvretError(f"{self.path}: list {int(counts.argmin()) + 1} is empty")
         if not (finite := np.isfinite(self.scores)).all():
             place = int(finite.argmin())
@@ -97,7 +95,6 @@ def read(path: Path) -> Lists:
         np.fromiter(itertools.chain(*scores), np.float32),
         np.cumsum([0, *map(len, texts)]),
         texts=not layout.ids,
-        positive_first=True,
     )
 
 
@@ -110,16 +107,12 @@ def rows(path: Path, layout: mined.Layout, scored: bool = True) -> Iterator[mine
         NvretError: a record that is none, or lacks one; its number is named.
     """
     for number, record in enumerate(mined.read(path), 1):
-        where = f"{path}: record {number}"
-        if isinstance(record, str):
-            raise NvretError(f"{where}: {record}")
-        try:
-            row = layout.row(record)
-            texts = (row.query, *row.positives, *row.negatives)
-            scores = (*row.positive_scores, *row.negative_scores)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise NvretError(f"{where} is no {layout.name}: {error}") from error
-        if not row.positives or not all(isinstance(text, str) for text in texts):
+        row, where = layout.read(record), f"{path}: record {number}"
+        if isinstance(row, str):
+            raise NvretError(f"{where}: {row}")
+        scores = (*row.positive_scores, *row.negative_scores)
+        texts = (row.query, *row.positives, *row.negatives)
+        if not row.positives or None in texts:
             raise NvretError(f"{where}: expected a positive, and texts")
         counts = len(row.positives), len(row.negatives)
         fits = counts == (len(row.positive_scores), len(row.negative_scores))
@@ -164,7 +157,6 @@ def _columns(path: Path) -> Lists:
         scores.to_numpy(zero_copy_only=False).astype(np.float32),
         np.concatenate([[0], np.cumsum(counts[1])]),
         texts=False,
-        positive_first=True,
     )
 
 
@@ -195,7 +187,6 @@ def _run(path: Path) -> Lists:
         table["score"].to_numpy(np.float32),
         np.append(first, len(table)),
         texts=False,
-        positive_first=False,
     )
 
 

@@ -18,6 +18,7 @@ A file is read in pieces, so that several processes share the work and none hold
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,6 +71,21 @@ class Layout(NamedTuple):
     places: Callable[[Record], Sequence[int]] | None = None
     ids: bool = False
     grouped: bool = False
+
+    def read(self, record: Record | str) -> Row | str:
+        """The record's row, or why it has none."""
+        if isinstance(record, str):
+            return record
+        try:
+            row = self.row(record)
+            if not all(isinstance(part, list | tuple) for part in row[1:]):
+                return "expected lists of texts and of scores"
+            texts = row.query, *row.positives, *row.negatives
+            return row if all(isinstance(text, str | None) for text in texts) else "expected texts"
+        except KeyError as error:
+            return f"no column {error}"
+        except (TypeError, ValueError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"[:80]
 
     def without(self, record: Record, dropped: set[int]) -> Record | None:
         """The record less some of its negatives; None where nothing is left."""
@@ -270,12 +286,10 @@ def _is_whole(path: Path) -> bool:
     """Whether a .json is one value; many are JSON Lines of another name."""
     if path.suffix != ".json":
         return False
-    with path.open("rb") as stream:
-        first = stream.readline()
-    try:
-        return "data" in (value := json.loads(first)) or not isinstance(value, dict)
-    except (ValueError, RecursionError, TypeError):
-        return True
+    with path.open("rb") as stream, contextlib.suppress(ValueError, RecursionError):
+        first = json.loads(stream.readline())
+        return not isinstance(first, dict) or "data" in first
+    return True
 
 
 def whole_json(path: Path) -> Record:
@@ -294,7 +308,7 @@ def write(rows: Iterable[Record], like: Path, output: Path) -> None:
     """Records in the kind of file, and with the columns, of another one; in one step."""
     with atomic_file(output) as target:
         if _is_whole(like):
-            text = json.dumps(whole_json(like) | {"data": list(rows)}, ensure_ascii=True)
+            text = json.dumps(whole_json(like) | {"data": list(rows)})
             target.write_text(text + "\n", encoding="utf-8")
         elif like.suffix == ".parquet":
             schema = pq.read_schema(like)

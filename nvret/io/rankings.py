@@ -97,10 +97,7 @@ def rank(
 
 
 def rescored(
-    dataset: RetrievalDataset,
-    parts: Iterator[Part],
-    read: Callable[[list[str], list[str]], np.ndarray],
-    key: str,
+    dataset: RetrievalDataset, parts: Iterator[Part], judge: Any, key: str
 ) -> Iterator[Part]:
     """The same candidates with the scores of a model that reads query and passage together.
 
@@ -108,7 +105,7 @@ def rescored(
     cache.
 
     Args:
-        read: scores (P,) of P queries and passages, texts.
+        judge: of `nvret.analysis.judges`, which needs no positive beside the passage.
         key: what the model is.
     """
     queries, passages = dataset.query_texts, dataset.passages
@@ -121,8 +118,9 @@ def rescored(
             everything = np.column_stack([part.positives, part.ids])
             row, column = np.nonzero(everything >= 0)
             scores = np.full(everything.shape, -np.inf, np.float32)
-            texts = [queries[part.queries[one]] for one in row]
-            scores[row, column] = read(texts, [passages[one] for one in everything[row, column]])
+            asked = [queries[part.queries[one]] for one in row]
+            texts = [passages[one] for one in everything[row, column]]
+            scores[row, column] = judge.scores(asked, texts, texts).values
             return {"scores": scores}
 
         (scores,) = _kept("rescored", inputs, score)
