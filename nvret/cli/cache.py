@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from nvret.cli.options import spelled
+from nvret.utils import cache as contents
+from nvret.utils import store
+from nvret.utils.cache import Entry
 from nvret.utils.errors import NvretError, hint
-
-if TYPE_CHECKING:
-    from nvret.utils.cache import Entry
 
 OWNERS = {"kind": "prune", "older_than": "prune", "dry_run": "prune", "remove": "verify"}
 MEGABYTE = 1e6
@@ -38,8 +38,6 @@ def cache(
         dry_run: of `prune`: say what would be removed
         remove: of `verify`: remove what cannot be read
     """
-    from nvret.utils import cache as contents
-
     given = {"kind": kind, "older_than": older_than, "dry_run": dry_run, "remove": remove}
     for name, owner in OWNERS.items():
         if given[name] not in (None, False) and action != owner:
@@ -53,10 +51,9 @@ def cache(
     if action == "verify":
         return _verify(held, remove)
     kinds = {entry.kind for entry in held}
-    for name in kind or ():
-        if name not in kinds:
-            known = ", ".join(sorted(kinds)) or "nothing"
-            raise NvretError(f"--kind is {name!r}{hint(name, kinds) or ','} the cache has {known}")
+    for name in (one for one in kind or () if one not in kinds):
+        known = ", ".join(sorted(kinds)) or "nothing"
+        raise NvretError(f"--kind is {name!r}{hint(name, kinds) or ','} the cache has {known}")
     chosen = [entry for entry in held if entry.leftover and entry.age >= contents.DAY]
     if kind or older_than:
         age = (older_than or timedelta(0)).total_seconds()
@@ -67,8 +64,6 @@ def cache(
 
 
 def _show(held: list[Entry]) -> None:
-    from nvret.utils import store
-
     print(store.cache_dir())
     line = "{:<16}{:>8}{:>14}{:>13}{:>13}{:>11}{:>14}".format
     print(line("kind", "results", "MB", "oldest use", "newest use", "leftovers", "MB"))
@@ -84,8 +79,6 @@ def _show(held: list[Entry]) -> None:
 
 
 def _verify(held: list[Entry], remove: bool) -> int:
-    from nvret.utils import cache as contents
-
     results = [entry for entry in held if not entry.leftover]
     faults = {entry: fault for entry in results if (fault := contents.fault(entry))}
     for fault in faults.values():
@@ -97,8 +90,6 @@ def _verify(held: list[Entry], remove: bool) -> int:
 
 
 def _remove(chosen: list[Entry], dry_run: bool) -> None:
-    from nvret.utils import cache as contents
-
     removed = []
     for entry in chosen:
         if dry_run or contents.remove(entry):

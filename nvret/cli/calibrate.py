@@ -65,7 +65,7 @@ def calibrate(
         overwrite: replace files
     """
     from nvret import mining, teachers
-    from nvret.analysis import audit, judges, ladder
+    from nvret.analysis import audit, ladder
     from nvret.analysis import calibrate as calibration
     from nvret.io import inputs
 
@@ -77,7 +77,7 @@ def calibrate(
     options.check_output("output", output, ".json", overwrite=overwrite)
     built = teacher.build(name)
     judgements = None if labels is None else inputs.qrels(labels)[0]
-    reader = None if judge is None else judges.load(judge, device=teacher.device)
+    reader = options.load_judge("judge", judge, teacher.device)
     dataset = data.load()
     several = sum(len(rows) > 1 for rows in dataset.positives) >= calibration.SEVERAL
     hidden = audit.hide(dataset) if several and not (labels or judge or sample) else None

@@ -161,21 +161,17 @@ def evaluate(
             assets.check_model(name, others=("bm25",))
     options.check_output("output", output)
     dataset = data.load()
+    asked = prompts(query_prompt, passage_prompt)
+    lengths = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
     results = {}
     for name in names:
         if name == "bm25":
-            scorer = teachers.prepare(name, dataset)
-            ranked = scorer.top_k(range(dataset.queries.num_rows), max(k))
-            results[name] = evaluation.evaluate_ranking(
-                ranked.ids.numpy(), ranked.scores.numpy(), dataset, k=k
-            )
+            ranked = teachers.prepare(name, dataset).top_k(range(len(dataset.queries)), max(k))
+            arrays = ranked.ids.numpy(), ranked.scores.numpy()
+            results[name] = evaluation.evaluate_ranking(*arrays, dataset, k=k)
         else:
-            asked = prompts(query_prompt, passage_prompt)
             encoder = assets.load_encoder(name, device, prompts=asked)
-            results[name] = evaluation.evaluate(
-                encoder, dataset, k=k,
-                query_max_length=query_max_length, passage_max_length=passage_max_length,
-            )  # fmt: skip
+            results[name] = evaluation.evaluate(encoder, dataset, k=k, **lengths)
     table = compare(*results.values())
     if output:
         with store.atomic_file(output) as partial:
@@ -201,5 +197,4 @@ def compare(*evaluations: Evaluation) -> pd.DataFrame:
         before, after = (one.values(metric) for one in evaluations)
         change = paired_difference(after[None], before[None])
         rows.append((metric, before.mean(), after.mean(), *change))
-    columns = ["metric", "before", "after", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["metric", "before", "after", "difference", "low", "high"])

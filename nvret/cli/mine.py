@@ -68,25 +68,11 @@ class FilterOptions:
 
     def judge(self, device: str) -> Any:
         """The model of ``--second-opinion``, or None."""
-        if self.second_opinion is None:
-            for option in ("second_threshold", "relabel"):
-                if getattr(self, option) is not None:
-                    raise NvretError(
-                        f"{spelled(option)} is of --second-opinion, which is not given"
-                    )
-            return None
+        owner = "second_opinion"
+        options.check_owners(self, second_threshold=owner, relabel=owner)
         options.check_output("relabel", self.relabel, ".tsv")
-        from nvret.analysis import judges
-
-        try:
-            judge = judges.load(self.second_opinion, device=device)
-        except NvretError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            name = f"--second-opinion {self.second_opinion}"
-            raise NvretError(f"{name} cannot be loaded: {reason}") from error
-        if self.second_threshold is not None:
+        judge = options.load_judge("second_opinion", self.second_opinion, device)
+        if judge and self.second_threshold is not None:
             judge.threshold = self.second_threshold
         return judge
 
@@ -219,14 +205,10 @@ def mine(
         dataset, exclude, teachers = _ranked(data, teacher.candidates, rule.method, filters)
     else:  # rows of given vectors are those of the file of queries
         dataset = data.load(keep_unjudged="vectors" in teacher.teacher)
-    size, number = dataset.corpus.num_rows, sampling.num_negatives
-    asked = {"num-negatives": number, "k": draws.depth(number), "n": method.skip,
-             "skip": filters.skip}  # fmt: skip
-    for option, value in asked.items():
-        if value >= size:
-            raise NvretError(
-                f"--{option} is {value}, the corpus has only {size} passages, positives among them"
-            )
+    number = sampling.num_negatives
+    options.check_depths(
+        dataset, num_negatives=number, k=draws.depth(number), n=method.skip, skip=filters.skip
+    )
     if not teacher.candidates:
         exclude = mining.exclusions(dataset, filters.near_duplicates)
 
@@ -306,11 +288,11 @@ def _judged(
 ) -> pa.Table:
     """Negatives that a judge does not call relevant; what it does is written for --relabel."""
     from nvret import negatives
-    from nvret.analysis import relabel
+    from nvret.analysis import judge_quality
     from nvret.io import inputs
     from nvret.utils import processes
 
-    found = relabel.second_opinion(dataset, mined, exclude, judge)
+    found = judge_quality.second_opinion(dataset, mined, exclude, judge)
     if filters.relabel and processes.is_main_process():
         inputs.write_qrels([dataset.qrels, found.relevant], filters.relabel)
     opinion = {"judge": judge.name, "threshold": judge.threshold, "read": found.read,

@@ -111,12 +111,8 @@ class OwnData:
                 f"--queries and --qrels together; given: {listed}"
             )
         pairs = "data" if self._from_hub() else "pairs"  # whose rows are pairs
-        for option, owner in (
-            ("split", "data"), ("query_column", pairs), ("positive_column", pairs),
-            ("id_column", "corpus"), ("text_column", "corpus"), ("title_column", "corpus"),
-        ):  # fmt: skip
-            if getattr(self, option) is not None and getattr(self, owner) is None:
-                raise NvretError(f"{spelled(option)} is of {spelled(owner)}, which is not given")
+        check_owners(self, split="data", query_column=pairs, positive_column=pairs,
+                     id_column="corpus", text_column="corpus", title_column="corpus")  # fmt: skip
 
     def _from_hub(self) -> bool:
         return self.data is not None and "@" in self.data and not Path(self.data).exists()
@@ -246,6 +242,13 @@ def prompts(query: str | None, passage: str | None) -> dict[str, str | None]:
     return {kind: text and text.replace("\\n", "\n") for kind, text in both.items()}
 
 
+def check_owners(group: Any, **owners: str) -> None:
+    """`NvretError` for an option that is given without the other one that it belongs to."""
+    for option, owner in owners.items():
+        if getattr(group, option) is not None and getattr(group, owner) is None:
+            raise NvretError(f"{spelled(option)} is of {spelled(owner)}, which is not given")
+
+
 def check_output(
     option: str, path: Path | None, *suffixes: str, overwrite: bool | None = None
 ) -> None:
@@ -272,6 +275,32 @@ def write_text(path: Path | None, text: str) -> None:
     if path is not None:
         with store.atomic_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def check_depths(dataset: RetrievalDataset, **depths: int) -> None:
+    """`NvretError` for an option that asks for as many passages as there are, or more."""
+    size = dataset.corpus.num_rows
+    for name, value in depths.items():
+        if value >= size:
+            raise NvretError(
+                f"{spelled(name)} is {value}, the corpus has only {size} passages, positives among "
+                "them"
+            )
+
+
+def load_judge(option: str, name: str | None, device: str) -> Any:
+    """The model that reads queries with passages, or None."""
+    if name is None:
+        return None
+    from nvret.analysis import judges
+
+    try:
+        return judges.load(name, device=device)
+    except NvretError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise NvretError(f"{spelled(option)} {name} cannot be loaded: {reason}") from error
 
 
 def given(*groups: Any) -> dict[str, Any]:

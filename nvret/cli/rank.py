@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nvret
 from nvret.cli import options
@@ -12,18 +12,6 @@ from nvret.utils.errors import NvretError
 
 # The names of nvret.io.rankings, which takes long to import; a test compares them
 Format = Literal["scored-lists", "three-part", "labeled-list", "trec"]
-
-
-def _reader(name: str | None, device: str) -> tuple[Any, str]:
-    """The model of ``--rescore`` or None, and what it is for keys."""
-    if name is None:
-        return None, ""
-    from nvret.analysis import judges
-
-    reader = judges.load(name, device=device)
-    if isinstance(reader, judges.BiEncoderJudge):
-        raise NvretError(f"--rescore {name} is an embedding model, which --teacher takes")
-    return reader, judges.fingerprint(name, reader.max_length)
 
 
 def rank(
@@ -57,6 +45,7 @@ def rank(
     import numpy as np
 
     from nvret import mining, teachers
+    from nvret.analysis import judges
     from nvret.io import rankings
     from nvret.utils import processes
 
@@ -68,13 +57,11 @@ def rank(
     kinds = suffixes.get(format, (".parquet",))
     options.check_output("output", output, *kinds, overwrite=overwrite)
     built = teacher.build(name)
-    reader, key = _reader(rescore, teacher.device)
+    reader = options.load_judge("rescore", rescore, teacher.device)
+    if isinstance(reader, judges.BiEncoderJudge):
+        raise NvretError(f"--rescore {rescore} is an embedding model, which --teacher takes")
     dataset = data.load(keep_unjudged=name == "vectors")
-    if depth >= dataset.corpus.num_rows:
-        raise NvretError(
-            f"--depth is {depth}, the corpus has only {dataset.corpus.num_rows} passages, "
-            "positives among them"
-        )
+    options.check_depths(dataset, depth=depth)
     scorer = teachers.prepare(built, dataset)
     run = format == "trec"
     exclude = dataset.positives if run else mining.exclusions(dataset, near_duplicates)
@@ -91,8 +78,8 @@ def rank(
     parts = rankings.rank(dataset, scorer, depth, exclude)
     if reader is not None:
         facts |= {"teacher": reader.name, "first": scorer.name, "kind": "reranking"}
-        read = lambda *texts: reader.scores(*texts, texts[1]).values  # noqa: E731
-        parts = rankings.rescored(dataset, parts, read, key)
+        key = judges.fingerprint(rescore, reader.max_length)
+        parts = rankings.rescored(dataset, parts, reader, key)
     if not processes.is_main_process():
         for _ in parts:
             pass

@@ -8,15 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nvret.cli import options, profile
-from nvret.cli.options import (
-    Only,
-    OwnData,
-    PassagePrompt,
-    Profile,
-    QueryPrompt,
-    Seed,
-    spelled,
-)
+from nvret.cli.options import Only, OwnData, PassagePrompt, Profile, QueryPrompt, Seed, spelled
 from nvret.training.config import TrainingConfig
 from nvret.utils import settings
 from nvret.utils.errors import NvretError
