@@ -1,9 +1,15 @@
-"""A judge at work on a table of negatives: its scores, what they cost and what they catch."""
+"""A judge at work on mined negatives: its scores, what they cost, what they catch and what is left.
+
+Source of `second_opinion`: the relabelling of hard negatives, arXiv 2505.16967 (RLHN), which found
+that to train on them as positives helps more than to drop them.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +27,10 @@ from nvret.sampling import pair_keys
 from nvret.utils import store
 from nvret.utils.errors import NvretError
 
+log = logging.getLogger("nvret")
 COLUMNS = [*audit.KEYS, "rank", "score", "positive_score"]
 RESAMPLES = 400
+ROUNDS = 8  # in which places of what a judge calls relevant are filled again
 
 
 class Judged(NamedTuple):
@@ -84,12 +92,11 @@ def judge(
     if not table.num_rows:
         raise NvretError(f"{judge.name}: the table holds no negative to judge")
     rows = negatives.rows_of(table, dataset)
-    queries = [dataset.query_texts[row] for row in rows["query"]]
-    passages, positives = (
-        [dataset.passages[row] for row in rows[name]] for name in ("negative", "positive")
-    )
+    sources = {"query": dataset.query_texts, "negative": dataset.passages}
+    sources["positive"] = dataset.passages
+    texts = [[source[row] for row in rows[name]] for name, source in sources.items()]
     start = time.perf_counter()
-    values, tokens = judge.scores(queries, passages, positives, progress=progress)
+    values, tokens = judge.scores(*texts, progress=progress)
     seconds = time.perf_counter() - start
     judged, number = _with_scores(table, hidden, values), len(rows)
     return Judged(judge.name, judge.threshold, judged, 1000 * seconds / number, tokens / number)
@@ -174,3 +181,59 @@ def _known(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
 def _with_scores(table: pa.Table, hidden: Hidden | None, scores: np.ndarray) -> pd.DataFrame:
     rows = table.select(COLUMNS).to_pandas().assign(judged=scores)
     return rows if hidden is None else rows.assign(known=audit.known(table, hidden))
+
+
+class Opinion(NamedTuple):
+    """What a judge left of mined negatives.
+
+    Attributes:
+        table: the negatives that it does not call relevant.
+        relevant: query_id, corpus_id, score (1) of those that it does.
+        read: pairs that it has read.
+    """
+
+    table: pa.Table
+    relevant: pa.Table
+    read: int
+
+
+def second_opinion(
+    dataset: RetrievalDataset,
+    mine: Callable[[list[np.ndarray]], pa.Table],
+    exclude: Sequence[np.ndarray],
+    reader: Judge,
+    *,
+    progress: bool = True,
+) -> Opinion:
+    """Mine, judge, and mine again without what was called relevant, until nothing is.
+
+    The next candidates take the places. Each pair of query and passage is read once, with the first
+    positive that it was mined for.
+
+    Args:
+        mine: the negatives, given for each query the rows that may not be negatives.
+        exclude: what these are at first.
+    """
+    excluded, size = [np.asarray(rows, np.int64) for rows in exclude], dataset.corpus.num_rows
+    seen, relevant = np.empty((2, 0), np.int64)
+    for turn in range(1, ROUNDS + 1):
+        table = mine(excluded)
+        rows = negatives.rows_of(table, dataset)
+        keys = (rows["query"] * size + rows["negative"]).to_numpy()
+        _, first = np.unique(keys, return_index=True)
+        fresh = np.sort(first[~np.isin(keys[first], seen)])
+        if not len(fresh):
+            break
+        judged = judge(reader, dataset, table.take(pa.array(fresh)), progress=progress)
+        seen = np.append(seen, keys[fresh])
+        found = keys[fresh][judged.table["judged"].to_numpy() >= reader.threshold]
+        log.info("%s: round %d, %d of %d relevant", reader.name, turn, len(found), len(fresh))
+        if not len(found):
+            break
+        relevant = np.append(relevant, found)
+        for query, passage in np.column_stack(np.divmod(found, size)).tolist():
+            excluded[query] = np.union1d(excluded[query], [passage])
+    table = table.filter(pa.array(~np.isin(keys, relevant) & np.isin(keys, seen)))
+    pairs = audit.pairs_of(dataset, *np.divmod(np.sort(relevant), size))
+    score = pa.array(np.ones(len(relevant), np.int32))
+    return Opinion(table, pairs.append_column("score", score), len(seen))
