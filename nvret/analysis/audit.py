@@ -244,21 +244,13 @@ def against_labelled(hidden: Hidden, scorer: Scorer, exclude: Sequence[np.ndarra
         no method can mine it.
     """
     dataset = hidden.dataset
-    queries, positives = dataset.pairs
-    labelled = pd.DataFrame({"query": queries, "positive": positives})
-    unlabelled = RetrievalDataset(
-        dataset.name, dataset.corpus, dataset.queries,
-        hidden.pairs.append_column("score", pa.array(np.ones(len(hidden.pairs), np.int32))),
-    ).pairs  # fmt: skip
-    rows = pd.DataFrame({"query": unlabelled[0], "hidden": unlabelled[1]}).merge(labelled)
-    query, passage, positive = (rows[name].to_numpy() for name in ("query", "hidden", "positive"))
+    rows = hidden.pairs.to_pandas().merge(pa.table(dataset.pair_ids).to_pandas(), on="query_id")
+    query = pd.Index(dataset.queries["id"].to_pylist()).get_indexer(rows["query_id"])
+    corpus = pd.Index(dataset.corpus["id"].to_pylist())
+    passage, positive = (corpus.get_indexer(rows[name]) for name in ("corpus_id", "positive_id"))
     out = [np.isin(row, exclude[asked]).item() for asked, row in zip(query, passage, strict=True)]
-    ids, corpus = dataset.queries["id"].to_pandas(), dataset.corpus["id"].to_pandas()
-    return pd.DataFrame({
-        "query_id": ids[query].array, "positive_id": corpus[positive].array,
-        "corpus_id": corpus[passage].array, "score": scorer.pair_scores(query, passage),
-        "positive_score": scorer.pair_scores(query, positive), "excluded": out,
-    })  # fmt: skip
+    scores, own = (scorer.pair_scores(query, some) for some in (passage, positive))
+    return rows.assign(score=scores, positive_score=own, excluded=out)
 
 
 def between(
@@ -286,9 +278,10 @@ def between(
     right = int(np.searchsorted(levels, at, side="right").clip(1, len(levels) - 1))
     width = levels[right] - levels[right - 1]
     share = float((at - levels[right - 1]) / width) if width else 0.0
-    shares = {order[right - 1]: 1 - share, order[right]: share}
-    totals = {place: counts[place]["mined"].sum() for place in shares}
-    size = sum(shares[place] * totals[place] for place in shares)
-    parts = [counts[place].set_index(KEYS[:2])[["mined", "false"]] * (shares[place] * size
-             / max(totals[place], 1)) for place in shares]  # fmt: skip
-    return (parts[0] + parts[1]).reset_index()
+    low, high = (
+        counts[place].set_index(KEYS[:2])[["mined", "false"]] for place in order[right - 1 :][:2]
+    )
+    mined = low["mined"].sum(), high["mined"].sum()
+    size = (1 - share) * mined[0] + share * mined[1]
+    low, high = (1 - share) * size / max(mined[0], 1) * low, share * size / max(mined[1], 1) * high
+    return (low + high).reset_index()

@@ -63,14 +63,13 @@ class BiEncoderJudge:
 
     Args:
         model: a name of ``nvret.assets`` or a folder.
-        share: from which a passage counts as relevant.
         max_length: tokens that are read of each text.
     """
 
-    def __init__(
-        self, model: str | Path, share: float = 0.95, *, max_length: int = 128, device: str = "cpu"
-    ) -> None:
-        self.name, self.threshold, self.max_length = Path(model).name, share, max_length
+    threshold = 0.95
+
+    def __init__(self, model: str | Path, *, max_length: int = 128, device: str = "cpu") -> None:
+        self.name, self.max_length = Path(model).name, max_length
         self.encoder = load_encoder(str(model), device)
 
     def scores(self, queries, passages, positives, *, progress=True) -> Scores:

@@ -398,9 +398,7 @@ def report(found: Found, path: Path) -> str:
     for row in rows(found):
         if row["count"]:
             mark = "!" if row["mistake"] else " "
-            lines.append(
-                f"{mark} {row['check']:15} {row['count']:8} {row['share']:8.2%}  {row['what']}"
-            )
+            lines.append("{} {check:15} {count:8} {share:8.2%}  {what}".format(mark, **row))
             for one in row["examples"][:2]:
                 lines.append(f"      record {one['record']}: {one['text'][:90]!r}")
     if found.excess:
