@@ -23,7 +23,6 @@ DRAWS = 400
 class Suggestion:
     """The ceiling of one family that tells suspects from other negatives best."""
 
-    family: str  # "perc-pos" or "margin-pos"
     parameter: float | None = None  # the best on the grid; None where nothing can be suggested
     low: float = np.nan  # 95 % of the bootstrap samples put the best between this and the next
     high: float = np.nan
@@ -72,19 +71,18 @@ def survival(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> pd.DataFra
         rows: a row a negative: pair, score, positive_score.
         suspect: (rows,) bool.
     Returns:
-        columns parameter; all, suspects, others: shares of these negatives; pairs: the share of
-        the pairs with negatives that keep one at least. NaN where there is none to keep.
+        columns parameter; suspects, others: shares of these negatives; pairs: the share of the
+        pairs with negatives that keep one at least. NaN where there is none to keep.
 
     >>> rows = pd.DataFrame({"pair": [0, 0], "score": [0.9, 0.5], "positive_score": 1.0})
     >>> survival("perc-pos", rows, np.array([True, False])).iloc[20].tolist()
-    [0.8, 0.5, 0.0, 1.0, 1.0]
+    [0.8, 0.0, 1.0, 1.0]
     """
     lines = []
     for parameter, mask in _kept(family, rows):
-        kept = pd.Series(mask)
-        shares = kept.mean(), kept[suspect].mean(), kept[~suspect].mean()
-        lines.append((parameter, *shares, rows["pair"][mask].nunique() / rows["pair"].nunique()))
-    return pd.DataFrame(lines, columns=["parameter", "all", "suspects", "others", "pairs"])
+        kept, pairs = pd.Series(mask), rows["pair"][mask].nunique() / rows["pair"].nunique()
+        lines.append((parameter, kept[suspect].mean(), kept[~suspect].mean(), pairs))
+    return pd.DataFrame(lines, columns=["parameter", "suspects", "others", "pairs"])
 
 
 def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> Suggestion:
@@ -98,7 +96,7 @@ def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> Suggestion:
         suspect: (rows,) bool; must not come from the scores themselves.
     """
     count, queries = int(suspect.sum()), rows["query"][suspect].nunique()
-    known = {"family": family, "suspects": count, "queries": queries}
+    known = {"suspects": count, "queries": queries}
     if count < LEAST or 2 * queries < LEAST:
         why = f"{count} suspicious negatives of {queries} queries are too few, expected at least "
         return Suggestion(**known, why=f"{why}{LEAST} of {LEAST // 2} queries or more")

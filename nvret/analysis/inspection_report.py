@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import io
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,12 +208,8 @@ def _sample(inspection: Inspection, number: int) -> list[list[dict[str, Any]]]:
 
 def _figures(inspection: Inspection) -> list[dict[str, str]]:
     """Name, title, caption and SVG of each figure."""
-    drawings = {"scores": _scores, "room": _room}
-    mined_by = inspection.facts["method"]["name"]
-    family = mined_by if mined_by in FAMILIES else next(iter(FAMILIES))
-    drawings |= {family: partial(_survival, family=family)}
     figures = []
-    for name, draw in drawings.items():
+    for name, draw in {"scores": _scores, "room": _room, "survival": _survival}.items():
         with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
             figure = Figure()
             axis = figure.add_subplot()
@@ -229,14 +224,14 @@ def _figures(inspection: Inspection) -> list[dict[str, str]]:
 def _scores(axis: Axes, inspection: Inspection) -> tuple[str, str]:
     """Distributions of the scores of positives, negatives and, with a teacher, random passages."""
     rows = inspection.rows
-    groups = {
-        "positives": (rows.groupby("pair")["positive_score"].first(), POSITIVE, "-"),
-        "negatives": (rows["score"], NEGATIVE, "--"),
-    }
+    groups = [
+        (rows.groupby("pair")["positive_score"].first(), "positives", POSITIVE, "-"),
+        (rows["score"], "negatives", NEGATIVE, "--"),
+    ]
     if inspection.random_scores is not None:
-        groups["random passages"] = (inspection.random_scores, RANDOM, ":")
-    edges = np.histogram_bin_edges(np.concatenate([v for v, *_ in groups.values()]), BINS)
-    for label, (values, colour, line) in groups.items():
+        groups.append((inspection.random_scores, "random passages", RANDOM, ":"))
+    edges = np.histogram_bin_edges(np.concatenate([values for values, *_ in groups]), BINS)
+    for values, label, colour, line in groups:
         bars = 100 * np.histogram(values, edges)[0] / max(len(values), 1)
         axis.stairs(bars, edges, color=colour, linestyle=line, label=label)
         axis.stairs(bars, edges, color=colour, alpha=0.15, fill=True)
@@ -264,8 +259,9 @@ def _room(axis: Axes, inspection: Inspection) -> tuple[str, str]:
     return "Distance to the positive", caption
 
 
-def _survival(axis: Axes, inspection: Inspection, family: str) -> tuple[str, str]:
-    """What would stay of this table under each percentage, or each margin."""
+def _survival(axis: Axes, inspection: Inspection) -> tuple[str, str]:
+    """What would stay of this table under each percentage, or under each margin if it has one."""
+    family = "margin-pos" if inspection.facts["method"]["name"] == "margin-pos" else "perc-pos"
     table, chosen = inspection.survival[family], inspection.suggestions[family]
     percentage = family == "perc-pos"
     scale = 100 if percentage else 1
@@ -294,12 +290,12 @@ def _survival(axis: Axes, inspection: Inspection, family: str) -> tuple[str, str
 def _svg(figure: Figure, name: str) -> str:
     """SVG with the page's colours in it; ``name`` starts its ids, which must differ in a page."""
     target = io.StringIO()
-    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+    figure.savefig(target, format="svg", metadata=nothing)
     text = target.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     for variable, colour in VARIABLES.items():  # which a page may lighten on a dark ground
         text = text.replace(colour.lower(), f"var(--{variable},{colour})")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
     size = re.search(r'viewBox="([^"]+)"', text)
