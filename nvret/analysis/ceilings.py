@@ -118,12 +118,12 @@ def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> Suggestion:
     if curve[best] <= 0 or np.quantile(curves[:, best], 0.025) <= 0:
         why = "the score does not tell the suspicious negatives from the others"
         return Suggestion(**known, why=why)
-    low, high = np.quantile(values[curves.argmax(1)], [0.025, 0.975], method="nearest")
+    ends = np.quantile(values[curves.argmax(1)], [0.025, 0.975], method="nearest").tolist()
     return Suggestion(
         **known,
         parameter=float(values[best]),
-        low=float(low),
-        high=float(high),
+        low=ends[0],
+        high=ends[1],
         suspects_dropped=float(suspects[:, best].sum() / suspects[:, -1].sum()),
         others_dropped=float(others[:, best].sum() / others[:, -1].sum()),
     )

@@ -95,8 +95,7 @@ def inspect(
     rows["room"] = rows["ceiling"] - rows["score"]
     rows["gap"] = positive - rows["score"]
     rows["ratio"] = (rows["score"] / positive).where(positive > 0)
-    labels = pd.MultiIndex.from_arrays(dataset.pairs)
-    labelled = pd.MultiIndex.from_frame(rows[["query", "negative"]]).isin(labels)
+    labelled = audit.known(table, audit.pairs_of(dataset, *dataset.pairs))
     known = None
     if hidden is not None:
         unseen = audit.unseen(dataset, hidden)
@@ -149,10 +148,9 @@ def _random(dataset: RetrievalDataset, facts: dict, teacher: Any, progress: bool
             f"teacher {scorer.name} is not the one that mined the table ({facts.get('teacher')}), "
             "expected the same weights and lengths"
         )
-    queries, passages = dataset.pairs
-    ids = dataset.queries["id"].take(queries), dataset.corpus["id"].take(passages)
+    queries, keys = dataset.pairs[0], pair_keys(*dataset.pair_ids.values(), 0)
     positives = [dataset.positives[row] for row in queries]
-    drawn = draw_rows(pair_keys(*ids, 0), dataset.corpus.num_rows, 1, positives)[:, 0]
+    drawn = draw_rows(keys, dataset.corpus.num_rows, 1, positives)[:, 0]
     return scorer.pair_scores(queries[drawn >= 0], drawn[drawn >= 0])
 
 
