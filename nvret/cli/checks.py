@@ -43,19 +43,16 @@ def inspect(
     from nvret.analysis import inspection, inspection_report
     from nvret.io import adopted, inputs
 
-    if options.given(data):
+    own, described = tables.is_own(negatives), bool(options.given(data))
+    if own or described:
         data.check("inspect needs")
     # Before the work, and again when the report is written
     options.check_output("output", output, overwrite=overwrite)
     labels = None if hidden is None else inputs.qrels(hidden)[0]
-    if tables.is_own(negatives):
-        data.check("inspect needs")
-        table, dataset = tables.load(negatives), data.load()
-    else:
-        dataset = data.load() if options.given(data) else adopted.load_dataset(negatives)
-        if teacher:
-            teacher = teachers.prepare(teacher, dataset)
-        table = adopted.table(negatives, dataset, teacher)
+    dataset = data.load() if own or described else adopted.load_dataset(negatives)
+    if teacher and not own:
+        teacher = teachers.prepare(teacher, dataset)
+    table = tables.load(negatives) if own else adopted.table(negatives, dataset, teacher)
     report = inspection.inspect(table, dataset, hidden=labels, teacher=teacher)
     inspection_report.save_html(report, output, overwrite=overwrite)
     counts = report.counts

@@ -262,14 +262,15 @@ class ListScorer:
     ) -> ListScorer:
         """A scorer of (S,) rows of queries and passages; equal pairs are one."""
         size, scores = dataset.corpus.num_rows, lists.scores
-        rows = pd.DataFrame({"pair": query * size + passage, "score": scores}).drop_duplicates()
-        if (twice := rows["pair"].duplicated()).any():
-            place = int(rows.index[twice.argmax()])
+        rows = pd.DataFrame({"pair": query * size + passage, "score": scores})
+        again = rows[rows["pair"].duplicated(keep=False)].drop_duplicates()
+        if (twice := again["pair"].duplicated()).any():
+            place = int(again.index[twice.argmax()])
             raise NvretError(
                 f"{lists.path}: {lists.documents[place].as_py()[:60]!r} has two scores for query "
                 f"{lists.query(place)[:60]!r}, expected one"
             )
-        kept = rows.index.to_numpy()
+        kept = np.flatnonzero(~rows["pair"].duplicated())
         kept = kept[np.lexsort((passage[kept], -scores[kept], query[kept]))]
         starts = np.searchsorted(query[kept], np.arange(dataset.queries.num_rows + 1))
         key = fingerprint("lists", query[kept], passage[kept], scores[kept])
@@ -346,9 +347,8 @@ def scored(dataset: RetrievalDataset, scorer: ListScorer) -> tuple[RetrievalData
         return dataset, 0
     if without.all():
         raise NvretError(f"{scorer.name}: no labelled positive of {dataset.name} has a score there")
-    gone = {name: ids.filter(pa.array(without)) for name, ids in dataset.pair_ids.items()}
-    gone = pa.table({"query_id": gone["query_id"], "corpus_id": gone["positive_id"]})
     keys = ["query_id", "corpus_id"]
+    gone = pa.table([ids.filter(pa.array(without)) for ids in dataset.pair_ids.values()], keys)
     kept = dataset.qrels.join(gone, keys, join_type="left anti").sort_by(
         [(name, "ascending") for name in keys]
     )
