@@ -7,7 +7,7 @@ names what differs from the student's and the profile's own settings, and nothin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,14 @@ def arms(settings: config.Settings, name: str) -> list[Arm]:
             if by_label.setdefault(arm.label, arm) != arm:
                 raise NvretError(f"{where}: two different arms are labelled {arm.label!r}")
     return list(by_label.values())
+
+
+def by_student(chosen: Iterable[Arm]) -> dict[str, list[Arm]]:
+    """The arms of each student, in their order."""
+    students: dict[str, list[Arm]] = {}
+    for arm in chosen:
+        students.setdefault(arm.student, []).append(arm)
+    return students
 
 
 def _arm(settings: config.Settings, where: str, values: dict[str, Any]) -> Arm:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from nvret import ensembles, methods, mining, negatives, sampling
 from nvret.data import RetrievalDataset
 from nvret.study import mixtures, treatments
-from nvret.study.arms import Arm, arms
+from nvret.study.arms import Arm, arms, by_student
 from nvret.study.scores import CORPORA
 from nvret.study.workspace import Workspace, inputs, place
 from nvret.utils import store
@@ -32,6 +32,7 @@ class Material:
     Attributes:
         name: of the notebook.
         arms: all of them, each student's base model first.
+        by_student: the same, student by student.
         reference: what each student's arms are compared with: a label after the student.
     """
 
@@ -40,11 +41,11 @@ class Material:
         self.settings = workspace.settings
         self.name = name
         self.arms = arms(self.settings, name)
+        self.by_student = by_student(self.arms)
         chosen = self.settings.studies[name]
         self.reference = chosen.reference
-        labels = {arm.label for arm in self.arms}
-        for student in dict.fromkeys(arm.student for arm in self.arms):
-            if f"{student}: {self.reference}" not in labels:
+        for student, own in self.by_student.items():
+            if f"{student}: {self.reference}" not in [arm.label for arm in own]:
                 raise NvretError(f"studies.{name}.reference: {student} has no {self.reference!r}")
         # The primary corpus first
         known, asked = list(self.settings.data.corpora), chosen.corpora
@@ -55,7 +56,7 @@ class Material:
 
     def _trained_on(self, arm: Arm) -> tuple[str, ...]:
         """An arm's training sets; of a base model those of all arms that it is compared with."""
-        own = [arm] if arm.trained else [a for a in self.arms if a.student == arm.student]
+        own = [arm] if arm.trained else self.by_student[arm.student]
         names = (name for a in own if a.trained for name in a.sets)
         return tuple(dict.fromkeys(names)) or tuple(arm.sets)
 

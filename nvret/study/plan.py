@@ -15,7 +15,7 @@ from nvret import data
 from nvret.assets import registry, resolve
 from nvret.cost import work
 from nvret.study import notebooks, paths
-from nvret.study.arms import Arm, arms
+from nvret.study.arms import Arm, arms, by_student
 from nvret.study.config import Settings, TeacherSettings
 from nvret.training.config import TrainingConfig
 
@@ -88,7 +88,7 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
     """
     rows: list[dict] = []
     encoded: set[tuple[str, str]] = set()
-    for name, study in settings.studies.items():
+    for name in settings.studies:
         trained = [arm for arm in arms(settings, name) if arm.trained]
         searches = {  # one answers all methods of a study
             (teacher, train, arm.sampling)
@@ -109,15 +109,8 @@ def stages(settings: Settings, assumed: Assumed, sizes: Sizes = size) -> pd.Data
         )
         mine = {"stage": "mine", "what": name, "number": len(searches), "operations": operations}
         steps.append(mine)
-        for student in dict.fromkeys(arm.student for arm in trained):
-            own = [arm for arm in trained if arm.student == student]
-            tests = [train for arm in own for train in arm.sets]
-            for corpus in study.corpora or list(settings.data.corpora)[:1]:
-                tests += settings.data.corpora[corpus].others
-            if study.out_of_domain:
-                tests += settings.students[student].out_of_domain
-            seeds = len(settings.seeds_of(student, name))
-            for step in _train(settings, assumed, own, seeds, [*dict.fromkeys(tests)], sizes):
+        for student, own in by_student(trained).items():
+            for step in _train(settings, assumed, name, own, sizes):
                 steps.append(step | {"what": f"{name}, {student}"})
         done = paths.scores_path(settings, name).exists()
         rows += [step | {"done": done} for step in steps]
@@ -142,27 +135,27 @@ def _encode(
 
 
 def _train(
-    settings: Settings,
-    assumed: Assumed,
-    trained: list[Arm],
-    seeds: int,
-    tests: list[str],
-    sizes: Sizes,
+    settings: Settings, assumed: Assumed, name: str, trained: list[Arm], sizes: Sizes
 ) -> list[dict]:
-    """Training and evaluation of the arms of one student."""
-    student = settings.students[trained[0].student]
+    """Training and evaluation of one student's arms in the study of that name."""
+    study, student = settings.studies[name], settings.students[trained[0].student]
+    tests = [train for arm in trained for train in arm.sets]
+    for corpus in study.corpora or list(settings.data.corpora)[:1]:
+        tests += settings.data.corpora[corpus].others
+    tests += student.out_of_domain if study.out_of_domain else []
     parameters, training = registry.models()[student.model].parameters, student.training
     tokens = 0.0
     for arm in trained:
-        whole = sum(sizes(name)[0] for name in arm.sets)
+        whole = sum(sizes(train)[0] for train in arm.sets)
         pairs = min(arm.queries or student.queries or whole, whole)
         for negatives in filter(None, (arm.num_negatives, arm.stage_two)):
             tokens += assumed.tokens(training, pairs, pairs * (1 + negatives)) * arm.epochs
-    tested = sum(assumed.tokens(training, *sizes(name)) for name in tests)
+    tested = sum(assumed.tokens(training, *sizes(test)) for test in dict.fromkeys(tests))
+    seeds = len(settings.seeds_of(trained[0].student, name))
     runs, weights = seeds * len(trained), parameters * work.FLOAT / GIGA
     if student.head:  # each text is read once, and a head takes next to nothing
-        sets = {name for arm in trained for name in arm.train}
-        read = sum(assumed.tokens(training, *sizes(name)) for name in sets)
+        sets = {train for arm in trained for train in arm.train}
+        read = sum(assumed.tokens(training, *sizes(train)) for train in sets)
         train = {"operations": work.forward_operations(parameters, read), "memory_gb": weights}
         test = {"operations": work.forward_operations(parameters, tested)}
     else:

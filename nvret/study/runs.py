@@ -47,12 +47,17 @@ class Study(Material):
         """
         scores, logs = [], []
         with batching.remember_tokens():
-            for student in dict.fromkeys(arm.student for arm in self.arms):
+            for student in self.by_student:
                 for arm, seed in self._todo(student):
                     found, log = self._evaluated(arm, seed)
                     scores.append(found.assign(arm=arm.label, seed=seed))
                     logs.append(log.assign(arm=arm.label, seed=seed))
                     machine.free_gpu_memory()
+        first = self.settings.seeds[0]
+        mined = (
+            ((arm.label, self.negatives(arm, first)) for arm in own)
+            for own in self.by_student.values()
+        )
         results = Results.of(
             pd.DataFrame([{"arm": arm.label, **arm.row} for arm in self.arms]).set_index("arm"),
             pd.concat(scores, ignore_index=True),
@@ -60,29 +65,17 @@ class Study(Material):
             self.workspace.dev.name,
             primary=self.primary,
             corpora=self._corpora(),
-            differing=pd.concat(map(tables.differing, self._mined_by_student())),
+            differing=pd.concat(map(tables.differing, mined)),
         )
         results.save(paths.scores_path(self.settings, self.name))
         return results
 
-    def _mined_by_student(self) -> Iterator[Iterator[tuple[str, pa.Table]]]:
-        """For each student: its arms with what they mine for the first seed."""
-        for student in dict.fromkeys(arm.student for arm in self.arms):
-            own = [arm for arm in self.arms if arm.student == student]
-            yield ((arm.label, self.negatives(arm, self.settings.seeds[0])) for arm in own)
-
     def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
         """A student's arms and seeds under a bar; what is not trained has one seed."""
-        seeds = self.settings.seeds_of(student, self.name)
-        todo = [
-            (arm, seed)
-            for seed in seeds
-            for arm in self.arms
-            if arm.student == student and (arm.trained or seed == seeds[0])
-        ]
-        bar = progress_bar(
-            todo, desc=f"{self.name} {student}", unit="model", show=self.workspace.progress
-        )
+        arms, seeds = self.by_student[student], self.settings.seeds_of(student, self.name)
+        todo = [(arm, seed) for seed in seeds for arm in arms if arm.trained or seed == seeds[0]]
+        name, show = f"{self.name} {student}", self.workspace.progress
+        bar = progress_bar(todo, desc=name, unit="model", show=show)
         for arm, seed in bar:
             bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
             yield arm, seed
@@ -351,13 +344,10 @@ class Study(Material):
         for arm in self.arms:
             parts = self._parts(arm, self.settings.seeds[0]) if len(arm.train) > 1 else {}
             for name, part in parts.items():
-                rows[arm.mixture_temperature, name] = {
-                    "mixture temperature": arm.mixture_temperature,
-                    "set": name,
-                    "questions": part.queries.num_rows,
-                    "passages": part.corpus.num_rows,
-                }
-        return pd.DataFrame(rows.values())
+                numbers = part.queries.num_rows, part.corpus.num_rows
+                rows[arm.mixture_temperature, name] = arm.mixture_temperature, name, *numbers
+        columns = ["mixture temperature", "set", "questions", "passages"]
+        return pd.DataFrame(list(rows.values()), columns=columns)
 
 
 def _last_stage(arm: Arm) -> Arm:
