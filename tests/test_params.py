@@ -165,7 +165,7 @@ def test_a_name_that_leads_elsewhere_is_refused(values, name, monkeypatch, tmp_p
         paths.save_table(settings, name, pd.DataFrame({"a": [1]}))
     with pytest.raises(NvretError, match="is no plain name"):
         paths.save_figure(settings, name, None)
-    with pytest.raises(NvretError, match="no notebook"):
+    with pytest.raises(NvretError, match=r"notebook is .*, expected one of"):
         notebooks.run(settings, values, [name])
     assert list(tmp_path.rglob("*")) == []
 

@@ -29,7 +29,7 @@ from nvret.study.runs import Study, studies
 from nvret.study.workspace import Workspace
 from nvret.utils import machine, processes, store
 from nvret.utils.bars import progress_bar
-from nvret.utils.errors import NvretError
+from nvret.utils.errors import NvretError, check_choice
 
 CLAIMS = "10_claims"  # the notebook that reads what all others write
 VERSIONS = [*paths.PACKAGES, "matplotlib", "pandas", "papermill", "scipy"]
@@ -82,10 +82,9 @@ def run(
         NvretError: no such notebook; a notebook that failed, with the last line of its error.
     """
     root, folder = project_root(), paths.results_folder(settings)
+    known = sorted(path.stem for path in (root / "notebooks" / "study").glob("*.ipynb"))
     for name in names:
-        known = sorted(path.stem for path in (root / "notebooks" / "study").glob("*.ipynb"))
-        if name not in known:
-            raise NvretError(f"no notebook {name!r}, expected one of {', '.join(known)}")
+        check_choice("notebook", name, known)
     usual = root / "params" / f"{settings.profile}.yaml"
     if usual.is_file() and read(usual) == values:
         values = {"profile": settings.profile}
