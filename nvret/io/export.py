@@ -36,19 +36,19 @@ Record = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """A pair of query and positive with its negatives, as rows of the data set."""
+    """A pair of query and positive with its negatives; the positive stands first."""
 
-    query: int
-    positive: int
-    negatives: list[int]
-    scores: list[float]  # the teacher's, of the positive, then of the negatives; or none at all
+    query_row: int
+    query: str
+    rows: list[int]  # of the corpus
+    texts: list[str]
+    scores: list[float]  # the teacher's; none where there is no negative
 
 
 class NegativesByPair:
     """Every pair of a data set with its negatives: none, some, or ``width`` of them."""
 
     def __init__(self, dataset: RetrievalDataset, table: pa.Table, num_negatives: int) -> None:
-        self.texts, self.query_texts = dataset.passages, dataset.query_texts
         self.dataset = dataset
         rows = negatives.rows_of(table, dataset).sort_values(["pair", "rank"], kind="stable")
         self.starts = np.searchsorted(rows["pair"], np.arange(len(dataset.pairs[0]) + 1))
@@ -57,18 +57,17 @@ class NegativesByPair:
         self.rows = {name: rows[name].to_numpy() for name in rows}
 
     def __iter__(self) -> Iterator[Pair]:
+        queries, passages = self.dataset.query_texts, self.dataset.passages
         for number, (query, positive) in enumerate(zip(*self.dataset.pairs, strict=True)):
             part = slice(self.starts[number], self.starts[number + 1])
-            own = self.rows["positive_score"][part][:1].tolist()
-            scores = own + self.rows["score"][part].tolist()
-            yield Pair(int(query), int(positive), self.rows["negative"][part].tolist(), scores)
+            scores = [*self.rows["positive_score"][part][:1], *self.rows["score"][part]]
+            rows = [int(positive), *self.rows["negative"][part].tolist()]
+            texts = [passages[row] for row in rows]
+            yield Pair(int(query), queries[query], rows, texts, list(map(float, scores)))
 
     def filled(self) -> Iterator[Pair]:
         """The pairs that have a negative."""
-        return (pair for pair in self if pair.negatives)
-
-    def anchor(self, pair: Pair) -> Record:
-        return {"anchor": self.query_texts[pair.query], "positive": self.texts[pair.positive]}
+        return (pair for pair in self if pair.scores)
 
 
 class Format(NamedTuple):
@@ -80,18 +79,19 @@ class Format(NamedTuple):
 
 def triplets(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """anchor, positive, negative; ``scores`` of positive and negative. A record a negative."""
-    for pair in mined:
-        for row, score in zip(pair.negatives, pair.scores[1:], strict=True):
-            record = mined.anchor(pair) | {"negative": mined.texts[row]}
+    for pair in mined.filled():
+        for text, score in zip(pair.texts[1:], pair.scores[1:], strict=True):
+            record = {"anchor": pair.query, "positive": pair.texts[0], "negative": text}
             yield record | ({"scores": [pair.scores[0], score]} if scores else {})
 
 
 def tuples(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """anchor, positive, negative_1, …; ``scores`` of all but the anchor. A record a full pair."""
+    names = ["positive", *(f"negative_{number}" for number in range(1, mined.width + 1))]
     for pair in mined:
-        if len(pair.negatives) == mined.width:
-            others = {f"negative_{i}": mined.texts[row] for i, row in enumerate(pair.negatives, 1)}
-            yield mined.anchor(pair) | others | ({"scores": pair.scores} if scores else {})
+        if len(pair.texts) == len(names):
+            record = {"anchor": pair.query} | dict(zip(names, pair.texts, strict=True))
+            yield record | ({"scores": pair.scores} if scores else {})
 
 
 def labeled_pairs(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
@@ -100,29 +100,25 @@ def labeled_pairs(mined: NegativesByPair, scores: bool = False) -> Iterator[Reco
     A query's positives stand before its negatives; a negative that several of its pairs have in
     common stands there once.
     """
-    for query, pairs in itertools.groupby(mined, key=lambda pair: pair.query):  # ordered by query
+    name, passages = "score" if scores else "label", mined.dataset.passages
+    for _, group in itertools.groupby(mined, key=lambda pair: pair.query_row):
         positives: dict[int, float] = {}
         others: dict[int, float] = {}
-        for pair in pairs:
-            if not scores:
-                positives[pair.positive] = 1
-            elif pair.negatives:
-                positives[pair.positive] = pair.scores[0]
-            for row, score in zip(pair.negatives, pair.scores[1:], strict=True):
-                others.setdefault(row, score if scores else 0)
-        name, text = "score" if scores else "label", mined.query_texts[query]
+        for pair in group:
+            values = pair.scores if scores else [1] + [0] * len(pair.scores[1:])
+            positives.update(zip(pair.rows[:1], values, strict=False))
+            for row, value in zip(pair.rows[1:], values[1:], strict=True):
+                others.setdefault(row, value)
         for row, value in itertools.chain(positives.items(), others.items()):
-            yield {"query": text, "document": mined.texts[row], name: value}
+            yield {"query": pair.query, "document": passages[row], name: value}
 
 
 def labeled_lists(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query, document (the positive, then the negatives), labels or the teacher's ``scores``."""
     for pair in mined.filled():
-        labels = {"labels": [1] + [0] * len(pair.negatives)}
-        yield {
-            "query": mined.query_texts[pair.query],
-            "document": [mined.texts[row] for row in (pair.positive, *pair.negatives)],
-        } | ({"scores": pair.scores} if scores else labels)
+        labels = {"labels": [1] + [0] * len(pair.texts[1:])}
+        record = {"query": pair.query, "document": pair.texts}
+        yield record | ({"scores": pair.scores} if scores else labels)
 
 
 def flagembedding(mined: NegativesByPair, scores: bool = True) -> Iterator[Record]:
@@ -130,26 +126,19 @@ def flagembedding(mined: NegativesByPair, scores: bool = True) -> Iterator[Recor
 
     Source: ``FlagEmbedding.abc.finetune.embedder.AbsDataset``.
     """
-    ids = mined.dataset.corpus["id"].to_pylist()
+    known = mined.dataset.corpus["id"].to_pylist()
     for pair in mined.filled():
+        ids = [known[row] for row in pair.rows]
+        record = {"query": pair.query, "pos": pair.texts[:1], "neg": pair.texts[1:],
+                  "pos_id": ids[:1], "neg_id": ids[1:]}  # fmt: skip
         given = {"pos_scores": pair.scores[:1], "neg_scores": pair.scores[1:]}
-        yield {
-            "query": mined.query_texts[pair.query],
-            "pos": [mined.texts[pair.positive]],
-            "neg": [mined.texts[row] for row in pair.negatives],
-            "pos_id": [ids[pair.positive]],
-            "neg_id": [ids[row] for row in pair.negatives],
-        } | (given if scores else {})
+        yield record | (given if scores else {})
 
 
 def automodel(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     """query, pos_doc (a text) and neg_doc (texts): NeMo Automodel's inline JSON Lines."""
     for pair in mined.filled():
-        yield {
-            "query": mined.query_texts[pair.query],
-            "pos_doc": mined.texts[pair.positive],
-            "neg_doc": [mined.texts[row] for row in pair.negatives],
-        }
+        yield {"query": pair.query, "pos_doc": pair.texts[0], "neg_doc": pair.texts[1:]}
 
 
 def tevatron(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
@@ -159,15 +148,12 @@ def tevatron(mined: NegativesByPair, scores: bool = False) -> Iterator[Record]:
     negatives. The reader knows no scores.
     """
     corpus = mined.dataset.corpus.select(["id", "title", "text"])
-    passages = corpus.rename_columns(["docid", "title", "text"]).to_pylist()
+    known = corpus.rename_columns(["docid", "title", "text"]).to_pylist()
     names = mined.dataset.queries["id"].to_pylist()
     for pair in mined.filled():
-        yield {
-            "query_id": names[pair.query],
-            "query": mined.query_texts[pair.query],
-            "positive_passages": [passages[pair.positive]],
-            "negative_passages": [passages[row] for row in pair.negatives],
-        }
+        passages = [known[row] for row in pair.rows]
+        yield {"query_id": names[pair.query_row], "query": pair.query,
+               "positive_passages": passages[:1], "negative_passages": passages[1:]}  # fmt: skip
 
 
 FORMATS = {
