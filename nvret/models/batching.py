@@ -227,12 +227,9 @@ class InBatches(nn.Module):
         prompt_tokens: Sequence[int],
         words: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """`forward` of several batches, for training.
+        """`forward` of several batches, the arguments of each, for training.
 
-        Args:
-            batches: arguments of `forward`.
-            prompt_tokens: of each batch.
-            words: `word_vectors` of the batches, if looked up already.
+        ``words`` are the batches' `word_vectors`, if looked up already.
         """
         if self.layout.static:
             starts = np.cumsum([0, *(len(batch["input_ids"]) for batch in batches)])

@@ -39,9 +39,8 @@ BUDGET = 2048  # tokens of a batch
 def load(path: str | Path, *, device: str = "cpu", dtype: str = "int8", **options: Any) -> Encoder:
     """As `Encoder.load`, of a model that reads passages in int8.
 
-    Raises:
-        NvretError: as there; the extra is not installed; a static model, another device than a CPU
-            or dtype than "int8"; several processes.
+    `NvretError` as there; where the extra is not installed; for a static model, another device than
+    a CPU or dtype than "int8", several processes.
     """
     check_choice("dtype", dtype, ("int8",))
     _import()

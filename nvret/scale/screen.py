@@ -58,9 +58,6 @@ def top_k(
     Scores are computed in float64 and rounded once. Plain ``top_k``'s may differ from them in the
     last bits, and passages whose scores differ by no more may stand in another order.
 
-    Args:
-        queries, corpus, k, ceiling, exclude, device, buffer_mb, progress: as there.
-
     >>> passages = torch.nn.functional.normalize(torch.randn(100, 8), dim=1)
     >>> bool((top_k(passages, passages, 3).ids[:, 0] == torch.arange(100)).all())
     True

@@ -216,12 +216,9 @@ def load(folder: str | Path) -> np.ndarray:
 
 
 def apply(folder: str | Path, vectors: np.ndarray) -> np.ndarray:
-    """Frozen vectors (N, D) of queries or passages as the head maps them.
+    """Frozen vectors (N, D) as the head maps them: (N, D) float32, L2-normalised.
 
-    Returns:
-        (N, D) float32, L2-normalised.
-    Raises:
-        NvretError: no trained head is in ``folder``, or it is for vectors of another dimension.
+    `NvretError` where no head is in ``folder``, or it is for vectors of another dimension.
     """
     weight = load(folder)
     if vectors.ndim != 2 or vectors.shape[1] != len(weight):
@@ -234,11 +231,9 @@ def apply(folder: str | Path, vectors: np.ndarray) -> np.ndarray:
 
 
 class HeadEncoder:
-    """A frozen encoder whose vectors are kept, and a head: what `nvret.evaluation` can evaluate.
+    """A frozen encoder whose vectors are kept, and the folder of a head (None: the base alone).
 
-    Args:
-        base: the frozen encoder.
-        folder: of the head; None: the base model alone.
+    What `nvret.evaluation` can evaluate.
     """
 
     def __init__(self, base: Encoder, folder: Path | None = None) -> None:

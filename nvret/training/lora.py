@@ -22,10 +22,7 @@ def add(encoder: nn.Module, rank: int, alpha: int, dropout: float, seed: int) ->
 
     A layer's output becomes ``W x + alpha / rank * B A x``. B begins as zeros, so that the vectors
     are those of the base model until the first step; A, whose input has the dropout, is drawn from
-    the seed. The global random state is left as it was.
-
-    Raises:
-        NvretError: a static model, which has no linear layer.
+    the seed. The global random state is left as it was. `NvretError` for a static model.
     """
     if encoder.layout.static:
         raise NvretError("lora_rank is for transformers: a static model has no linear layer")

@@ -52,11 +52,7 @@ class Entry(NamedTuple):
 
 
 def entries() -> Iterator[Entry]:
-    """All results and leftovers, kind by kind.
-
-    Raises:
-        NvretError: the cache is no folder.
-    """
+    """All results and leftovers, kind by kind; `NvretError` where the cache is no folder."""
     root = store.cache_dir()
     if root.exists() and not root.is_dir():
         raise NvretError(f"{root}: expected a folder ($NVRET_CACHE)")

@@ -49,8 +49,7 @@ def of(target: Path, root: Path) -> Place | None:
 def listed(place: Place) -> dict[str, str] | None:
     """Names and SHA-256 of a result's files; None: not there.
 
-    Raises:
-        NvretError: the list is none, or names a file outside of the result.
+    `NvretError` where the list is none, or names a file outside of the result.
     """
     path = f"{place.path}.json"
     if not place.system.exists(path):
@@ -72,8 +71,7 @@ def listed(place: Place) -> dict[str, str] | None:
 def fetch(place: Place, files: dict[str, str], folder: Path) -> None:
     """Copy the listed files into a folder.
 
-    Raises:
-        NvretError: a file is missing there, or is not what its list says.
+    `NvretError` where a file is missing there, or is not what its list says.
     """
     for name, expected in files.items():
         source, target = f"{place.path}/{name}", folder / name

@@ -31,10 +31,7 @@ class Section(BaseModel):
 
 
 def explain(error: ValidationError, root: type[Section]) -> list[str]:
-    """A line for each problem: the key, what it holds, what was expected.
-
-    Args:
-        root: what was validated; its keys are named where one is unknown.
+    """A line for each problem with the class ``root``: the key, what it holds, what was expected.
 
     >>> class Run(Section):
     ...     seed: int
@@ -55,12 +52,7 @@ def explain(error: ValidationError, root: type[Section]) -> list[str]:
 
 
 def line(problem: Any, where: str, section: type[Section]) -> str:
-    """One problem in a line.
-
-    Args:
-        where: the place in the file.
-        section: what describes that place; its keys are named where one is unknown.
-    """
+    """One problem at a place in the file, which ``section`` describes."""
     if problem["type"] == "extra_forbidden":
         known = section.known_keys()
         meant = hint(str(problem["loc"][-1]), known) or f", expected one of {', '.join(known)}"

@@ -153,10 +153,7 @@ def scratch(target: Path) -> Path:
 def locked(target: Path, timeout: float = -1) -> Iterator[None]:
     """Keep others from making ``target`` meanwhile; no lock file stays.
 
-    Args:
-        timeout: seconds to wait for another process; -1: until it is done.
-    Raises:
-        filelock.Timeout: the other process still works.
+    `filelock.Timeout` where another process still works after so many seconds; -1: wait for it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock"), timeout) as lock:
@@ -180,14 +177,9 @@ def timed(stage: str) -> Iterator[None]:
 def atomic_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path | None]:
     """Write a folder under a temporary name; rename it to ``target`` when the block succeeds.
 
-    Args:
-        target: the folder to make.
-        keep_partial: leave the temporary folder in place when the block fails, for a stage that
-            resumes from its own checkpoints; the next call finds it under the same name.
-    Yields:
-        the temporary folder, or None when ``target`` exists already (another process made it).
-    Raises:
-        NvretError: the disk is full, or may not be written to.
+    Yields the temporary folder, or None when ``target`` exists already (another process made it).
+    With ``keep_partial`` a block that fails leaves it in place, for a stage that resumes from its
+    own checkpoints. `NvretError` where the disk is full, or may not be written to.
     """
     with _writing(target), locked(target):
         if target.exists():
@@ -236,11 +228,7 @@ def shared_folder(target: Path, *, keep_partial: bool = False) -> Iterator[Path 
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write a file under a temporary name; rename it to ``target`` when the block succeeds.
-
-    Raises:
-        NvretError: the disk is full, or may not be written to.
-    """
+    """The same of a file."""
     partial = scratch(target)
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -259,10 +247,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[Any]:
     """A ``.npy`` file of float32 to fill in: a memory map whose place on the disk is taken.
 
-    A map of a sparse file would end the process with SIGBUS when the disk is full.
-
-    Raises:
-        OSError: there is no room.
+    A map of a sparse file would end the process with SIGBUS when the disk is full; this raises
+    `OSError` at once.
     """
     import numpy as np
 
@@ -294,11 +280,7 @@ def find(target: Path) -> bool:
     """Whether a result is in the cache, copied there now from ``$NVRET_REMOTE`` if need be.
 
     The same for all processes of a job; the first one copies. What is found counts as used now.
-
-    Args:
-        target: the folder of the cache.
-    Raises:
-        NvretError: a file is missing at the remote place, or is not what its list says.
+    `NvretError` where a file is missing at the remote place, or is not what its list says.
     """
     found = target.exists()
     place = None if found else remote.of(target, cache_dir())
