@@ -278,30 +278,27 @@ def _pair_columns(
 
 def _pairs(rows: tabular.Rows, query: str, named: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """The text of each row's query, and those of its positives."""
-    for row, text in enumerate(rows.texts(query), rows.start):
+    listed = zip(*(rows.columns[name] for name in named), strict=True)
+    for row, (text, values) in enumerate(zip(rows.texts(query), listed, strict=True), rows.start):
+        place, positives = rows.place(row), []
         if not text.strip():
-            raise NvretError(f"{rows.place(row)}: {query!r} has no text")
-        values = {name: rows.columns[name][row - rows.start] for name in named}
-        positives = list(_positives(values, rows.place(row)))
+            raise NvretError(f"{place}: {query!r} has no text")
+        for name, value in zip(named, values, strict=True):
+            given = value if isinstance(value, list) else [value]
+            positives += [_text(one, place, name) for one in given if one not in (None, "")]
         if not positives:
-            raise NvretError(
-                f"{rows.place(row)}: query {text[:60]!r} has no positive in {', '.join(named)}"
-            )
+            raise NvretError(f"{place}: query {text[:60]!r} has no positive in {', '.join(named)}")
         yield text, positives
 
 
-def _positives(values: dict[str, Any], place: str) -> Iterator[str]:
-    """The texts of one row's positives."""
-    for name, value in values.items():
-        for text in value if isinstance(value, list) else [value]:
-            if text is None or text == "":
-                continue
-            if not isinstance(text, str):
-                raise NvretError(f"{place}: {name!r} is {text!r}; expected text")
-            if not text.strip():
-                raise NvretError(f"{place}: {name!r} has no text")
-            tabular.check_unicode(text, place, name)
-            yield text
+def _text(value: Any, place: str, name: str) -> str:
+    """The text of one positive."""
+    if not isinstance(value, str):
+        raise NvretError(f"{place}: {name!r} is {value!r}; expected text")
+    if not value.strip():
+        raise NvretError(f"{place}: {name!r} has no text")
+    tabular.check_unicode(value, place, name)
+    return value
 
 
 def _strings(columns: dict[str, Iterable[str]]) -> pa.Table:
