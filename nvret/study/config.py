@@ -317,8 +317,8 @@ class Settings(Section):
             twice = {str(value) for value in values if values.count(value) > 1}
             if twice:
                 raise NvretError(f"{name} names {', '.join(sorted(twice))} more than once")
-        for where, name in {"teacher": self.teacher, "audit.teacher": self.audit.teacher}.items():
-            self.teacher_named(name, where)
+        self.teacher_named(self.teacher, "teacher")
+        self.teacher_named(self.audit.teacher, "audit.teacher")
         known = list(self.data.corpora)
         sections = {f"studies.{name}": study for name, study in self.studies.items()}
         sections |= {f"students.{name}": student for name, student in self.students.items()}

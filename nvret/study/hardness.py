@@ -76,9 +76,8 @@ def equal_hardness(
                 first, second = (_weights(line, np.linspace(low, high, STEPS)) for line in lines)
                 weights = first.sub(second, fill_value=0)
                 used = weights.index[weights != 0]
-                sets = results.contrast(weights[used].to_dict())
                 row |= {"arms": len(used), "least found": mined.loc[used, "share found"].min()}
-                row |= tables.points(statistics.mean_interval(list(sets.values())))
+                row |= tables.points(results.estimate(weights[used].to_dict()).interval)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -140,10 +139,9 @@ def causal(results: Results, treated: pd.DataFrame) -> pd.DataFrame:
             weights = (doses - doses.mean()) / ((doses - doses.mean()) ** 2).sum()
             contrasts["slope of the doses", ""] = {label[d]: w for d, w in weights.items()}
         for (name, less), weights in contrasts.items():
-            sets = list(results.contrast(weights).values())
-            estimate = tables.points(statistics.mean_interval(sets)).values()
-            p = tables.p_value(sets)
-            rows.append((train, student, name, less, left.get(name, np.nan), *estimate, p))
+            found = results.estimate(weights)
+            points = tables.points(found.interval).values()
+            rows.append((train, student, name, less, left.get(name, np.nan), *points, found.p))
     columns = ["train", "student", "treatment", "less", "left", "difference", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)
     table["p"] = table.groupby(["train", "student"])["p"].transform(statistics.holm)

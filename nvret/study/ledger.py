@@ -71,9 +71,9 @@ def build(
 
     rows = []
     for claim in registered.claims:
-        common = claim.model_dump(include={"id", "claim", "table", "section", "kind", "primary"})
-        common |= {"unit": "share" if claim.kind in SHARES else "points"}
-        common |= {"study": getattr(claim, "study", "")}
+        names = {"id", "claim", "table", "section", "kind", "study", "primary"}
+        common = {"unit": "share" if claim.kind in SHARES else "points", "study": ""}
+        common |= claim.model_dump(include=names)
         for student in _students(claim, settings):
             try:
                 for name, decision in decide(claim, student).items():

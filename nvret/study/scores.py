@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nvret import evaluation
 from nvret.analysis import statistics
-from nvret.analysis.statistics import Interval
+from nvret.analysis.statistics import Estimate, Interval
 from nvret.data import RetrievalDataset
 from nvret.evaluation import Evaluation
 from nvret.utils import store
@@ -130,10 +130,15 @@ class Results:
                 raise NvretError(f"{name}: {', '.join(weights)} cannot be paired by query")
         return {name: sum(weights[a] * scores[a][name] for a in weights) for name in shared}
 
+    def estimate(
+        self, weights: Mapping[str, float], datasets: Sequence[str] | None = None
+    ) -> Estimate:
+        """The mean of a ``contrast`` over the test sets."""
+        return statistics.estimate(list(self.contrast(weights, datasets).values()))
+
     def difference(self, a: str, b: str, datasets: Sequence[str] | None = None) -> Interval:
         """Mean over the shared test sets of arm ``a`` less arm ``b``, paired by seed and query."""
-        weights = {a: 1, b: -1} if a != b else {a: 0}
-        return statistics.mean_interval(list(self.contrast(weights, datasets).values()))
+        return self.estimate({a: 1, b: -1} if a != b else {a: 0}, datasets).interval
 
     def best_on_dev(self, labels: Sequence[str]) -> str:
         """The best of these arms on the development split."""

@@ -25,11 +25,6 @@ IDS = ["query_id", "positive_id", "negative_id"]
 Sets = Mapping[str, np.ndarray]  # test set -> (seeds, queries)
 
 
-def p_value(sets: Sequence[np.ndarray], shift: float = 0.0) -> float:
-    """Two-sided p-value of "the mean over the test sets is -shift"."""
-    return statistics.estimate([values + shift for values in sets]).p
-
-
 def points(interval: Interval) -> dict[str, float]:
     """Value, low and high in points of NDCG@10."""
     return {key: 100 * number for key, number in interval._asdict().items()}
@@ -94,12 +89,11 @@ def differences(results: Results, reference: str) -> pd.DataFrame:
         if not names:
             continue
         sets = results.contrast({label: 1, f"{student}: {names[0]}": -1})
-        tested = {name: [values] for name, values in sets.items()}
-        if sets:  # else trained, and so tested, on another set
-            tested[AVERAGE] = list(sets.values())
-        for dataset, values in tested.items():
-            interval, p = statistics.mean_interval(values), p_value(values)
-            rows.append((label, dataset, METRIC, names[0], *interval, p))
+        # Without a set that both are tested on there is no average
+        average = {AVERAGE: list(sets.values())} if sets else {}
+        for dataset, values in {**sets, **average}.items():
+            found = statistics.estimate(values)
+            rows.append((label, dataset, METRIC, names[0], *found.interval, found.p))
     columns = ["arm", "dataset", "metric", "reference", "difference", "low", "high", "p"]
     table = _with_arms(results, pd.DataFrame(rows, columns=columns))
     table["p"] = table.groupby(["student", "dataset"])["p"].transform(statistics.holm)
@@ -137,8 +131,8 @@ def compare(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
 def between(results: Results, labels: Sequence[str]) -> pd.DataFrame:
     """Every two arms; ``p`` is Holm-adjusted over all of them."""
     pairs = list(itertools.combinations(labels, 2))
-    sets = [list(results.contrast({a: 1, b: -1}).values()) for a, b in pairs]
-    return compare(results, pairs).assign(p=statistics.holm([p_value(values) for values in sets]))
+    p = statistics.holm([results.estimate({a: 1, b: -1}).p for a, b in pairs])
+    return compare(results, pairs).assign(p=p)
 
 
 def teachers_and_students(results: Results, teachers: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -198,7 +192,7 @@ def best_of_families(results: Results) -> pd.DataFrame:
         label = results.best_on_dev(list(group.index))
         value, sweep = group.at[label, "parameter"], group["parameter"]
         optimum = "an end" if value in (sweep.min(), sweep.max()) else "inner"
-        interval = statistics.mean_interval(list(results.values(label).values()))
+        interval = results.estimate({label: 1}).interval
         rows.append((student, family, label, value, optimum, *interval))
     columns = ["student", "family", "arm", "value", "optimum", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
@@ -246,11 +240,11 @@ def plain(results: Results, student: str) -> dict[str, str]:
 def orders(results: Results, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Each first family less the second, in points, for each student and setting with both."""
     return pd.DataFrame(
-        row | points(results.difference(*arms)) for row, arms in _of(results, pairs)
+        row | points(results.difference(*arms)) for row, arms in _arm_pairs(results, pairs)
     )
 
 
-def _of(
+def _arm_pairs(
     results: Results, pairs: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[dict[str, str], tuple[str, str]]]:
     """Student, setting and name of each difference of two families, and the labels of its arms."""
@@ -274,7 +268,7 @@ def by_twins(
     names = test.queries["id"].to_pandas().iloc[np.asarray(query_rows)[twin[positive_rows]]]
     inside = results.scores.loc[test.name].index.isin(names)
     rows = []
-    for row, (a, b) in _of(results, pairs):
+    for row, (a, b) in _arm_pairs(results, pairs):
         if row.pop("setting") != OWN_SETTING:
             continue
         values = results.contrast({a: 1, b: -1}, [test.name])[test.name]

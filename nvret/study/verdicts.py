@@ -39,7 +39,7 @@ import pandas as pd
 
 from nvret.analysis import statistics
 from nvret.analysis.statistics import Interval
-from nvret.study import claims, paper, tables
+from nvret.study import claims, paper
 from nvret.study.config import Settings
 from nvret.study.scores import Results
 from nvret.study.selection import NotRun, Selection, best, short
@@ -128,14 +128,9 @@ class Measured:
 
     link: Link
     sets: list[np.ndarray]
-    interval: Interval
-    p: float  # two-sided, of "no difference"
+    found: statistics.Estimate
     obstacle: str
     remark: str
-
-    @property
-    def text(self) -> str:
-        return f"{short(self.link.better)} less {short(self.link.worse)} {_points(self.interval)}"
 
 
 @dataclass(frozen=True)
@@ -184,8 +179,8 @@ class Case:
         sets = self.contrast({link.better: 1, link.worse: -1})
         bites, remark = self.bite(link.better, link.worse)
         obstacle = self.control or ("" if bites else remark)
-        interval, p = statistics.mean_interval(sets), tables.p_value(sets)
-        return Measured(link, sets, interval, p, obstacle, "" if obstacle else remark)
+        found = statistics.estimate(sets)
+        return Measured(link, sets, found, obstacle, "" if obstacle else remark)
 
     def chain(self, links: Sequence[Link], note: str = "") -> Decision:
         """The verdict on links that all have to hold; see the module's text.
@@ -194,67 +189,72 @@ class Case:
         or if it is undecided the one that is least sure. p is that of all links together.
         """
         parts = [self.measure(link) for link in links]
-        values, p = [part.interval.value for part in parts], [part.p for part in parts]
         words = [self._word(part) for part in parts]
-        below = statistics.holm([p if v < 0 else 1.0 for v, p in zip(values, p, strict=True)])
+        estimates = [part.found for part in parts]
+        below = statistics.holm([one.p if one.value < 0 else 1.0 for one in estimates])
         within = statistics.holm([self._p_within(part) for part in parts])
 
         def least(word: str, adjusted: np.ndarray | None = None) -> int | None:
             """The smallest difference of that verdict, if there is one at the adjusted level."""
             rows = [i for i, own in enumerate(words) if own == word]
             rows = [i for i in rows if adjusted is None or adjusted[i] <= ALPHA]
-            return min(rows, key=values.__getitem__, default=None)
+            return min(rows, key=lambda i: estimates[i].value, default=None)
 
-        word: Verdict
-        if (shown := least("reversed", below)) is not None:
-            word, p_all = "reversed", below[shown]
-        elif (shown := least("not a test")) is not None:
-            word, p_all = "not a test", p[shown]
+        def doubt(i: int) -> float:
+            """p, and above 1 where the sign is wrong."""
+            return estimates[i].p if estimates[i].value > 0 else 2.0 - estimates[i].p
+
+        word: Verdict = "undecided"
+        shown, p = max(range(len(parts)), key=doubt), None
+        if (found := least("reversed", below)) is not None:
+            word, shown, p = "reversed", found, float(below[found])
+        elif (found := least("not a test")) is not None:
+            word, shown = "not a test", found
         elif set(words) <= {"confirmed", "same sign, smaller"}:
             word = "confirmed" if set(words) == {"confirmed"} else "same sign, smaller"
-            shown, p_all = least(word), max(p)
-        elif (shown := least("no effect", within)) is not None:
-            word, p_all = "no effect", p[shown]
-        else:  # the least sure one: that of the wrong sign with the smallest p, or else the largest
-            shown = max(range(len(p)), key=lambda i: p[i] if values[i] > 0 else 2.0 - p[i])
-            word, p_all = "undecided", p[shown]
-        return self._decision(word, parts, shown, float(p_all), note)
+            shown, p = least(word), max(one.p for one in estimates)
+        elif (found := least("no effect", within)) is not None:
+            word, shown = "no effect", found
+        return self._decision(word, parts, shown, estimates[shown].p if p is None else p, note)
 
     def _word(self, part: Measured) -> statistics.Verdict:
-        word = statistics.verdict(part.interval, self.margin, part.link.paper)
+        word = statistics.verdict(part.found.interval, self.margin, part.link.paper)
         return "not a test" if part.obstacle else word
 
     def _p_within(self, part: Measured) -> float:
         """Of "the difference matters": small where it lies within the margin on both sides."""
-        if abs(part.interval.value) >= self.margin:
+        if abs(part.found.value) >= self.margin:
             return 1.0
-        return max(tables.p_value(part.sets, shift) for shift in (self.margin, -self.margin))
+        return max(_p_value(part.sets, shift) for shift in (self.margin, -self.margin))
 
     def on_margin(self, link: Link, kind: str, note: str) -> Decision:
         """The verdict on "not worse" and "no gain"."""
         part = self.measure(link)
         sign = 1 if kind == "not-worse" else -1
-        low, high = sorted((sign * part.interval.low, sign * part.interval.high))
-        word = statistics.verdict_on_bound(
-            Interval(sign * part.interval.value, low, high), -self.margin
-        )
-        p = tables.p_value(part.sets, sign * self.margin)
+        value, *ends = (sign * number for number in part.found.interval)
+        word = statistics.verdict_on_bound(Interval(value, *sorted(ends)), -self.margin)
+        p = _p_value(part.sets, sign * self.margin)
         return self._decision("not a test" if part.obstacle else word, [part], 0, p, note)
 
     def _decision(
         self, word: Verdict, parts: Sequence[Measured], shown: int, p: float, note: str
     ) -> Decision:
         part, link, why = parts[shown], parts[shown].link, parts[shown].obstacle
+        interval, links = part.found.interval, [one.link for one in parts]
         if word == "not a test" and not why:
-            half = 50 * (part.interval.high - part.interval.low)
+            half = 50 * (interval.high - interval.low)
             effect = 100 * link.paper
             why = f"half-width of {half:.2f} points, the paper's effect is {effect:.2f}"
-        several = [one.text for one in parts] if len(parts) > 1 else []
+        several = [
+            f"{short(one.link.better)} less {short(one.link.worse)} {_points(one.found.interval)}"
+            for one in parts
+            if len(parts) > 1
+        ]
         texts = [why, *several, note, self._beside(link), part.remark]
         return Decision(
-            word, *part.interval, p, statistics.estimate(part.sets).detectable, len(part.sets[0]),
+            word, *interval, p, part.found.detectable, len(part.sets[0]),
             sum(one.shape[1] for one in part.sets), "; ".join(filter(None, texts)), link.paper,
-            tuple(dict.fromkeys(arm for one in parts for arm in (one.link.better, one.link.worse))),
+            tuple(dict.fromkeys(arm for one in links for arm in (one.better, one.worse))),
         )  # fmt: skip
 
     def _beside(self, link: Link) -> str:
@@ -298,10 +298,10 @@ class Case:
         trained = rows.index[rows["family"] != "base"] if base else ()
         found = {}
         for label in trained:
-            sets = self.contrast({label: 1, base[0]: -1})
-            found[label] = statistics.mean_interval(sets)
+            estimate = statistics.estimate(self.contrast({label: 1, base[0]: -1}))
+            found[label] = estimate.interval
             # One of many arms is above by chance (Bonferroni)
-            if found[label].low > 0 and tables.p_value(sets) <= ALPHA / len(trained):
+            if estimate.interval.low > 0 and estimate.p <= ALPHA / len(trained):
                 return ""
         if not found:
             return "no positive control: no base model and trained arm to compare"
@@ -383,6 +383,11 @@ def from_overlaps(claim: claims.LowJaccard, table: pd.DataFrame) -> dict[str, De
         published = paper.value(claim.paper)
         decisions[name] = Decision(word, float(values.mean()), note=note, paper=published)
     return decisions
+
+
+def _p_value(sets: Sequence[np.ndarray], shift: float) -> float:
+    """Two-sided, of "the mean over the test sets is -shift"."""
+    return statistics.estimate([values + shift for values in sets]).p
 
 
 def _points(interval: Interval) -> str:
