@@ -18,7 +18,7 @@ import yaml
 
 from nvret import assets, data
 from nvret.assets import pip_packages
-from nvret.assets.converters import bert_onnx, bigbench, e5_4bit, llama_gguf, model_files
+from nvret.assets.converters import bigbench, e5_4bit, exports, llama_gguf, model_files
 from nvret.utils.errors import NvretError
 
 SQUAD = {
@@ -309,7 +309,7 @@ def test_onnx_matrices_are_named_by_their_bias(tmp_path):
         [numpy_helper.from_array(array.astype("f4"), name) for name, array in arrays.items()],
     )  # fmt: skip
     onnx.save(helper.make_model(graph), str(tmp_path / "model.onnx"))
-    weights = bert_onnx.named_weights(tmp_path / "model.onnx")
+    weights = exports.named_weights(tmp_path / "model.onnx")
     assert "embeddings.position_ids" not in weights
     matrix = weights["encoder.layer.0.output.dense.weight"]
     np.testing.assert_array_equal(matrix, arrays["onnx::MatMul_7"].T.astype("f4"))

@@ -18,9 +18,9 @@ _MODULES = {  # the registry's name, and the name of the function -> where it is
     "vitaminc": "bigbench",
     "quoref": "bigbench",
     "qasc": "bigbench",
-    "static_embedding": "copies",
-    "safetensors_copy": "copies",
-    "bert_onnx": "bert_onnx",
+    "static_embedding": "exports",
+    "safetensors_copy": "exports",
+    "bert_onnx": "exports",
     "e5_4bit": "e5_4bit",
     "llama_gguf": "llama_gguf",
 }
