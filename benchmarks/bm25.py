@@ -36,7 +36,7 @@ def cases(smoke: bool) -> list[Case]:
         "nvret": sides["nvret"],
         "rank_bm25": lambda: [_best(okapi.get_scores(tokens)) for tokens in slow],
     }
-    rounds = 2 if smoke else 7
+    rounds = 2 if smoke else 5
     each = interleaved(by_question, min(rounds, 3))
     counts = {"nvret": len(asked), "rank_bm25": len(slow)}
     name = f"top-{DEPTH} of {len(passages):,} passages"

@@ -29,6 +29,7 @@ from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 BLOCK = 64  # scores per maximum; k * 64 and N / 64, both read again, balance at N = 4,096 k
+PARTS = 4  # of a block, each read again alone
 QUERY_TILE = 256  # queries scored at once: enough for the matrix product to run at full rate
 # Passages of one matrix product. How a product rounds may depend on its shape: as long as a part of
 # a corpus starts at a multiple of this, its scores are those of the whole corpus, bit for bit.
@@ -122,12 +123,16 @@ class Tile:
             flat = self.scores.flatten(1)
             return self._ordered(*flat.topk(min(k + 1, flat.shape[1])), k, floor)
         maxima, block = self.maxima.topk(k + 1)
-        chosen = block[:, :k]
-        row = torch.arange(len(chosen), device=chosen.device)[:, None]
-        values, place = self.scores[row, chosen].flatten(1).topk(k + 1)
-        columns = chosen.gather(1, place // BLOCK) * BLOCK + place % BLOCK
-        # The best score outside of these blocks may tie with the last one kept, never beat it
-        values[:, k] = torch.maximum(values[:, k], maxima[:, k])
+        row = torch.arange(len(block), device=block.device)[:, None]
+        parts = self.scores[row, block[:, :k]].unflatten(2, (PARTS, -1)).flatten(1, 2)
+        highest, part = parts.amax(2).topk(k + 1)  # once more: a quarter of these blocks is left
+        values, place = parts[row, part[:, :k]].flatten(1).topk(k + 1)
+        size = BLOCK // PARTS
+        place = part.gather(1, place // size) * size + place % size
+        columns = block.gather(1, place // BLOCK) * BLOCK + place % BLOCK
+        # The best score outside of these parts may tie with the last one kept, never beat it
+        outside = torch.maximum(maxima[:, k], highest[:, k])
+        values[:, k] = torch.maximum(values[:, k], outside)
         return self._ordered(values, columns, k, floor)
 
     def _ordered(self, values: Tensor, columns: Tensor, k: int, floor: float) -> SearchResult:

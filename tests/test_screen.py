@@ -28,7 +28,7 @@ class Noisy:
         out.copy_(self.scores[rows, columns])
 
 
-@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize("block", [8, 64])
 def test_equals_the_oracle_whatever_the_approximation(block, monkeypatch):
     """Most problems fill no tile; then blocks are small, and tiles as well."""
     monkeypatch.setattr(search, "BLOCK", block)
@@ -81,7 +81,7 @@ def test_a_limit_that_is_infinite_stays():
 
 def vectors(seed=0):
     draw = torch.Generator().manual_seed(seed)
-    made = torch.randn(3_100, 64, generator=draw)
+    made = torch.randn(4_300, 64, generator=draw)
     made[50:60] = made[70]  # copies
     made = torch.nn.functional.normalize(made, dim=1)
     return made[:100], made[100:]
@@ -91,7 +91,7 @@ def vectors(seed=0):
 def fast(monkeypatch):
     """The screen is used, also on a processor that is slow in bfloat16, and on a small corpus."""
     monkeypatch.setattr(screen, "is_fast", lambda device: True)
-    monkeypatch.setattr(search, "BLOCK", 4)
+    monkeypatch.setattr(search, "BLOCK", 8)
 
 
 @pytest.mark.parametrize("k", [1, 10, 64])

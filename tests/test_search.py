@@ -18,7 +18,7 @@ def tiles(request, monkeypatch):
     if request.param == "one query a tile":
         monkeypatch.setattr(search, "QUERY_TILE", 1)
     if request.param == "small tiles":
-        monkeypatch.setattr(search, "BLOCK", 4)
+        monkeypatch.setattr(search, "BLOCK", 8)
         monkeypatch.setattr(search, "QUERY_TILE", 3)
         return {"buffer_mb": 3 * 4 * 100 / 2**20}  # 100 passages a tile
     return {}

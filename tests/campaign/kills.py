@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from campaign.commands import Outcome
 
 KILLS = 50  # that hit a running process
 EACH = 5  # of them at most on the way from an empty cache to the end
-MINUTES = 10  # after which nothing more is killed: a busy machine gets fewer kills
+TOGETHER = 2  # ways at once, each with a cache of its own: a command computes with one thread
+MINUTES = 9  # after which nothing more is killed: a busy machine gets fewer kills
 
 
 def trial(folder: Path, share: float) -> Outcome:
@@ -33,30 +36,49 @@ def trial(folder: Path, share: float) -> Outcome:
         expected = commands.contents(whole / "cache", whole / "results")
     seconds = time.monotonic() - started
     end = started + 60 * MINUTES
-    rng = np.random.default_rng(50)
-    left = rounds = 0
     wanted = max(2, round(share * KILLS))
-    while outcome.times < wanted and time.monotonic() < end:
-        rounds += 1
-        with commands.scratch(folder / f"round-{rounds}") as place:
+    numbers, lock = itertools.count(1), threading.Lock()
+    left: list[int] = []  # by kill
+
+    def killed() -> bool:
+        """Whether one more kill is wanted; it is counted then."""
+        with lock:
+            more = outcome.times < wanted and time.monotonic() < end
+            outcome.times += more
+        return more
+
+    def way(number: int) -> None:
+        rng = np.random.default_rng([50, number])
+        with commands.scratch(folder / f"round-{number}") as place:
             env = commands.places(place)
             for start in itertools.count():
                 command = commands.start("run", profile, env=env)
-                if start < EACH and outcome.times < wanted and time.monotonic() < end:
+                if start < EACH:
                     try:  # a run that finds some results takes less than the first one
                         command.process.wait(rng.uniform(0, 0.75 * seconds))
                     except subprocess.TimeoutExpired:
-                        command.kill()
-                        outcome.times += 1
-                        left += _spoil(place, rng)
-                        continue
-                if outcome.took(command.end(), (0,), f"round {rounds}, start {start}"):
-                    found = commands.contents(place / "cache", place / "results")
-                    if names := commands.wrong(found, expected):
-                        outcome.differs(f"round {rounds}: {', '.join(names)}")
-                break
+                        if killed():
+                            command.kill()
+                            left.append(_spoil(place, rng))
+                            continue
+                ended = command.end()
+                with lock:
+                    if outcome.took(ended, (0,), f"round {number}, start {start}"):
+                        found = commands.contents(place / "cache", place / "results")
+                        if names := commands.wrong(found, expected):
+                            outcome.differs(f"round {number}: {', '.join(names)}")
+                return
+
+    def ways() -> None:
+        while outcome.times < wanted and time.monotonic() < end:
+            way(next(numbers))
+
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        for worker in [pool.submit(ways) for _ in range(TOGETHER)]:
+            worker.result()
     outcome.notes.append(
-        f"{rounds} times from an empty cache to the end; {left} half-written files left by kills"
+        f"{next(numbers) - 1} times from an empty cache to the end; "
+        f"{sum(left)} half-written files left by kills"
     )
     return outcome
 
