@@ -20,19 +20,9 @@ class PaperTable(Section):
     column: Literal["method", "teacher"] = "method"
     student: str = "e5-large-unsupervised"
 
-    def difference(self, better: str, worse: str) -> float:
-        """The average of one row less another's; `NvretError` where there is no such row."""
-        rows = averages(self.table)
-        means = rows[rows["student"] == self.student].set_index(self.column)["mean"]
-        for name in (better, worse):
-            if name not in means.index:
-                known = ", ".join(map(str, means.index))
-                raise NvretError(f"{self.table}.csv of the paper has no {name!r}, only {known}")
-        return float(means[better] - means[worse])
-
 
 class PaperDifference(PaperTable):
-    """One row less another."""
+    """The average of one row less another's."""
 
     better: str
     worse: str
@@ -68,6 +58,8 @@ def value(reference: PaperDifference | PaperRows | PaperMean | None, *arms: str)
     Args:
         arms: a better and a worse one, by their keys of ``PaperRows``, which have no value of
             their own.
+    Raises:
+        NvretError: the paper's table has no such row.
 
     >>> round(value(PaperDifference(
     ...     table="rq3_methods", better="TopK-PercPos 95%", worse="Naive Top-K")), 4)
@@ -77,10 +69,18 @@ def value(reference: PaperDifference | PaperRows | PaperMean | None, *arms: str)
         case PaperMean():
             return float(table(reference.table)[reference.column].mean())
         case PaperDifference():
-            return reference.difference(reference.better, reference.worse)
+            better, worse = reference.better, reference.worse
         case PaperRows() if arms:
-            return reference.difference(*(reference.rows[arm] for arm in arms))
-    return None
+            better, worse = (reference.rows[arm] for arm in arms)
+        case _:
+            return None
+    rows = averages(reference.table)
+    means = rows[rows["student"] == reference.student].set_index(reference.column)["mean"]
+    for name in (better, worse):
+        if name not in means.index:
+            known = ", ".join(map(str, means.index))
+            raise NvretError(f"{reference.table}.csv of the paper has no {name!r}, only {known}")
+    return float(means[better] - means[worse])
 
 
 def beside(results: Results, student: str) -> pd.DataFrame:

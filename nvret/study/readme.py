@@ -37,16 +37,15 @@ def findings(folder: Path, rows: pd.DataFrame) -> list[str]:
 
     def claim(name: str, student: str, text: str) -> None:
         if (name, student) in shown.index and shown.at[(name, student), "here"] != "–":
-            row = shown.loc[(name, student)]
-            found.append(text.format(here=row["here"], paper=row["paper"], word=row["verdict"]))
+            found.append(text.format(**shown.loc[(name, student)]))
 
     claim("perc-beats-naive", "transformer",
           "**Against naive mining.** Trained on mined negatives alone, a transformer changes by "
           "{here} points of NDCG@10 where a ceiling of 95 % takes the place of naive mining "
-          "(the paper: {paper}): *{word}*.")  # fmt: skip
+          "(the paper: {paper}): *{verdict}*.")  # fmt: skip
     claim("perc-beats-random", "transformer",
           "**Against random negatives.** With the same ceiling it is {here} points from what "
-          "random negatives give (the paper: {paper}): *{word}*.")  # fmt: skip
+          "random negatives give (the paper: {paper}): *{verdict}*.")  # fmt: skip
     rates = folder / "tables" / "09_rates.csv"
     if rates.is_file():
         table = pd.read_csv(rates, index_col=["dataset", "near-duplicates", "method"])["rate"]
@@ -57,7 +56,7 @@ def findings(folder: Path, rows: pd.DataFrame) -> list[str]:
         )
     claim("perc-beats-naive-in-batch", "static",
           "**With the batch's other passages** as negatives too, the ceiling is {here} points from "
-          "naive mining for a static student: *{word}*.")  # fmt: skip
+          "naive mining for a static student: *{verdict}*.")  # fmt: skip
     corpora = folder / "tables" / "06_corpora.csv"
     if corpora.is_file():
         rows = pd.read_csv(corpora).query(

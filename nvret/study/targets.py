@@ -32,7 +32,7 @@ class Known(NamedTuple):
     steps: ladder.Ladder
     hidden: Hidden
     key: str  # the teacher's fingerprint
-    rates: np.ndarray  # (G,) the true share of hidden positives under each percentage
+    false: np.ndarray  # (U,) bool: which candidates of the ladder are hidden positives
 
 
 def known(settings: Settings, name: str, teacher: str, *, progress: bool = True) -> Known:
@@ -45,8 +45,7 @@ def known(settings: Settings, name: str, teacher: str, *, progress: bool = True)
     exclude = mining.exclusions(dataset, settings.mining.near_duplicates)
     number = chosen.num_negatives
     steps = ladder.build(dataset, scorer, FAMILY, number, exclude, progress=progress)
-    rates = steps.rates(ladder.is_one_of(steps, hidden.pairs))
-    return Known(steps, hidden, scorer.fingerprint, rates)
+    return Known(steps, hidden, scorer.fingerprint, ladder.is_one_of(steps, hidden.pairs))
 
 
 def measured(
@@ -82,7 +81,7 @@ def measured(
 
 
 def _rows(one: Known, target: float) -> Iterator[dict[str, object]]:
-    grid, rates = one.steps.parameters, one.rates
+    grid, rates = one.steps.parameters, one.steps.rates(one.false)
     shared = {"target": target, "naive": rates[0]}
 
     def row(way: str, draw: int, parameter: float, **more: int) -> dict[str, object]:
@@ -93,9 +92,9 @@ def _rows(one: Known, target: float) -> Iterator[dict[str, object]]:
         labels = None
         for number in (FIRST, LABELS - FIRST):
             pairs = calibrate.sample(one.steps, target, number, draw, labels=labels)
-            asked = pa.table({name: pairs[name].tolist() for name in ("query_id", "corpus_id")})
-            judged = audit.known(asked.rename_columns(["query_id", "negative_id"]), one.hidden)
-            more = asked.append_column("score", pa.array(judged.astype(np.int32)))
+            ids = {name: pairs[name].tolist() for name in ("query_id", "corpus_id")}
+            score = one.false[pairs["candidate"].to_numpy()].astype(np.int32)
+            more = pa.table(ids | {"score": score})
             labels = more if labels is None else pa.concat_tables([labels, more])
         found = calibrate.by_labels(one.steps, labels, target, resamples=1)
         chosen = grid[-1] if found.method is None else found.method.perc
