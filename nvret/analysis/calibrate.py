@@ -25,7 +25,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +32,7 @@ import pandas as pd
 import pyarrow as pa
 
 from nvret import methods
-from nvret.analysis import audit
+from nvret.analysis import audit, looks
 from nvret.analysis.audit import Hidden
 from nvret.analysis.judges import Judge
 from nvret.analysis.ladder import BINS, DEPTH, FAMILIES, Ladder, is_one_of, method_of, names_of
@@ -321,9 +320,7 @@ def page(pairs: pd.DataFrame) -> str:
     It holds the texts and needs no network; the scores are not shown.
     """
     rows = pairs[["query_id", "corpus_id", "query", "positive", "passage"]].to_dict("records")
-    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")  # no tag in a script
-    text = resources.files("nvret.analysis") / "templates" / "label.html"
-    return text.read_text(encoding="utf-8").replace("{{ pairs }}", data)
+    return looks.page("label.html", pairs=rows)
 
 
 def describe(found: Calibration, family: str) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -80,17 +79,11 @@ def page(inspection: Inspection, *, suspicious: int = 30, sample: int = 40) -> s
 
     Everything that is put into it is escaped.
     """
-    environment = Environment(
-        loader=PackageLoader("nvret.analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": share, "number": "{:,}".format, "score": "{:.3f}".format}
-    environment.filters |= {"setting": _setting, "cut": _cut}
+    filters = {"share": share, "number": "{:,}".format, "score": "{:.3f}".format}
     worst = inspection.suspicious()
-    return environment.get_template("inspect.html").render(
+    return looks.page(
+        "inspect.html",
+        filters | {"setting": _setting, "cut": _cut},
         inspection=inspection,
         counts=inspection.counts,
         version=__version__,

@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
+from nvret.analysis import looks
 from nvret.analysis.suspects import hub_limit
 from nvret.io import mined
 from nvret.utils.bars import progress_bar
@@ -57,24 +57,6 @@ NEAR, PROBE = 0.8, 5  # similarity; words of a run that a near copy shares
 ROW, LABEL, WIDTH = (
     np.dtype([(name, np.uint64) for name in names.split()])
     for names in ("query text pair record place checks", "query text", "record number")
-)
-PAGE = jinja2.Template(
-    """<!doctype html><html lang=en><meta charset=utf-8><title>{{ path.name }}</title><style>
-body{font:15px sans-serif;margin:2em}.mistake td{background:#fde8dc}
-td,th{padding:.3em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #ccc}
-</style><h1>{{ path.name }}</h1><p>{{ summary }}</p>
-<table><tr><th>check</th><th>what</th><th>number</th><th>share</th><th>where</th></tr>
-{% for row in rows %}
-<tr{% if row.mistake and row.count %} class=mistake{% endif %}><td>{{ row.check }}</td>
-<td>{{ row.what }}</td><td>{{ "{:,}".format(row.count) }}</td>
-<td>{{ "{:.2%}".format(row.share) }}</td><td>
-{% for one in row.examples %}{% if not loop.first %}<br>{% endif %}
-record {{ one.record }}: {{ one.text[:160] }}{% endfor %}
-</td></tr>
-{% endfor %}
-</table></html>
-""",
-    autoescape=True,
 )
 
 
@@ -417,4 +399,4 @@ def report(found: Found, path: Path) -> str:
 def page(found: Found, path: Path) -> str:
     """A page in HTML that needs no network."""
     summary = report(found, path).splitlines()[0]
-    return PAGE.render(path=path, summary=summary, rows=rows(found))
+    return looks.page("lint.html", path=path, summary=summary, rows=rows(found))

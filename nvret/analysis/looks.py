@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas.io.formats.style import Styler
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 COLUMN_WIDTH = 6.4  # inches
 LINES = 15  # of a table that is shown as it stands
+WIDTH = 300  # characters of a passage that are shown
 # Okabe and Ito's palette, for the colour-blind
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#000000", "#777777"
@@ -99,7 +101,20 @@ class Table(Styler):
         return f"{tables[0]}<details><summary>{len(rows) - LINES} more</summary>{folded}</details>"
 
 
-def example(question: str, passages: Mapping[str, str], width: int = 300) -> HTML:
+def page(template: str, filters: Mapping[str, Callable] | None = None, **values: Any) -> str:
+    """A page of ``templates/``, in which all values are escaped."""
+    environment = Environment(
+        loader=PackageLoader("nvret.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(template).render(values)
+
+
+def example(question: str, passages: Mapping[str, str]) -> HTML:
     """A question and the beginnings of passages, each behind its label, as a notebook shows them.
 
     >>> example("<i>who</i>?", {"negative": "a <script>"}).data
@@ -108,7 +123,7 @@ def example(question: str, passages: Mapping[str, str], width: int = 300) -> HTM
     from IPython.display import HTML
 
     lines = (
-        f"{label}: {text[:width]}{'…' if len(text) > width else ''}"
+        f"{label}: {text[:WIDTH]}{'…' if len(text) > WIDTH else ''}"
         for label, text in passages.items()
     )
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
