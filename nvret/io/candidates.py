@@ -262,25 +262,32 @@ class ListScorer:
     ) -> ListScorer:
         """A scorer of (S,) rows of queries and passages; equal pairs are one."""
         size, scores = dataset.corpus.num_rows, lists.scores
-        rows = pd.DataFrame({"pair": query * size + passage, "score": scores})
-        again = rows[rows["pair"].duplicated(keep=False)].drop_duplicates()
-        if (twice := again["pair"].duplicated()).any():
-            place = int(again.index[twice.argmax()])
+        order = np.lexsort((passage, -scores, query))
+        pair = (query * size + passage)[order]
+        first = np.ones(len(pair), bool)
+        by_pair = np.argsort(pair, kind="stable")
+        again = by_pair[1:][pair[by_pair[1:]] == pair[by_pair[:-1]]]
+        first[again] = False
+        ordered = scores[order]
+        before = by_pair[np.searchsorted(pair[by_pair], pair[again])]
+        if len(other := np.flatnonzero(ordered[again] != ordered[before])):
+            place = order[again[other[0]]]
             raise NvretError(
                 f"{lists.path}: {lists.documents[place].as_py()[:60]!r} has two scores for query "
                 f"{lists.query(place)[:60]!r}, expected one"
             )
-        kept = np.flatnonzero(~rows["pair"].duplicated())
-        kept = kept[np.lexsort((passage[kept], -scores[kept], query[kept]))]
+        kept = order[first]
         starts = np.searchsorted(query[kept], np.arange(dataset.queries.num_rows + 1))
         key = fingerprint("lists", query[kept], passage[kept], scores[kept])
         return cls(lists.path.name, key, passage[kept], scores[kept], starts, size)
 
     @cached_property
-    def _pairs(self) -> pd.Index:
-        """Query and passage of each candidate as one number."""
+    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted keys of all pairs, and where each of them stands."""
         query = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        return pd.Index(query * self.passages + self.ids)
+        keys = query * self.passages + self.ids
+        order = np.argsort(keys)
+        return keys[order], order
 
     def approximation(self, k: int) -> dict[str, Any]:
         """What a table's provenance says of the search."""
@@ -289,8 +296,10 @@ class ListScorer:
 
     def places(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         """(P,) where each pair stands among the candidates; -1: nowhere."""
-        pairs = np.asarray(query_rows) * self.passages + np.asarray(passage_rows)
-        return self._pairs.get_indexer(pairs)
+        keys, order = self._lookup
+        wanted = np.asarray(query_rows) * self.passages + np.asarray(passage_rows)
+        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        return np.where(keys[place] == wanted, order[place], -1)
 
     def pair_scores(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
         place = self.places(query_rows, passage_rows)
@@ -313,23 +322,26 @@ class ListScorer:
         """As `nvret.search.top_k`, among the candidates of the file."""
         rows = np.asarray(query_rows)
         counts = np.diff(self.starts)[rows]
-        row = np.repeat(np.arange(len(rows)), counts)
-        before = counts.cumsum() - counts
-        place = np.arange(len(row)) + np.repeat(self.starts[rows] - before, counts)
-        kept = np.ones(len(row), bool)
+        ends = np.cumsum(counts)
+        pair = np.repeat(np.arange(len(rows)), counts)
+        place = np.arange(len(pair)) + np.repeat(self.starts[rows] - (ends - counts), counts)
+        kept = np.ones(len(pair), bool)
         if ceiling is not None:
-            kept = self.scores[place] < np.asarray(ceiling, np.float32)[row]
+            kept = self.scores[place] < np.asarray(ceiling, np.float32)[pair]
         if exclude is not None:
-            owner = np.repeat(np.arange(len(rows)), list(map(len, exclude)))
-            listed = np.fromiter(itertools.chain.from_iterable(exclude), np.int64, len(owner))
-            pairs = row * self.passages + self.ids[place]
-            kept &= ~np.isin(pairs, owner * self.passages + listed)
-        row, place = row[kept], place[kept]
-        nth = pd.Series(row).groupby(row).cumcount().to_numpy()
-        row, place, nth = (values[nth < k] for values in (row, place, nth))
+            lengths = np.fromiter(map(len, exclude), np.int64, len(exclude))
+            owner = np.repeat(np.arange(len(rows)), lengths)
+            listed = np.fromiter(itertools.chain.from_iterable(exclude), np.int64, lengths.sum())
+            found = self.places(rows[owner], listed)
+            owner, found = owner[found >= 0], found[found >= 0]
+            kept[found - self.starts[rows[owner]] + (ends - counts)[owner]] = False
+        before = np.concatenate([[0], np.cumsum(kept)])
+        nth = before[1:] - 1 - before[ends - counts][pair]
+        chosen = kept & (nth < k)
         ids = np.full((len(rows), k), -1, np.int64)
         scores = np.full((len(rows), k), -np.inf, np.float32)
-        ids[row, nth], scores[row, nth] = self.ids[place], self.scores[place]
+        ids[pair[chosen], nth[chosen]] = self.ids[place[chosen]]
+        scores[pair[chosen], nth[chosen]] = self.scores[place[chosen]]
         return SearchResult(torch.from_numpy(ids), torch.from_numpy(scores))
 
 
