@@ -150,10 +150,6 @@ class CrossBatchMemory(nn.Module):
         self.rows = joined[last]
         self.vectors = torch.cat([self.vectors, vectors.detach().to(self.vectors.dtype)])[last]
 
-    def listed(self, rows: Tensor) -> Tensor:
-        """(B, M) bool, whether a place holds one of pair b's (B, K) corpus rows."""
-        return (self.rows == rows.unsqueeze(2)).any(1)
-
 
 @dataclass(frozen=True)
 class FalseNegativeMask:
