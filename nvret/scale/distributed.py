@@ -166,10 +166,9 @@ def pool(vectors: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, int]:
     which gives the gradient of one process with all of the pairs in its batch.
 
     Returns:
-        vectors: (V, D), with gradient.
-        rows: (V,) corpus rows; -1 where a process had fewer passages than another, and where the
-            passage is in the pool already.
-        offset: where this process's own passages begin, in their order.
+        (V, D) vectors, with gradient; (V,) corpus rows, -1 where a process had fewer passages than
+        another, and where the passage is in the pool already; where this process's own passages
+        begin, in their order.
     """
     from torch.distributed.nn.functional import all_gather
 

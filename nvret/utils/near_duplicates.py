@@ -200,15 +200,21 @@ def distinct(texts: Sequence[str], ids: np.ndarray, threshold: float, most: int)
     used, places = np.unique(ids[rows], return_inverse=True)
     places = places.reshape(ids[rows].shape)
     matrix = _incidence([normalise(texts[place]) if place >= 0 else "" for place in used.tolist()])
+    taken = np.full((len(rows), most), -1)  # rows of the matrix that are kept, in order
+    counts = np.zeros(len(rows), np.int64)
     for column in range(ids.shape[1]):
-        rows_left = (ids[rows, column] >= 0) & (kept[rows, :column].sum(1) < most)
-        own = np.flatnonzero(rows_left)
+        own = np.flatnonzero((ids[rows, column] >= 0) & (counts < most))
         fresh = np.ones(len(own), bool)
-        for before in range(column):
-            asked = np.flatnonzero(fresh & kept[rows[own], before])
-            pairs = np.stack([places[own[asked], before], places[own[asked], column]], axis=1)
+        for before in taken.T[: counts.max()]:
+            asked = np.flatnonzero(fresh & (before[own] >= 0))
+            if not len(asked):
+                break
+            pairs = np.stack([before[own[asked]], places[own[asked], column]], axis=1)
             fresh[asked] = _similarities(matrix, matrix, pairs, "jaccard") < threshold
-        kept[rows[own[fresh]], column] = True
+        new = own[fresh]
+        taken[new, counts[new]] = places[new, column]
+        counts[new] += 1
+        kept[rows[new], column] = True
     return kept
 
 
