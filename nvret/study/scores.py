@@ -172,7 +172,7 @@ class Results:
         if not path.is_file():
             raise NvretError(f"{path}: no such file; run the profile first")
         flat = pd.read_parquet(path)
-        attrs = flat.attrs
+        attrs, flat.attrs = flat.attrs, {}  # pandas copies them with each selection
         if missing := {"primary", "corpora", "differing"} - set(attrs):
             raise NvretError(f"{path} has no {', '.join(sorted(missing))}; run the profile again")
         scores = flat.set_index(["dataset", "query_id"])
