@@ -97,8 +97,9 @@ def test_hubs_and_texts_that_were_cut(tmp_path):
     texts = [f"{number} {PLAIN} {'x' * 200}"[:150] for number in range(30)]
     records = [flag(f"query {n}", [f"the answer number {n}"], [PLAIN, text])
                for n, text in enumerate(texts)]  # fmt: skip
+    records[0]["neg"].append(PLAIN)  # once more for its query: no further one
     found = lint.lint(lines(tmp_path / "a.jsonl", records), progress=False)
-    assert found.counts == Counter({"hub": 30, "cut": 1})
+    assert found.counts == Counter({"hub": 30, "cut": 1, "repeated": 1})
     assert found.examples["hub"][0].text == "for 30 queries"
     assert "30 texts have 150 characters" in found.examples["cut"][0].text
 

@@ -277,7 +277,8 @@ def _together(parts: list[_Part], layout: mined.Layout) -> Found:
         again[np.unique(_mixed(rows["pair"], rows["text"]), return_index=True)[1]] = False
         add("repeated", again & ~known & ~other)
     least = max(hub_limit(len(np.unique(labels["query"]))), EXAMPLES)
-    distinct = rows[np.unique(keys, return_index=True)[1]]
+    own = np.flatnonzero(~known)  # what is a mistake already counts for no query
+    distinct = rows[own[np.unique(keys[own], return_index=True)[1]]]
     _, first, numbers = np.unique(distinct["text"], return_index=True, return_counts=True)
     for at in np.flatnonzero(numbers >= least):
         row, number = distinct[first[at]], int(numbers[at])
