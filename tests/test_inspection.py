@@ -236,6 +236,7 @@ def test_a_suggestion_is_the_best_of_all_on_the_grid(drawn):
     )
     suspect = np.array([flag for *_, flag in drawn])
     suggested = ceilings.suggest("perc-pos", rows, suspect)
+    assert vars(suggested)["family"] == "perc-pos"  # what a table of several needs
     if suspect.sum() < ceilings.LEAST or suspect.all():
         assert suggested.parameter is None
         assert ("every" if suspect.all() else "too few") in suggested.why

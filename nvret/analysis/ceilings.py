@@ -23,6 +23,7 @@ DRAWS = 400
 class Suggestion:
     """The ceiling of one family that tells suspects from other negatives best."""
 
+    family: str  # "perc-pos" or "margin-pos"
     parameter: float | None = None  # the best on the grid; None where nothing can be suggested
     low: float = np.nan  # 95 % of the bootstrap samples put the best between this and the next
     high: float = np.nan
@@ -96,7 +97,7 @@ def suggest(family: str, rows: pd.DataFrame, suspect: np.ndarray) -> Suggestion:
         suspect: (rows,) bool; must not come from the scores themselves.
     """
     count, queries = int(suspect.sum()), rows["query"][suspect].nunique()
-    known = {"suspects": count, "queries": queries}
+    known = {"family": family, "suspects": count, "queries": queries}
     if count < LEAST or 2 * queries < LEAST:
         why = f"{count} suspicious negatives of {queries} queries are too few, expected at least "
         return Suggestion(**known, why=f"{why}{LEAST} of {LEAST // 2} queries or more")
