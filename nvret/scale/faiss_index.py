@@ -149,8 +149,8 @@ class Searcher:
         values, found = self._built.search(queries[rows], depth)
         full = found[:, -1] >= 0  # fewer are all that the index can reach with these probes
         allowed = (found >= 0) & (values < limits[rows, None])
-        for place, row in enumerate(rows):
-            allowed[place] &= ~np.isin(found[place], exclude[row])
+        for place in np.flatnonzero([len(exclude[row]) for row in rows]):
+            allowed[place] &= ~np.isin(found[place], exclude[rows[place]])
         values = np.where(allowed, values, -np.inf).astype(np.float32)
         found = np.where(allowed, found, -1)
         order = np.lexsort((found, -values), axis=1)[:, :k]
