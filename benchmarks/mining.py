@@ -28,7 +28,6 @@ from datasets.utils.logging import disable_progress_bar
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from benchmarks.encoding import points, students
 from benchmarks.harness import Case, interleaved
 from benchmarks.table import FEW_AT_ONCE, PEER
 from nvret import assets, data, mining, negatives, teachers
@@ -193,32 +192,10 @@ def _whole(queries: int, passages: int, rounds: int) -> Case:
                 mebibytes[side] = max(mebibytes.get(side, 0), peak)
         facts = {f"{side}: {what}": count for side in ("nvret", PEER)
                  for what, count in _counted(outputs[side]).items()}  # fmt: skip
-    if rounds > 1:
-        facts |= _distinct()
     return Case(
         "whole", f"4 negatives for {queries:,} questions from {passages:,} passages, as a command",
         seconds, mebibytes, (queries, "questions"), facts,
     )  # fmt: skip
-
-
-def _distinct() -> dict[str, str]:
-    """What passing over copies changes on NQ: how many negatives, and a student's NDCG@10."""
-    dataset, name = data.load("nq"), "minilm-l6"
-    scorer = teachers.DenseTeacher(name, passage_max_length=64).prepare(dataset, progress=False)
-    exclude, facts = mining.exclusions(dataset), {}
-    for rule in (mining.NaiveTopK(), mining.TopKPercPos(PERC)):
-        options = {"exclude": exclude, "progress": False}
-        tables = [
-            mining.mine(dataset, scorer, rule, 4, distinct=threshold, **options)
-            for threshold in (None, 0.8)
-        ]
-        columns = ["query_id", "positive_id", "negative_id"]
-        keys = [set(map(tuple, table.select(columns).to_pandas().to_numpy())) for table in tables]
-        changed = len(keys[0] - keys[1]) / len(keys[0])
-        plain, other = (students(dataset, table, scorer.queries, scorer.corpus) for table in tables)
-        facts[f"NQ, {rule}: negatives that copies give way to"] = f"{changed:.1%}"
-        facts[f"NQ, {rule}: points of a student's NDCG@10"] = points(other - plain)
-    return facts
 
 
 def _write(dataset: RetrievalDataset, folder: Path) -> None:

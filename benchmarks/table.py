@@ -34,6 +34,7 @@ class Benchmark:
         title, compares: for people; ``compares`` is a sentence.
         packages: whose versions are kept with the results.
         targets: key of a case -> what its ratios should be.
+        timed: whether it says how long something takes; what does not runs on request alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Benchmark:
     compares: str
     packages: list[str]
     targets: dict[str, list[Target]]
+    timed: bool = True
 
 
 PEER = "sentence-transformers"
@@ -139,6 +141,16 @@ BENCHMARKS = {
                 "frozen": [Target("nvret, 2 layers frozen", "nvret", 0.6)],
                 "chunks": [],
             },
+        ),
+        Benchmark(
+            "effects",
+            "What a faster way costs",
+            "No times: other negatives, and points of a student's NDCG@10 with their 95 % interval "
+            "where passages are rounded, copies passed over or layers frozen; on request, with "
+            "`python -m benchmarks effects`.",
+            ["torch", "transformers", "openvino", "nncf"],
+            {"rounded": [], "distinct": [], "frozen": []},
+            timed=False,
         ),
     )
 }

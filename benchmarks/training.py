@@ -28,15 +28,14 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
-from benchmarks.encoding import points
 from benchmarks.harness import Case, interleaved
 from benchmarks.table import PEER
-from nvret import assets, data, evaluation, mining
+from nvret import assets, data, mining
 from nvret.cost.calibration import MEBIBYTE, Run
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
-from nvret.methods import NaiveTopK, TopKPercPos
-from nvret.training import finetune, finetuning, trainer
+from nvret.methods import NaiveTopK
+from nvret.training import finetuning, trainer
 from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 
@@ -101,47 +100,7 @@ def _frozen(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case:
         f"{name}: {steps} steps of {_sizes(config)}",
         seconds,
         work=(steps, "step"),
-        facts={} if rounds == 1 else _lost_by_freezing(name, layers),
     )
-
-
-def _lost_by_freezing(name: str, layers: int) -> dict[str, Any]:
-    """NDCG@10 on 1,000 held-out questions of NQ, in 3,000 passages, after a thousand pairs."""
-    dataset = data.load("nq", progress=False)
-    questions = np.array(dataset.queries["id"].to_pylist())
-    drawn = np.random.default_rng(0).permutation(questions)
-    train, test = (dataset.select(some.tolist()) for some in (drawn[:1000], drawn[1000:2000]))
-    passages = test.qrels["corpus_id"].to_pylist() + test.corpus["id"].to_pylist()
-    corpus = list(dict.fromkeys(passages))[:3000]  # all that answer a question, and others
-    test = test.select(test.queries["id"].to_pylist(), corpus_ids=corpus)
-    table = mining.mine(train, "potion-base-8m", TopKPercPos(0.95), NEGATIVES, progress=False)
-    config = TrainingConfig(
-        batch_size=32,
-        learning_rate=5e-5,
-        temperature=0.05,
-        in_batch_negatives=False,
-        passage_max_length=64,
-        checkpoint_steps=0,
-    )
-    base = assets.model_path(name)
-    scores = {"before": [_ndcg(base, test)] * 2, "all": [], "frozen": []}
-    for seed in range(2):
-        for side, number in (("all", 0), ("frozen", layers)):
-            settings = config.model_copy(update={"freeze_layers": number})
-            with tempfile.TemporaryDirectory() as folder:
-                trained = Path(folder) / "trained"
-                finetune(base, train, table, trained, settings, seed=seed, progress=False)
-                scores[side].append(_ndcg(trained, test))
-    found = {side: np.stack(values) for side, values in scores.items()}
-    return {
-        "points of NDCG@10 that training adds": points(found["all"] - found["before"]),
-        "points that the frozen layers cost": points(found["frozen"] - found["all"]),
-    }
-
-
-def _ndcg(model: Path, test: RetrievalDataset) -> np.ndarray:
-    (scores,) = evaluation.evaluate_all(Encoder.load(model), [test], 32, 64, progress=False)
-    return scores.values("ndcg_at_10")
 
 
 def _chunks(name: str, config: TrainingConfig, tokens: int, rounds: int) -> Case:

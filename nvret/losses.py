@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nvret.utils.errors import NvretError
+from nvret.utils.products import linear
 
 if TYPE_CHECKING:
     from nvret.teachers import Scorer
@@ -92,7 +93,7 @@ def info_nce(
 
     with torch.autocast(queries.device.type, enabled=False):
         dtype = torch.promote_types(queries.dtype, torch.float32)
-        scores = queries.to(dtype) @ passages.to(dtype).T / temperature
+        scores = linear(queries.to(dtype), passages.to(dtype)) / temperature
         listed = torch.cat([positives.unsqueeze(1), negatives], 1)
         absent = listed < 0
         logits = scores.gather(1, listed.clamp_min(0)).masked_fill(absent, -torch.inf)
@@ -105,7 +106,7 @@ def info_nce(
             own = own[:, :pool] if known is None else own[:, :pool] | known
             logits = torch.cat([logits, scores.masked_fill(own, -torch.inf)], 1)
         if bank is not None:
-            older = queries.to(dtype) @ bank.to(dtype).T / temperature
+            older = linear(queries.to(dtype), bank.to(dtype)) / temperature
             if bank_known is not None:
                 older = older.masked_fill(bank_known, -torch.inf)
             logits = torch.cat([logits, older], 1)

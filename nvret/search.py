@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvret.utils import products
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
@@ -228,7 +229,7 @@ def _product(queries: Tensor, corpus: Tensor, device: torch.device) -> Score:
             latest = columns, corpus[columns].to(device, torch.float32)
         vectors = queries[rows].to(device, torch.float32)
         for passages, scores in zip(latest[1].split(PRODUCT), out.split(PRODUCT, 1), strict=True):
-            torch.mm(vectors, passages.T, out=scores)
+            products.scores(vectors, passages, scores)
 
     return score
 

@@ -178,6 +178,29 @@ def test_the_command_counts_hidden_positives(own, tmp_path, capsys):
     assert cli.main([*mine, "--output", str(tmp_path / "n.parquet")]) == 0
 
 
+@pytest.mark.parametrize("name", ["ranked.parquet", "ranked.run"])
+def test_scored_lists_give_their_teachers_answer(own, tmp_path, capsys, name):
+    data, ranked = ["--data", str(own[0])], str(tmp_path / name)
+    kind = ["--format", "trec"] if name.endswith(".run") else []
+    assert cli.main(["rank", *data, "--teacher", "bm25", "--output", ranked, *kind]) == 0
+    answers = []
+    for number, scores in enumerate((["--teacher", "bm25"], ["--candidates", ranked])):
+        output = tmp_path / f"{number}.json"
+        command = ["calibrate", *data, *scores, "--target", "5%", "--output", str(output)]
+        assert cli.main([*command, "--near-duplicates", "none"]) == 0
+        answers.append(json.loads(output.read_text()))
+    one, other = answers
+    assert one["method"] == other["method"]
+    assert one["rate"]["value"] > 0
+    # A passage that scores as its positive does, but for rounding, may fall on either side of it
+    curves = [[row["rate"] for row in each["curve"]] for each in answers]
+    np.testing.assert_allclose(*curves, atol=0.005)
+    capsys.readouterr()
+    command = ["calibrate", *data, "--teacher", "bm25", "--candidates", ranked]
+    assert cli.main(command) == 2
+    assert "--candidates stands for a teacher" in capsys.readouterr().err
+
+
 def test_the_command_takes_labels_or_a_judge(own, tmp_path, capsys):
     folder, whole = own
     first = whole.qrels.to_pandas().drop_duplicates("query_id")

@@ -216,6 +216,26 @@ def test_both_kinds_of_automodel(tmp_path, records, around):
         assert (kept["corpus"], len(kept["data"][0]["neg_doc"])) == ({"path": "x"}, 1)
 
 
+def test_what_automodels_own_audit_looks_for(tmp_path):
+    """Known positives, repeated ids, and scores that are missing or not finite; more of one row."""
+    negatives = [
+        {"id": "a", "score": 0.3}, {"id": "p", "score": 0.2}, {"id": "p", "score": 0.2},
+        {"id": "c"}, {"id": "d", "score": float("-inf")}, {"id": "e", "score": 0.1},
+    ]  # fmt: skip
+    record = {"question": "q", "pos_doc": [{"id": "a", "score": 0.5}, {"id": "b", "score": 0.4}],
+              "neg_doc": negatives}  # fmt: skip
+    path, fixed = tmp_path / "mined.json", tmp_path / "fixed.json"
+    path.write_text(json.dumps({"corpus": [], "data": [record]}))
+    assert counts(path) == {"positive": 1, "repeated": 1, "not-finite": 2}
+    lint.clean(path, lint.lint(path, progress=False), fixed)
+    kept = json.loads(fixed.read_text())["data"][0]["neg_doc"]
+    assert kept == [{"id": "p", "score": 0.2}, {"id": "e", "score": 0.1}]
+    for one in negatives:
+        one.pop("score", None)  # all are missing: a file without scores
+    path.write_text(json.dumps({"corpus": [], "data": [record]}))
+    assert counts(path) == {"positive": 1, "repeated": 1}
+
+
 def test_ids_that_the_corpus_lacks(tmp_path):
     path = lines(tmp_path / "a.jsonl", LAYOUTS["automodel"])
     assert counts(path, corpus=["a", "b", "p"]) == {"positive": 1, "unknown-id": 1}

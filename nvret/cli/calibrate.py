@@ -46,9 +46,8 @@ def calibrate(
 
     It needs to know some passages that answer a query beside its labelled positive: from queries
     with several positives (all but one are hidden; 50 such queries or more), from --labels, or from
-    a --judge. --sample
-    writes a page on which a person labels pairs. With none of these, an estimate from the scores
-    alone is given, a rough estimate.
+    a --judge. --sample writes a page on which a person labels pairs. With none of these, the scores
+    alone give a rough estimate.
 
     Args:
         target: share of the negatives that may be false: 2% or 0.02
@@ -64,25 +63,37 @@ def calibrate(
         output: a .json of the answer and the whole curve
         overwrite: replace files
     """
+    import pyarrow.compute as pc
+
     from nvret import mining, teachers
     from nvret.analysis import audit, ladder
     from nvret.analysis import calibrate as calibration
-    from nvret.io import inputs
+    from nvret.io import candidates, inputs
 
-    data.check("calibrate needs")
-    name = teacher.only("calibrate")
+    teacher.check()
+    if not teacher.candidates or options.given(data):
+        data.check("calibrate needs")
+    name = None if teacher.candidates else teacher.only("calibrate")
     if labels and judge:
         raise NvretError("--labels and --judge are two sources, expected one")
     options.check_output("sample", sample, ".html", overwrite=overwrite)
     options.check_output("output", output, ".json", overwrite=overwrite)
-    built = teacher.build(name)
+    built = None if name is None else teacher.build(name)
     judgements = None if labels is None else inputs.qrels(labels)[0]
     reader = options.load_judge("judge", judge, teacher.device)
-    dataset = data.load()
+    if built is None:
+        dataset, scorer = options.ranked(data, teacher.candidates)
+        dataset = candidates.scored(dataset, scorer)
+    else:
+        dataset = data.load()
+    whole = dataset.queries["id"]
     several = sum(len(rows) > 1 for rows in dataset.positives) >= calibration.SEVERAL
     hidden = audit.hide(dataset) if several and not (labels or judge or sample) else None
     dataset = dataset if hidden is None else hidden.dataset
-    scorer = teachers.prepare(built, dataset)
+    if built is None:
+        scorer = scorer.select(pc.index_in(dataset.queries["id"], whole).to_numpy())
+    else:
+        scorer = teachers.prepare(built, dataset)
     exclude = mining.exclusions(dataset, near_duplicates)
     steps = ladder.build(dataset, scorer, method, num_negatives, exclude, pairs=max_pairs)
     if sample:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import re
 import tempfile
 import typing
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from nvret.data import RetrievalDataset
 
-log = logging.getLogger("nvret")
 # The names of nvret.sampling and nvret.io.export, which take long to import; a test compares them
 Sampling = Literal["top-k", "sampled", "top-1+sampled"]
 Format = Literal[
@@ -233,17 +231,13 @@ def _ranked(
 ) -> tuple[RetrievalDataset, Any, list[Any]]:
     """The data set of scored candidates, what may be no negative, and their scorer."""
     from nvret import mining
-    from nvret.io import adopted, candidates
+    from nvret.io import candidates
 
     if method == "random":
         raise NvretError(f"--method random: passages of the corpus have no score in {path}")
-    dataset = data.load() if options.given(data) else adopted.load_dataset(path)
-    scorer = candidates.load(path, dataset)
+    dataset, scorer = options.ranked(data, path)
     exclude = mining.exclusions(dataset, filters.near_duplicates)
-    dataset, lost = candidates.scored(dataset, scorer)
-    if lost:
-        log.warning("%s: %d positives have no score there; none is mined for them", path, lost)
-    return dataset, exclude, [scorer]
+    return candidates.scored(dataset, scorer), exclude, [scorer]
 
 
 def _with_precision(dataset: RetrievalDataset, teacher: Any, table: pa.Table) -> pa.Table:

@@ -236,6 +236,14 @@ class TeacherOptions:
         return teachers.DenseTeacher(name, *lengths, dtype=dtype, prompts=before, **where)
 
 
+def ranked(data: OwnData, path: Path) -> tuple[RetrievalDataset, Any]:
+    """The data set of scored candidates, which may make one themselves, and their scorer."""
+    from nvret.io import adopted, candidates
+
+    dataset = data.load() if given(data) else adopted.load_dataset(path)
+    return dataset, candidates.load(path, dataset)
+
+
 def prompts(query: str | None, passage: str | None) -> dict[str, str | None]:
     r"""Of queries and passages, in which a shell's ``\n`` is a line break."""
     both = {"query": query, "passage": passage}

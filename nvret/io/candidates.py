@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from nvret.utils.errors import NvretError, check_file
 from nvret.utils.store import fingerprint
 
 RUNS = (".run", ".trec", ".txt", ".gz")
+log = logging.getLogger("nvret")
 
 
 @dataclass(frozen=True)
@@ -318,13 +320,23 @@ class ListScorer:
         place = self.places(queries.ravel(), passages.ravel())
         return np.where(place < 0, -np.inf, self.scores[place]).astype(np.float32).reshape(shape)
 
+    def _those_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The places of some queries' candidates, which query each is of, and where each begins."""
+        begins = np.append(0, np.cumsum(np.diff(self.starts)[rows]))
+        owner = np.repeat(np.arange(len(rows)), np.diff(begins))
+        return np.arange(len(owner)) + (self.starts[rows] - begins[:-1])[owner], owner, begins
+
+    def select(self, rows: np.ndarray) -> ListScorer:
+        """The scorer of a data set that has these queries alone, in this order."""
+        place, _, starts = self._those_of(rows)
+        ids, scores = self.ids[place], self.scores[place]
+        key = fingerprint("lists", starts, ids, scores)
+        return replace(self, fingerprint=key, ids=ids, scores=scores, starts=starts)
+
     def top_k(self, query_rows, k, ceiling=None, exclude=None, *, progress=False) -> SearchResult:
         """As `nvret.search.top_k`, among the candidates of the file."""
         rows = np.asarray(query_rows)
-        counts = np.diff(self.starts)[rows]
-        ends = np.cumsum(counts)
-        pair = np.repeat(np.arange(len(rows)), counts)
-        place = np.arange(len(pair)) + np.repeat(self.starts[rows] - (ends - counts), counts)
+        place, pair, begins = self._those_of(rows)
         kept = np.ones(len(pair), bool)
         if ceiling is not None:
             kept = self.scores[place] < np.asarray(ceiling, np.float32)[pair]
@@ -334,9 +346,9 @@ class ListScorer:
             listed = np.fromiter(itertools.chain.from_iterable(exclude), np.int64, lengths.sum())
             found = self.places(rows[owner], listed)
             owner, found = owner[found >= 0], found[found >= 0]
-            kept[found - self.starts[rows[owner]] + (ends - counts)[owner]] = False
+            kept[found - self.starts[rows[owner]] + begins[owner]] = False
         before = np.concatenate([[0], np.cumsum(kept)])
-        nth = before[1:] - 1 - before[ends - counts][pair]
+        nth = before[1:] - 1 - before[begins[pair]]
         chosen = kept & (nth < k)
         ids = np.full((len(rows), k), -1, np.int64)
         scores = np.full((len(rows), k), -np.inf, np.float32)
@@ -345,8 +357,8 @@ class ListScorer:
         return SearchResult(torch.from_numpy(ids), torch.from_numpy(scores))
 
 
-def scored(dataset: RetrievalDataset, scorer: ListScorer) -> tuple[RetrievalDataset, int]:
-    """The data set less the positives that have no score, and how many these are.
+def scored(dataset: RetrievalDataset, scorer: ListScorer) -> RetrievalDataset:
+    """The data set less the positives that have no score; a warning says how many these are.
 
     A pair cannot be mined for without its positive's score. The queries and their order stay.
 
@@ -356,12 +368,15 @@ def scored(dataset: RetrievalDataset, scorer: ListScorer) -> tuple[RetrievalData
     queries, passages = dataset.pairs
     without = scorer.places(queries, passages) < 0
     if not without.any():
-        return dataset, 0
+        return dataset
     if without.all():
         raise NvretError(f"{scorer.name}: no labelled positive of {dataset.name} has a score there")
     keys = ["query_id", "corpus_id"]
+    log.warning(
+        "%s: %d positives have no score there, and are left out", scorer.name, without.sum()
+    )
     gone = pa.table([ids.filter(pa.array(without)) for ids in dataset.pair_ids.values()], keys)
     kept = dataset.qrels.join(gone, keys, join_type="left anti").sort_by(
         [(name, "ascending") for name in keys]
     )
-    return replace(dataset, qrels=kept.select(dataset.qrels.column_names)), int(without.sum())
+    return replace(dataset, qrels=kept.select(dataset.qrels.column_names))

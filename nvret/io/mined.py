@@ -177,8 +177,13 @@ def _automodel(record: Record) -> Row:
         listed = [one if isinstance(one, dict) else {"id": one} for one in listed]
         ids.append([str(one["id"]) for one in listed])
         own = [one.get("score") for one in listed]
-        scores.append([] if None in own else own)
+        scores.append(_scores(own))
     return Row(str(record.get("question", record.get("query"))), *ids, *scores)
+
+
+def _scores(values: list) -> list:
+    """None of some where there are others is a mistake for others to find; of all, no scores."""
+    return [] if all(value is None for value in values) else values
 
 
 def _scored(name: str, query: str, documents: str, *, ids: bool) -> Layout:
@@ -211,8 +216,7 @@ def _labeled(query: str, texts: str) -> Layout:
         return [value for value, label in own if (label > 0.5) == positive]
 
     def read(record: Record) -> Row:
-        scores = record.get("scores") or []
-        listed = record[texts], [] if None in scores else scores
+        listed = record[texts], _scores(record.get("scores") or [])
         return Row(record[query], *(chosen(record, some, own) for some in listed
                                     for own in (True, False)))  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nvret.utils import products
 from nvret.utils.errors import NvretError
 
 
@@ -112,6 +113,7 @@ def load_transformer(
         tokenizer = AutoTokenizer.from_pretrained(
             folder, use_fast=True, trust_remote_code=trust_remote_code
         )
+    products.use(backbone)
     if getattr(config, "is_causal", None) is False:
         see_both_ways(backbone)
     if missing := sorted(info["missing_keys"]):

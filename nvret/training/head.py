@@ -32,6 +32,7 @@ from nvret.training.trainer import Shuffle, Student
 from nvret.utils import processes, store
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
+from nvret.utils.products import linear
 
 FILE = "head.safetensors"
 BLOCK = 1 << 14  # vectors that are mapped at a time
@@ -63,7 +64,7 @@ class Head(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, D) frozen vectors to (B, D), L2-normalised."""
-        return nn.functional.normalize(vectors + vectors @ self.change.T, dim=-1)
+        return nn.functional.normalize(vectors + linear(vectors, self.change), dim=-1)
 
     @property
     def weight(self) -> np.ndarray:

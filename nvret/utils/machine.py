@@ -46,6 +46,11 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def vendor() -> str | None:
+    """The maker of the processor, as the processor says it: "GenuineIntel"; None where unknown."""
+    return _cpuinfo().get("vendor_id")
+
+
 def check_device(name: str | torch.device) -> torch.device:
     """The device of that name, once it has held a number; `NvretError` when it cannot."""
     import torch

@@ -1,0 +1,106 @@
+"""Float32 products by the other library are the same products, with the same gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nvret import assets, search
+from nvret.encode import Encoder
+from nvret.utils import machine, products
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN"
+)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: True)
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    width=st.integers(1, 70),
+    bias=st.booleans(),
+    wanted=st.tuples(st.booleans(), st.booleans()),
+    turned=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_torch(sizes, width, bias, wanted, turned):
+    generator = torch.Generator().manual_seed(0)
+    *rows, depth = sizes
+    x = torch.randn(*rows, depth, generator=generator).requires_grad_(wanted[0])
+    weight = torch.randn(depth, width, generator=generator).T if turned else (
+        torch.randn(width, depth, generator=generator)
+    )  # fmt: skip
+    weight = weight.detach().requires_grad_(wanted[1])
+    added = torch.randn(width, generator=generator).requires_grad_() if bias else None
+    inputs = [each for each in (x, weight, added) if each is not None and each.requires_grad]
+    found = []
+    for product in (nn.functional.linear, products.linear):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(products, "by_onednn", lambda: True)
+            result = product(x, weight, added)
+        gradients = torch.autograd.grad(result.square().sum(), inputs) if inputs else ()
+        found.append([result, *gradients])
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        close(one, other)
+
+
+def test_a_vector_alone_an_empty_batch_and_another_precision_are_torchs(onednn):
+    weight = torch.randn(3, 4)
+    close(products.linear(torch.ones(4), weight), weight.sum(1))
+    assert products.linear(torch.empty(0, 4), weight).shape == (0, 3)
+    double = products.linear(torch.ones(2, 4, dtype=torch.float64), weight.double())
+    assert double.dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products.linear(torch.ones(2, 4), weight).dtype == torch.bfloat16
+    torch.jit.trace(lambda x: products.linear(x, weight), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("passages", [1, 70, 2 * products.COLUMNS + 5])
+def test_scores_are_written_where_they_belong(onednn, passages):
+    queries, corpus = torch.randn(5, 16), torch.randn(passages, 16)
+    whole = torch.full((5, passages + 3), torch.nan)
+    products.scores(queries, corpus, whole[:, :passages])
+    close(whole[:, :passages], queries @ corpus.T)
+    assert whole[:, passages:].isnan().all()
+
+
+def test_search_finds_the_same(onednn, monkeypatch):
+    queries, corpus = (nn.functional.normalize(torch.randn(n, 24), dim=1) for n in (40, 20_000))
+    one = search.top_k(queries, corpus, 10)
+    monkeypatch.setattr(products, "by_onednn", lambda: False)
+    other = search.top_k(queries, corpus, 10)
+    close(one.scores, other.scores)
+    assert (one.ids == other.ids).double().mean() > 0.99
+
+
+def test_an_encoders_vectors_and_weights_stay(onednn, tmp_path):
+    path, texts = assets.model_path("paraphrase-minilm-l3"), ["a house", "a boat on the lake"]
+    encoder = Encoder.load(path)
+    layers = [part for part in encoder.modules() if isinstance(part, nn.Linear)]
+    assert {type(part) for part in layers} == {products.Linear}
+    encoder.save(tmp_path / "saved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "by_onednn", lambda: False)
+        plain, again = Encoder.load(path), Encoder.load(tmp_path / "saved")
+        assert {type(p) for p in plain.modules() if isinstance(p, nn.Linear)} == {nn.Linear}
+        expected = plain.encode(texts, progress=False)
+    np.testing.assert_allclose(encoder.encode(texts, progress=False), expected, atol=1e-6)
+    assert plain.fingerprint == encoder.fingerprint == again.fingerprint
+
+
+@pytest.mark.parametrize(("maker", "chosen"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_processors_maker_decides(monkeypatch, maker, chosen):
+    monkeypatch.setattr(machine, "vendor", lambda: maker)
+    assert products.by_onednn.__wrapped__() is (chosen and torch.backends.mkl.is_available())
