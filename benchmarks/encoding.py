@@ -48,7 +48,7 @@ def _rounded(name: str, texts: list[str], length: int, smoke: bool) -> Case:
     return Case(
         f"{name}, rounded",
         f"{name}, {len(texts):,} passages of NQ of at most {length} tokens",
-        interleaved(sides, 2 if smoke else 5, warm_up=0 if smoke else 1),
+        interleaved(sides, 2 if smoke else 3, warm_up=0 if smoke else 1),
         work=(len(texts), "passages"),
         facts={"seconds to prepare int8, once a corpus": round(preparing, 1)}
         | {f"mean cosine with float32, {side}": round(float(c), 5) for side, c in cosines.items()},
@@ -71,7 +71,7 @@ def _case(name: str, texts: list[str], length: int | None, smoke: bool) -> Case:
     return Case(
         name,
         f"{name}, {len(texts):,} passages of NQ",
-        interleaved(sides, 2 if smoke else 5, warm_up=0 if smoke else 1),
+        interleaved(sides, 2 if smoke else 3, warm_up=0 if smoke else 1),
         work=(len(texts), "passages"),
         facts={"mean tokens": round(float(tokens.mean()), 1)},
     )

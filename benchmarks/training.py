@@ -45,7 +45,7 @@ NEGATIVES = 4
 
 def cases(smoke: bool) -> list[Case]:
     """A transformer and a static model with in-batch negatives, and the loss in chunks."""
-    rounds = 1 if smoke else 5
+    rounds = 1 if smoke else 3
     small = {"batch_size": 4, "passage_max_length": 32} if smoke else {}
     bert = TrainingConfig(
         **{"batch_size": 16, "passage_max_length": 128} | small,

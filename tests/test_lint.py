@@ -202,6 +202,7 @@ INLINE = [
 @pytest.mark.parametrize("around", [None, {"corpus": {"path": "x"}}], ids=["lines", "object"])
 def test_both_kinds_of_automodel(tmp_path, records, around):
     path, fixed = tmp_path / "a.json", tmp_path / "b.json"
+    (tmp_path / "x").mkdir()  # the corpus
     if around is None:
         lines(path, records)
     else:
@@ -234,6 +235,41 @@ def test_what_automodels_own_audit_looks_for(tmp_path):
         one.pop("score", None)  # all are missing: a file without scores
     path.write_text(json.dumps({"corpus": [], "data": [record]}))
     assert counts(path) == {"positive": 1, "repeated": 1}
+
+
+def test_automodels_checklist(tmp_path):
+    """The six points that its guide says to verify in a mined file; ids of passages: below."""
+    folder = tmp_path / "corpora" / "wiki"
+    folder.mkdir(parents=True)
+    (folder / "merlin_metadata.json").write_text(json.dumps({"corpus_id": "wikipedia"}))
+
+    def record(name, corpus="wikipedia", own=0.9, **more):
+        listed = [{"id": f"{name}{n}", "score": 0.5} for n in range(3)]
+        first = {"question_id": name, "question": f"q {name}", "corpus_id": corpus}
+        passages = {"pos_doc": [{"id": f"p{name}", "score": own}], "neg_doc": listed}
+        return first | passages | more
+
+    def counted(*records, corpus="corpora/wiki", **options):
+        path = tmp_path / "mined.json"
+        path.write_text(json.dumps({"corpus": [{"path": corpus}], "data": records}))
+        found = lint.lint(path, progress=False, **options)
+        return {check: number for check, number in found.counts.items() if number}
+
+    assert counted(record("a"), record("b")) == {}
+    assert counted(record("a"), record("b") | {"question_id": "a"}) == {"query-id": 1}
+    assert counted(record("a"), record("b", corpus="news")) == {"corpus": 1}
+    assert counted(record("a"), corpus="gone/wiki") == {"corpus": 2}  # the file, and its record
+    siblings = [{"id": "pa", "score": 0.9}, {"id": "pb", "score": 0.8}]
+    mined = [{"id": "pb", "score": 0.5}, {"id": "x", "score": 0.4}]
+    assert counted(record("a", pos_doc=siblings, neg_doc=mined)) == {"positive": 1}
+    sibling = record("a", question="q b", neg_doc=mined)
+    assert counted(record("b", neg_doc=mined[1:]), sibling, needed=1) == {"other-positive": 1}
+    assert counted(record("a", own=float("nan"))) == {"positive-score": 1}
+    assert counted(record("a", own=None)) == {"positive-score": 1}
+    assert counted(record("a", own=10**400)) == {"positive-score": 1}
+    twice = record("a", neg_doc=mined[1:] * 2)
+    assert counted(twice, needed=2) == {"repeated": 1, "short": 1}
+    assert counted(record("a"), needed=3) == {}
 
 
 def test_ids_that_the_corpus_lacks(tmp_path):

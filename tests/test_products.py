@@ -67,6 +67,15 @@ def test_a_vector_alone_an_empty_batch_and_another_precision_are_torchs(onednn):
     torch.jit.trace(lambda x: products.linear(x, weight), torch.ones(2, 4))
 
 
+def test_rows_may_lie_in_any_order_in_memory(onednn):
+    whole, weight = torch.randn(3, 8, 5, 4), torch.randn(6, 4)
+    for x in (whole.transpose(0, 2), whole[:, ::2], whole[:1, :1, :1].expand(2, 3, 4, 4)):
+        close(products.linear(x, weight), x @ weight.T)
+    some = torch.randn(4, 9).T.requires_grad_()  # neither side of the product is contiguous
+    products.linear(some, weight).sum().backward()
+    close(some.grad, weight.sum(0).expand(9, 4))
+
+
 @pytest.mark.parametrize("passages", [1, 70, 2 * products.COLUMNS + 5])
 def test_scores_are_written_where_they_belong(onednn, passages):
     queries, corpus = torch.randn(5, 16), torch.randn(passages, 16)

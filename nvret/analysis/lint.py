@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
+import json
 import math
 import multiprocessing
 import os
@@ -39,25 +40,31 @@ CHECKS = {  # name -> what it says of a negative, or of a record
     "other-positive": "a positive of the same query in another record",
     "query": "the query itself",
     "repeated": "stands among the pair's negatives already",
-    "not-finite": "a score that is no finite number",
+    "not-finite": "a score that is missing, or no finite number",
     "unknown-id": "an id that the corpus does not have",
+    "query-id": "an id of a query that an earlier record has",
+    "corpus": "a corpus that the file does not name, or that is not where it says",
+    "positive-score": "no finite score of a positive, where negatives have scores",
     "above-positive": "scores at or above the positive",
-    "short": "fewer negatives than most records have",
+    "short": "fewer negatives than are needed, or than most records have",
     "hub": "the same negative for many queries",
     "script": "another script than the positive's",
     "length": "fewer than three words, or twenty times as long or short as the positive",
     "cut": "texts that all end at one length, as if cut",
 }
-MISTAKES = list(CHECKS)[:9]  # of which a trainer knows nothing good; the others are reasons to look
-DROPPED = MISTAKES[1:]  # by `clean`
-OF_RECORDS = ("unreadable", "short", "cut")  # counted in records, not in negatives
+MISTAKES = list(CHECKS)[:12]  # of which no good comes; the others are reasons to look
+DROPPED = MISTAKES[1:9]  # by `clean`
+# Counted in records, not in negatives
+OF_RECORDS = ("unreadable", "query-id", "corpus", "positive-score", "short", "cut")
 EXAMPLES = 5
 NEAR, PROBE = 0.8, 5  # similarity; words of a run that a near copy shares
-# What stays of a negative (texts as hashes, checks as bits), of a label, and of a record
-ROW, LABEL, WIDTH = (
+# What stays of a negative (texts as hashes, checks as bits), of a label, of a record and of its id
+ROW, LABEL, WIDTH, KEY = (
     np.dtype([(name, np.uint64) for name in names.split()])
-    for names in ("query text pair record place checks", "query text", "record number")
-)
+    for names in (
+        "query text pair record place checks", "query text", "record number distinct", "key record"
+    )
+)  # fmt: skip
 
 
 class Example(NamedTuple):
@@ -91,7 +98,8 @@ class Found:
     def add(self, check: str, example: Example) -> None:
         self.counts[check] += 1
         if len(self.examples[check]) < EXAMPLES:
-            self.examples[check].append(example)
+            text = example.text[:200].encode("utf-8", "replace").decode()
+            self.examples[check].append(example._replace(text=text))
 
     @property
     def mistakes(self) -> float:
@@ -110,21 +118,31 @@ class _Part(Found):
     rows: array = field(default_factory=lambda: array("Q"))
     labels: array = field(default_factory=lambda: array("Q"))
     widths: array = field(default_factory=lambda: array("Q"))
+    keys: array = field(default_factory=lambda: array("Q"))
     lengths: Counter = field(default_factory=Counter)  # characters of a text
 
 
-def lint(path: Path, *, corpus: Iterable[str] | None = None, progress: bool = True) -> Found:
+def lint(
+    path: Path,
+    *,
+    corpus: Iterable[str] | None = None,
+    needed: int | None = None,
+    progress: bool = True,
+) -> Found:
     """Look at every record of a file of mined negatives.
 
     Args:
         corpus: its ids, for a layout of ids.
+        needed: distinct negatives of a record; None: as many as most records have.
     Returns:
         what was found; never an error for what a record holds.
     Raises:
         NvretError: the file cannot be opened, or has the columns of no known layout.
     """
     layout, todo = mined.layout_of(path), mined.pieces(path)
-    look = partial(_piece, ids=frozenset(corpus) if corpus is not None and layout.ids else None)
+    ids = frozenset(corpus) if corpus is not None and layout.ids else None
+    folders = mined.corpora(path)
+    look = partial(_piece, ids=ids, known=None if folders is None else _names(folders))
     workers = min(len(todo), os.cpu_count() or 1)
     with contextlib.ExitStack() as stack:
         run = map  # within this process, where there is little to do
@@ -132,10 +150,28 @@ def lint(path: Path, *, corpus: Iterable[str] | None = None, progress: bool = Tr
             pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
             run = stack.enter_context(pool).map
         options = {"total": len(todo), "desc": path.name, "unit": "piece", "show": progress}
-        return _together(list(progress_bar(run(look, todo), **options)), layout)
+        found = _together(list(progress_bar(run(look, todo), **options)), layout, needed)
+    for folder in folders or ():
+        if not os.path.exists(folder):  # False for a name that no file can have, too
+            found.add("corpus", Example(0, 0, f"{folder} is not there"))
+    return found
 
 
-def _piece(piece: mined.Piece, ids: frozenset[str] | None) -> _Part:
+def _names(folders: Iterable[Path]) -> frozenset[str]:
+    """What records may call these corpora: what a corpus calls itself, or its folder's name."""
+    names = set()
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            facts = json.loads((folder / "merlin_metadata.json").read_text(encoding="utf-8"))
+            names.add(str(facts.get("corpus_id", folder.name)))
+            continue
+        names.add(folder.name)
+    return frozenset(names)
+
+
+def _piece(
+    piece: mined.Piece, ids: frozenset[str] | None, known: frozenset[str] | None = None
+) -> _Part:
     layout, part = mined.layout_of(piece.path), _Part()
     for number, record in enumerate(mined.records(piece), 1):
         part.records += 1
@@ -144,6 +180,10 @@ def _piece(piece: mined.Piece, ids: frozenset[str] | None) -> _Part:
             part.add("unreadable", Example(number, 0, row))
         else:
             _look(part, number, row, layout, ids)
+            if row.key is not None:
+                part.keys.extend((hashed(row.key), number))
+            if known is not None and row.corpus is not None and row.corpus not in known:
+                part.add("corpus", Example(number, 0, row.corpus))
     return part
 
 
@@ -165,14 +205,16 @@ def _look(
         part.labels.extend((own, hashed(text)))
     if not row.negatives and layout.grouped:
         return
-    part.widths.extend((number, len(row.negatives)))
     pair = hashed(f"{own} {positives[0]}") if layout.grouped and positives else own
     seen, limit = set(), _smallest(row.positive_scores)
-    scored = len(row.negative_scores) == len(row.negatives)
+    scored = len(row.negative_scores) == len(row.negatives) > 0
+    own_scores = row.positive_scores if len(row.positive_scores) == len(positives) else [None]
+    if scored and positives and not all(map(_is_finite, own_scores)):
+        part.add("positive-score", Example(number, 0, row.positives[0] or ""))
     longest = max(map(len, positives), default=0)
     for place, raw in enumerate(text or "" for text in row.negatives):
         text, score = plain(raw), row.negative_scores[place] if scored else 0.0
-        finite = isinstance(score, int | float) and math.isfinite(score)
+        finite = _is_finite(score)
         worded = bool(text) and not layout.ids
         reasons = {
             "empty": not text,
@@ -194,20 +236,24 @@ def _look(
         if reasons["above-positive"]:
             part.excess.append(score - limit)
         found = [check for check, holds in reasons.items() if holds]
-        shown = raw[:200].encode("utf-8", "replace").decode()
         for check in found:
-            part.add(check, Example(number, place, shown))
+            part.add(check, Example(number, place, raw))
         bits = sum(1 << DROPPED.index(check) for check in found if check in DROPPED)
         known = not text or reasons["positive"] or reasons["repeated"]
         part.rows.extend((0 if known else own, hashed(text), pair, number, place, bits))
         if not layout.ids:
             part.lengths[len(raw)] += 1
+    part.widths.extend((number, len(row.negatives), len(seen - {""})))
+
+
+def _is_finite(score: Any) -> bool:
+    return mined.is_number(score) and math.isfinite(score)
 
 
 def _smallest(scores: Iterable[Any]) -> float | None:
     """Of the positives' scores; None where one is no finite number."""
-    numbers = [score for score in scores if isinstance(score, int | float)]
-    return min(numbers) if numbers and all(map(math.isfinite, numbers)) else None
+    numbers = [score for score in scores if mined.is_number(score)]
+    return min(numbers) if numbers and all(map(_is_finite, numbers)) else None
 
 
 def near(a: str, b: str) -> bool:
@@ -243,12 +289,13 @@ def script(text: str) -> str:
     return names.most_common(1)[0][0] if names else ""
 
 
-def _together(parts: list[_Part], layout: mined.Layout) -> Found:
+def _together(parts: list[_Part], layout: mined.Layout, needed: int | None = None) -> Found:
     """What the pieces hold, whose records count on, and what only all records together show."""
     total, joined = Found(layout.name), defaultdict(list)
     lengths: Counter[int] = Counter()
     for part in parts:
-        for name, kind in (("rows", ROW), ("labels", LABEL), ("widths", WIDTH)):
+        kinds = {"rows": ROW, "labels": LABEL, "widths": WIDTH, "keys": KEY}
+        for name, kind in kinds.items():
             values = np.frombuffer(getattr(part, name), kind).copy()
             if "record" in kind.names:
                 values["record"] += np.uint64(total.records)
@@ -261,7 +308,7 @@ def _together(parts: list[_Part], layout: mined.Layout) -> Found:
         total.counts += part.counts
         total.excess += part.excess
         lengths += part.lengths
-    rows, labels, widths = (np.concatenate(arrays) for arrays in joined.values())
+    rows, labels, widths, keyed = (np.concatenate(arrays) for arrays in joined.values())
 
     def add(check: str, chosen: np.ndarray) -> None:
         for row in rows[chosen]:
@@ -286,9 +333,15 @@ def _together(parts: list[_Part], layout: mined.Layout) -> Found:
         total.add("hub", example)
         total.counts["hub"] += number - 1
     if not layout.grouped and len(widths):
-        usual = np.bincount(widths["number"].astype(np.int64)).argmax()
-        for number, width in widths[widths["number"] < usual].tolist():
-            total.add("short", Example(number, 0, f"{width} of {usual}"))
+        number = widths["number" if needed is None else "distinct"]
+        usual = needed or np.bincount(number.astype(np.int64)).argmax()
+        few = number < usual
+        for record, width in zip(widths["record"][few].tolist(), number[few].tolist(), strict=True):
+            total.add("short", Example(record, 0, f"{width} of {usual}"))
+    again = np.ones(len(keyed), bool)
+    again[np.unique(keyed["key"], return_index=True)[1]] = False
+    for record in keyed["record"][again].tolist():
+        total.add("query-id", Example(record, 0, ""))
     longest = max(lengths, default=0)
     if longest >= 100 and lengths[longest] >= max(10, 0.01 * sum(lengths.values())):
         text = f"{lengths[longest]} texts have {longest} characters, and none more"

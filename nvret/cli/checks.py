@@ -68,6 +68,7 @@ def lint(
     /,
     *,
     corpus: Path | None = None,
+    needed: Count | None = None,
     model: str | None = None,
     sample: Count = 1000,
     device: Device = "cpu",
@@ -85,6 +86,7 @@ def lint(
     Args:
         file: a .parquet, .jsonl or .json of mined negatives
         corpus: passages with their ids, where the file has ids
+        needed: distinct negatives that your trainer takes of each record (as many as most have)
         model: counts likely answers among some negatives, with an interval: as --second-opinion
         sample: negatives that the model reads
         output: the report as .json or .html
@@ -102,7 +104,7 @@ def lint(
     if file in (output, fix):
         raise NvretError(f"{file} is what is looked at, expected another file to write")
     ids = None if corpus is None else inputs.texts(corpus, title=True)["id"].to_pylist()
-    found = checks.lint(file, corpus=ids)
+    found = checks.lint(file, corpus=ids, needed=needed)
     if model:
         found.judged = checks.judge(file, model, sample, device=device)
     print(checks.report(found, file))

@@ -118,7 +118,7 @@ def rows(path: Path, layout: mined.Layout, scored: bool = True) -> Iterator[mine
             raise NvretError(f"{where}: expected a positive, and texts")
         counts = len(row.positives), len(row.negatives)
         fits = counts == (len(row.positive_scores), len(row.negative_scores))
-        if scored and not (fits and all(isinstance(score, int | float) for score in scores)):
+        if scored and not (fits and all(map(mined.is_number, scores))):
             raise NvretError(
                 f"{where} has {len(scores)} scores for {sum(counts)} passages, expected one for "
                 "each"

@@ -44,7 +44,8 @@ Record = dict[str, Any]
 class Row(NamedTuple):
     """A query with positives and negatives: texts, or ids where the layout has no texts.
 
-    The scores are in the order of the texts, or missing altogether.
+    The scores are in the order of the texts, or missing altogether; ``key`` is an id of the record,
+    ``corpus`` that of the passages, in a layout that has them.
     """
 
     query: str
@@ -52,6 +53,8 @@ class Row(NamedTuple):
     negatives: Sequence[str]
     positive_scores: Sequence[float] = ()
     negative_scores: Sequence[float] = ()
+    key: str | None = None
+    corpus: str | None = None
 
 
 class Layout(NamedTuple):
@@ -78,7 +81,7 @@ class Layout(NamedTuple):
             return record
         try:
             row = self.row(record)
-            if not all(isinstance(part, list | tuple) for part in row[1:]):
+            if not all(isinstance(part, list | tuple) for part in row[1:5]):
                 return "expected lists of texts and of scores"
             texts = row.query, *row.positives, *row.negatives
             return row if all(isinstance(text, str | None) for text in texts) else "expected texts"
@@ -178,7 +181,16 @@ def _automodel(record: Record) -> Row:
         ids.append([str(one["id"]) for one in listed])
         own = [one.get("score") for one in listed]
         scores.append(_scores(own))
-    return Row(str(record.get("question", record.get("query"))), *ids, *scores)
+    names = (record.get(name) for name in ("question_id", "corpus_id"))
+    return Row(
+        str(record.get("question", record.get("query"))), *ids, *scores,
+        *(None if name is None else str(name) for name in names),
+    )  # fmt: skip
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that float32 can be asked to hold: JSON has longer ones."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**127)
 
 
 def _scores(values: list) -> list:
@@ -306,6 +318,19 @@ def whole_json(path: Path) -> Record:
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise NvretError(f"{path}: expected a JSON object with a list 'data'")
     return value
+
+
+def corpora(path: Path) -> list[Path] | None:
+    """The folders of passages that an Automodel object names; None where a file names none.
+
+    Those of a relative path lie beside the file.
+    """
+    listed = whole_json(path).get("corpus") if _is_whole(path) else None
+    listed = [listed] if isinstance(listed, dict | str) else listed
+    if not isinstance(listed, list) or not listed:
+        return None
+    names = [one.get("path") if isinstance(one, dict) else one for one in listed]
+    return [path.parent / str(name) for name in names]
 
 
 def write(rows: Iterable[Record], like: Path, output: Path) -> None:

@@ -52,7 +52,7 @@ class Study(Material):
                     found, log = self._evaluated(arm, seed)
                     scores.append(found.assign(arm=arm.label, seed=seed))
                     logs.append(log.assign(arm=arm.label, seed=seed))
-                    machine.free_gpu_memory()
+                    machine.free_memory()
         first = self.settings.seeds[0]
         mined = (
             ((arm.label, self.negatives(arm, first)) for arm in own)
