@@ -19,7 +19,7 @@ TILE = 256  # queries a product, on every side
 
 def cases(smoke: bool) -> list[Case]:
     """Top-64 without and with a ceiling, at two widths."""
-    passages, queries, rounds = (9_000, 300, 2) if smoke else (200_000, 2_048, 5)
+    passages, queries, rounds = (9_000, 300, 2) if smoke else (200_000, 2_048, 4)
     return [case for dimension in (384, 768)
             for case in _cases(passages, queries, dimension, rounds)]  # fmt: skip
 

@@ -210,10 +210,12 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
     so, and passages that are the query itself. "Same" ignores case, punctuation and spacing.
     """
     same_text: dict[str, list[int]] = defaultdict(list)
-    plain = [normalise(text) for text in dataset.passages]
-    for row, text in enumerate(plain):
-        same_text[text].append(row)
+    plain, asked = ([normalise(t) for t in ts] for ts in (dataset.passages, dataset.query_texts))
     positives = np.unique(dataset.pairs[1])
+    wanted = {plain[row] for row in positives.tolist()}.union(asked)
+    for row, text in enumerate(plain):
+        if text in wanted:
+            same_text[text].append(row)
     copies = {row: same_text[plain[row]] for row in positives.tolist()}
     if near_duplicates is not None:
         own = [plain[row] for row in positives]
@@ -224,10 +226,10 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
         np.unique(
             [
                 *(c for row in rows.tolist() for c in copies[row]),
-                *same_text.get(normalise(query), []),
+                *same_text.get(query, []),
             ]
         ).astype(np.int64)
-        for query, rows in zip(dataset.query_texts, dataset.positives, strict=True)
+        for query, rows in zip(asked, dataset.positives, strict=True)
     ]
 
 

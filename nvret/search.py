@@ -123,30 +123,34 @@ class Tile:
         if self.maxima.shape[1] < 4 * (k + 1):  # the maxima leave too little out
             flat = self.scores.flatten(1)
             return self._ordered(*flat.topk(min(k + 1, flat.shape[1])), k, floor)
-        maxima, block = self.maxima.topk(k + 1)
+        maxima, block = self.maxima.topk(k + 1, sorted=False)
         row = torch.arange(len(block), device=block.device)[:, None]
-        parts = self.scores[row, block[:, :k]].unflatten(2, (PARTS, -1)).flatten(1, 2)
-        highest, part = parts.amax(2).topk(k + 1)  # once more: a quarter of these blocks is left
-        values, place = parts[row, part[:, :k]].flatten(1).topk(k + 1)
+        parts = self.scores[row, block].unflatten(2, (PARTS, -1)).flatten(1, 2)
+        # Once more: a quarter of these blocks is left
+        highest, part = parts.amax(2).topk(k + 1, sorted=False)
+        values, place = parts[row, part].flatten(1).topk(k + 1)
         size = BLOCK // PARTS
         place = part.gather(1, place // size) * size + place % size
         columns = block.gather(1, place // BLOCK) * BLOCK + place % BLOCK
-        # The best score outside of these parts may tie with the last one kept, never beat it
-        outside = torch.maximum(maxima[:, k], highest[:, k])
+        # A score outside of these k + 1 parts may tie with the k-th best, never beat it
+        outside = torch.maximum(maxima.amin(1), highest.amin(1))
         values[:, k] = torch.maximum(values[:, k], outside)
         return self._ordered(values, columns, k, floor)
 
     def _ordered(self, values: Tensor, columns: Tensor, k: int, floor: float) -> SearchResult:
-        """Put the k best in order, given the k + 1 best; mend the rows that end in a tie.
+        """Put equal scores of the k best in order, given the k + 1 best, the highest first; mend
+        the rows that end in a tie.
 
         Which of several equal scores ``topk`` returns is not defined. It matters only where the
         last score that is kept equals the first that is not: such a row is read whole.
         """
         values = values.masked_fill(values <= floor, NOTHING)
-        columns, by_column = columns[:, :k].sort(dim=1)
-        ranked = values[:, :k].gather(1, by_column)
-        ranked, by_score = ranked.sort(dim=1, descending=True, stable=True)
-        columns = columns.gather(1, by_score)
+        ranked, columns = values[:, :k], columns[:, :k]
+        equal = (ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] > NOTHING)
+        rows = equal.any(1).nonzero()[:, 0]
+        some, by_column = columns[rows].sort(1)
+        by_score = ranked[rows].gather(1, by_column).argsort(dim=1, descending=True, stable=True)
+        columns[rows] = some.gather(1, by_score)
         if values.shape[1] > k:
             last = ranked[:, -1:]
             tied = (values[:, k:] == last) & (last > NOTHING)

@@ -26,6 +26,8 @@ Measure = Literal["jaccard", "overlap"]
 _WORDS = 3  # of a trigram
 # The same for a text of ASCII alone, several times as fast: lower case, all else a space
 _ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(256))
+# Dashes, quotes, dots and a blank that are often all that is not ASCII; none is of a word
+_MARKS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00a0"
 _BLOCK = 8_000_000  # candidate entries held at once: about 100 MB
 _SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact integer
 
@@ -41,9 +43,12 @@ def normalise(text: str) -> str:
     >>> normalise("?!")
     '?!'
     """
-    if text.isascii():
-        plain = b" ".join(text.encode().translate(_ASCII).split())
-        return plain.decode() or " ".join(text.lower().split())
+    simple = text
+    if not text.isascii():
+        for mark in _MARKS:
+            simple = simple.replace(mark, " ")
+    if simple.isascii() and (plain := b" ".join(simple.encode().translate(_ASCII).split())):
+        return plain.decode()
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(words(folded.replace("_", " "), piece=1)) or " ".join(folded.split())
 
