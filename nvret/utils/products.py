@@ -1,9 +1,9 @@
 """Products of float32 matrices on a CPU, by the faster of the two libraries that torch brings.
 
 torch asks oneMKL, which has no AVX-512 for AMD's processors and uses less than half of what they
-can do. oneDNN makes its code for the processor that is there. On Intel's the two are equally fast,
-and torch's choice stays. The choice is by the maker alone, so that a machine repeats itself to the
-last bit.
+can do. oneDNN makes its code for the processor that is there. On Intel's, which oneMKL is made for,
+torch's choice stays. The choice is by the maker alone, so that a machine repeats itself to the last
+bit.
 """
 
 from __future__ import annotations
