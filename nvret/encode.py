@@ -33,8 +33,8 @@ from nvret.utils.errors import NvretError, check_choice
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tokens of a batch, and of its padding: a CPU's batch should stay within its caches, and a GPU's
-# be large. The padding is what a further batch costs.
-BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096)}
+# be large. The padding is what a further batch costs. A static model's batch has none.
+BUDGETS = {"cpu": (1024, 64), "cuda": (65536, 4096), "static": (16384, 16384)}
 SHARD = 16384  # texts that are tokenized, and sorted by length, at a time
 
 
@@ -63,6 +63,7 @@ class Encoder(batching.InBatches):
         self.tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if not hasattr(self.tokenizer, "encode_batch_fast"):
             raise NvretError(f"{type(tokenizer).__name__} is not a fast tokenizer")
+        self._words = batching.WordTokens.of(self.tokenizer)
 
     @classmethod
     def load(
@@ -215,6 +216,7 @@ class Encoder(batching.InBatches):
             special_tokens=not self.layout.static,
             rows=rows,
             key=self._tokenizer_key,
+            words=self._words,
             progress=progress,
         )
         skip = self.prompt_tokens(kind)
@@ -307,7 +309,7 @@ class Encoder(batching.InBatches):
         """Rows and their vectors. A CPU's threads take a batch each; a GPU takes one at a time and
         is waited for once in many."""
         cpu, cuda = self.device.type == "cpu", self.device.type == "cuda"
-        budget, slack = BUDGETS["cpu" if cpu else "cuda"]
+        budget, slack = BUDGETS["static" if self.layout.static else "cpu" if cpu else "cuda"]
         budget, slack = token_budget or budget, min(slack, token_budget or budget)
         batches = batching.token_budget_batches(tokens.lengths, budget, slack=slack)
 

@@ -47,6 +47,7 @@ from nvret.sampling import (
     gumbel_noise,
     pair_keys,
 )
+from nvret.utils import machine
 from nvret.utils.errors import NvretError, check_choice
 from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
 
@@ -108,23 +109,14 @@ def mine(
         NvretError: no pair to mine for, or an argument out of its range.
     """
     if distinct is not None:
-        scorer = teachers.prepare(teacher, dataset, progress=progress)
+        scorer, exclude = _prepared(dataset, teacher, near_duplicates, exclude, progress)
         teacher = Distinct(scorer, dataset.passages, distinct)
     return sweep(
-        dataset,
-        teacher,
-        [method],
-        num_negatives,
-        sampling,
-        seed,
-        ceiling_positive=ceiling_positive,
-        negative_positives=negative_positives,
-        near_duplicates=near_duplicates,
-        skip=skip,
-        min_score=min_score,
-        exclude=exclude,
-        progress=progress,
-    )[0]
+        dataset, teacher, [method], num_negatives, sampling, seed,
+        ceiling_positive=ceiling_positive, negative_positives=negative_positives,
+        near_duplicates=near_duplicates, skip=skip, min_score=min_score,
+        exclude=exclude, progress=progress,
+    )[0]  # fmt: skip
 
 
 def sweep(
@@ -157,9 +149,7 @@ def sweep(
             f"{dataset.name}: no query has a positive, so there is nothing to mine for"
         )
     depth = sampling.depth(num_negatives)
-    scorer = teachers.prepare(teacher, dataset, progress=progress)
-    if exclude is None:
-        exclude = exclusions(dataset, near_duplicates)
+    scorer, exclude = _prepared(dataset, teacher, near_duplicates, exclude, progress)
     pairs = _Pairs.of(dataset, scorer, exclude, seed)
     literal = negative_positives == "literal"
     if literal:
@@ -203,6 +193,23 @@ def sweep(
     return tables
 
 
+def _prepared(
+    dataset: RetrievalDataset,
+    teacher: str | teachers.Teacher | teachers.Scorer,
+    near_duplicates: float | None,
+    exclude: list[np.ndarray] | None,
+    progress: bool,
+) -> tuple[teachers.Scorer, list[np.ndarray]]:
+    """The scorer and the exclusions, which are looked for while the teacher reads the texts."""
+    if exclude is not None:
+        return teachers.prepare(teacher, dataset, progress=progress), exclude
+    found = machine.beside(exclusions, dataset, near_duplicates)
+    scorer = teachers.prepare(teacher, dataset, progress=progress)
+    exclude = found.result()
+    machine.free_memory()
+    return scorer, exclude
+
+
 def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -> list[np.ndarray]:
     """For each query, the sorted corpus rows that may never be its negatives.
 
@@ -218,19 +225,16 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
             same_text[text].append(row)
     copies = {row: same_text[plain[row]] for row in positives.tolist()}
     if near_duplicates is not None:
-        own = [plain[row] for row in positives]
-        left, right, _ = near_duplicate_pairs(own, plain, threshold=near_duplicates, plain=True)
+        left, right, _ = near_duplicate_pairs(
+            plain, rows=positives, threshold=near_duplicates, plain=True
+        )
         for row, twin in zip(positives[left].tolist(), right.tolist(), strict=True):
             copies[row] = [*copies[row], twin]
-    return [
-        np.unique(
-            [
-                *(c for row in rows.tolist() for c in copies[row]),
-                *same_text.get(query, []),
-            ]
-        ).astype(np.int64)
+    every = (
+        [*(c for row in rows.tolist() for c in copies[row]), *same_text.get(query, [])]
         for query, rows in zip(asked, dataset.positives, strict=True)
-    ]
+    )
+    return [np.unique(some).astype(np.int64) for some in every]
 
 
 class Candidates(NamedTuple):
@@ -283,13 +287,9 @@ def rank(
         short = np.flatnonzero(~inside[:, -1] & (shared.ids[:, -1] >= 0))
         if len(short):
             again = _top_k(
-                scorer,
-                query_rows[short],
-                own + depth,
-                ceiling[short],
-                [exclude[pair] for pair in short],
-                progress,
-            )
+                scorer, query_rows[short], own + depth, ceiling[short],
+                [exclude[pair] for pair in short], progress,
+            )  # fmt: skip
             ids[short], scores[short] = again.ids[:, own:], again.scores[:, own:]
         ranked.append(Candidates(ids, scores))
     return ranked

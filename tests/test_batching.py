@@ -1,5 +1,6 @@
 """Ragged token ids, the batches that are cut out of them, and a thread for each batch."""
 
+import functools
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
 
 from nvret import assets
 from nvret.encode import Encoder
@@ -40,6 +42,67 @@ def test_tokens_do_not_depend_on_the_chunk(monkeypatch):
     cut = encoder.tokenize(texts, progress=False)
     np.testing.assert_array_equal(whole.ids, cut.ids)
     np.testing.assert_array_equal(whole.offsets, cut.offsets)
+
+
+# What a tokenizer of BERT's kind cleans, parts, joins or takes as one of its own
+PIECES = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(
+        [" ", "  ", "\t", "\u00a0", "\u200b", "\u0301", "\u0323", "\ufffd", "é", "İ", "ß", "Σ", "ﬁ",
+         "東京", "가", "[SEP]", "[MASK]", " [CLS] ", "[UNK", "don't", "end.", "x" * 101, "moon"]
+    ),
+)  # fmt: skip
+TEXTS = st.lists(
+    st.lists(PIECES, max_size=8).map("".join).filter(lambda t: t.isprintable() or "\t" in t),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@functools.cache
+def _encoder(name):
+    return Encoder.load(assets.model_path(name))
+
+
+@pytest.mark.parametrize("name", ["minilm-l6", "potion-base-8m", "multilingual-cased"])
+@given(TEXTS, st.one_of(st.none(), st.integers(2, 9)), st.booleans(), st.sampled_from(["", "q: "]))
+def test_tokens_of_words_are_those_of_the_text(name, texts, max_length, special, prompt):
+    tokenizer = _cased() if name == "multilingual-cased" else _encoder(name).tokenizer
+    options = {"prompt": prompt, "max_length": max_length, "special_tokens": special}
+    texts = [text + " a" for text in texts]  # none without a token
+    whole = batching.tokenize(tokenizer, texts, **options, progress=False)
+    words = batching.WordTokens(tokenizer)
+    for _ in range(2):  # new words, then known ones
+        found = batching.tokenize(tokenizer, texts, **options, words=words, progress=False)
+        np.testing.assert_array_equal(found.ids, whole.ids)
+        np.testing.assert_array_equal(found.offsets, whole.offsets)
+        assert found.ids.dtype == whole.ids.dtype == np.int32
+
+
+@functools.cache
+def _cased():
+    """Accents and case kept, as multilingual BERT does."""
+    tokenizer = Tokenizer.from_str(_encoder("minilm-l6")._plain_tokenizer().to_str())
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    return tokenizer
+
+
+def test_the_memory_for_words_is_bounded(monkeypatch):
+    tokenizer = _encoder("minilm-l6").tokenizer
+    monkeypatch.setattr(batching, "MOST_WORDS", 4)
+    words = batching.WordTokens(tokenizer)
+    for texts in (["the moon and sun", "sun"], ["a cat", "the cat"], ["one two three four five"]):
+        found = batching.tokenize(tokenizer, texts, words=words, progress=False)
+        whole = batching.tokenize(tokenizer, texts, progress=False)
+        np.testing.assert_array_equal(found.ids, whole.ids)
+        assert len(words._codes) <= max(4, len(" ".join(texts).split()))
+
+
+def test_only_a_tokenizer_whose_words_stand_alone_is_read_by_words():
+    tokenizer = Tokenizer.from_str(_encoder("minilm-l6")._plain_tokenizer().to_str())
+    assert batching.WordTokens.of(tokenizer) is not None
+    tokenizer.add_tokens(["new moon"])  # one token of two words
+    assert batching.WordTokens.of(tokenizer) is None
+    assert batching.WordTokens.of(_encoder("smollm2-135m").tokenizer) is None  # by bytes
 
 
 @pytest.fixture(params=[1, 2, 5])

@@ -54,6 +54,27 @@ def test_pairs_are_those_of_the_brute_force(left, right, threshold, measure):
     assert found == brute_force(left, right, threshold, measure)
 
 
+@given(texts, thresholds, st.data())
+def test_some_rows_are_compared_with_all(some, threshold, data):
+    rows = data.draw(
+        st.lists(st.sampled_from(range(len(some))), unique=True) if some else st.just([])
+    )
+    rows = np.array(rows, np.int64)
+    found = near_duplicate_pairs(some, rows=rows, threshold=threshold)
+    own = near_duplicate_pairs([some[row] for row in rows], some, threshold=threshold)
+    for one, other in zip(found, own, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@given(texts, texts)
+def test_a_vocabulary_too_large_for_one_number_changes_nothing(left, right):
+    whole = near_duplicate_pairs(left, right, threshold=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_LARGEST", 0)
+        for one, other in zip(whole, near_duplicate_pairs(left, right, threshold=0.3), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("measure", ["jaccard", "overlap"])
 def test_block_size_does_not_change_the_result(monkeypatch, measure):
     generator = np.random.default_rng(0)

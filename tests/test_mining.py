@@ -1,5 +1,7 @@
 """Mining against a float64 brute-force oracle, on data with every trap that real sets have."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,6 +41,64 @@ METHODS = [
 
 def dataset(passages, queries, positives):
     return from_texts("toy", passages, queries, positives)
+
+
+class Slow(MatrixTeacher):
+    """A teacher that reads until the exclusions have ended, or begun."""
+
+    def __init__(self, scores, event, error=None):
+        super().__init__(scores)
+        self.event, self.error = event, error
+
+    def prepare(self, dataset, *, progress=True):
+        assert self.event.wait(20)
+        if self.error:
+            raise self.error
+        return self
+
+
+def test_copies_are_looked_for_while_the_teacher_reads(monkeypatch):
+    ended, look = threading.Event(), mining.exclusions
+
+    def exclusions(*arguments):
+        try:
+            return look(*arguments)
+        finally:
+            ended.set()
+
+    toy = dataset(["a b c", "A b, c", "d e f"], ["q"], [[0]])
+    scores = np.array([[0.9, 0.8, 0.7]], np.float32)
+    expected = mining.mine(toy, MatrixTeacher(scores), NaiveTopK(), 2, progress=False)
+    monkeypatch.setattr(mining, "exclusions", exclusions)
+    found = mining.mine(toy, Slow(scores, ended), NaiveTopK(), 2, progress=False)
+    assert found["negative_id"].to_pylist() == ["p2"]
+    assert found.equals(expected)
+
+    def broken(*arguments):
+        ended.set()
+        raise NvretError("no words")
+
+    monkeypatch.setattr(mining, "exclusions", broken)
+    with pytest.raises(NvretError, match="no words"):
+        mining.mine(toy, Slow(scores, ended), NaiveTopK(), 2, progress=False)
+
+
+def test_a_teachers_error_waits_for_nothing(monkeypatch):
+    begun, never = threading.Event(), threading.Event()
+
+    def exclusions(*arguments):
+        begun.set()
+        never.wait(60)
+
+    monkeypatch.setattr(mining, "exclusions", exclusions)
+    toy, scores = dataset(["a b c", "d e f"], ["q"], [[0]]), np.ones((1, 2), np.float32)
+    teacher = Slow(scores, begun, NvretError("texts[0] has no token"))
+    try:
+        with pytest.raises(NvretError, match="no token"):
+            mining.mine(toy, teacher, NaiveTopK(), 1, progress=False)
+        assert any(thread.name == "nvret-beside" for thread in threading.enumerate())
+    finally:
+        never.set()
 
 
 @st.composite

@@ -207,10 +207,11 @@ def mine(
     options.check_depths(
         dataset, num_negatives=number, k=draws.depth(number), n=method.skip, skip=filters.skip
     )
-    if not teacher.candidates:
-        exclude = mining.exclusions(dataset, filters.near_duplicates)
+    if not teacher.candidates:  # with one teacher: looked for while it reads the texts
+        shared = len(teachers) > 1 or judge is not None
+        exclude = mining.exclusions(dataset, filters.near_duplicates) if shared else None
 
-    def mined(banned: list[Any]) -> pa.Table:
+    def mined(banned: list[Any] | None) -> pa.Table:
         tables = [
             _with_precision(dataset, one, mining.mine(
                 dataset, one, method, number, draws, sampling.seed, exclude=banned,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,16 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 CHUNK = 2048  # texts handed to the tokenizer at a time: enough for its threads, little to hold
+MOST_WORDS = 2**20  # whose tokens are kept: some 200 MB at most
 MOST_WORKERS = 8  # Python's part of the work runs in one thread at a time
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -43,6 +50,22 @@ class Ragged:
     def of(cls, rows: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         ids = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32, copy=False)
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def of_encodings(cls, encodings: Sequence[Encoding]) -> Ragged:
+        """What a tokenizer returned."""
+        rows = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        chained = itertools.chain.from_iterable(rows)
+        ids = np.fromiter(chained, np.int32, int(lengths.sum()))
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts."""
+        lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
+        ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
         return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
     def __len__(self) -> int:
@@ -86,6 +109,82 @@ def check_texts(texts: Sequence[str]) -> None:
             raise NvretError(f"texts[{row}] is {text!r} ({kind}), expected a string")
 
 
+class WordTokens:
+    """Token ids of texts from those of their words: a word is tokenized where it is new.
+
+    For tokenizers of BERT's kind, whose blanks end every word: characters are cleaned and words
+    are cut into pieces one by one, so that a text's tokens are those of its words one after
+    another. A corpus repeats its words dozens of times.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        tokenizer.no_truncation()
+        whole = tokenizer.encode("a")
+        inner = [place for place, special in enumerate(whole.special_tokens_mask) if not special]
+        self._around = whole.ids[: inner[0]], whole.ids[inner[-1] + 1 :]
+        self._codes: dict[str, int] = {}
+        self._tokens = Ragged.of([])  # of each code
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> WordTokens | None:
+        """Those of a tokenizer of this kind; None of another."""
+        parts = tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model
+        kinds = normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece
+        added = tokenizer.get_added_tokens_decoder().values()
+        split = any(token.normalized or " " in token.content for token in added)
+        return cls(tokenizer) if all(map(isinstance, parts, kinds)) and not split else None
+
+    def tokenize(self, texts: Sequence[str], max_length: int | None, special: bool) -> Ragged:
+        """The tokens that the tokenizer itself gives the texts; the arguments of `tokenize`."""
+        split = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+        words = split.values.dictionary_encode()
+        codes, tokens = self._known(words.dictionary.to_pylist())
+        ids, lengths = tokens.flat(codes[words.indices.to_numpy()])
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        whole = Ragged(ids.astype(np.int32), ends[split.offsets.to_numpy()])
+        before, after = self._around if special else ([], [])
+        most = sys.maxsize if max_length is None else max_length - len(before) - len(after)
+        return _closed(_cut(whole, max(most, 0)), before, after)
+
+    def _known(self, words: list[str]) -> tuple[np.ndarray, Ragged]:
+        """The words' codes, and the tokens of all codes."""
+        with self._lock:
+            if len(self._codes) + len(words) > MOST_WORDS:
+                self._codes, self._tokens = {}, Ragged.of([])
+            if new := [word for word in words if word not in self._codes]:
+                found = self.tokenizer.encode_batch_fast(new, add_special_tokens=False)
+                self._tokens = Ragged.joined([self._tokens, Ragged.of_encodings(found)])
+                self._codes.update(zip(new, itertools.count(len(self._codes))))
+            return np.fromiter(map(self._codes.__getitem__, words), np.int64), self._tokens
+
+
+def _cut(tokens: Ragged, most: int) -> Ragged:
+    """Each row's first tokens, at most ``most``."""
+    lengths = tokens.lengths
+    if lengths.max(initial=0) <= most:
+        return tokens
+    place = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], lengths)
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
+    return Ragged(tokens.ids[place < most], offsets)
+
+
+def _closed(tokens: Ragged, before: list[int], after: list[int]) -> Ragged:
+    """Each row between these tokens."""
+    if not before and not after:
+        return tokens
+    around = len(before) + len(after)
+    offsets = tokens.offsets + around * np.arange(len(tokens.offsets))
+    ids, own = np.empty(offsets[-1], np.int32), np.ones(offsets[-1], bool)
+    first = offsets[:-1, None] + np.arange(len(before))
+    last = offsets[1:, None] - np.arange(len(after), 0, -1)
+    ids[first], own[first] = before, False
+    ids[last], own[last] = after, False
+    ids[own] = tokens.ids
+    return Ragged(ids, offsets)
+
+
 _remembered: dict[Any, dict[str, np.ndarray]] | None = None
 
 
@@ -113,33 +212,44 @@ def tokenize(
     special_tokens: bool = True,
     rows: np.ndarray | None = None,
     key: str | None = None,
+    words: WordTokens | None = None,
     progress: bool = True,
 ) -> Ragged:
     """Token ids of the texts, each after ``prompt``, at most ``max_length`` tokens.
 
     ``rows`` are the texts' places in a longer list, which messages name. ``key`` stands for the
-    content of the tokenizer; with it, `remember_tokens` has an effect. `NvretError` where a row is
-    not a string, or leaves no token.
+    content of the tokenizer; with it, `remember_tokens` has an effect. With ``words`` only new
+    words are tokenized, to the same tokens. `NvretError` where a row is not a string, or leaves no
+    token.
     """
     check_texts(texts)
     tokenizer.no_padding()
-    if max_length is None:
+    if max_length is None or words is not None:
         tokenizer.no_truncation()
     else:
         tokenizer.enable_truncation(max_length)
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, np.ndarray] | None = None
     if _remembered is not None and key is not None:
-        known = _remembered.setdefault((key, prompt, max_length, special_tokens), known)
-    missing = [text for text in dict.fromkeys(texts) if text not in known]
+        known = _remembered.setdefault((key, prompt, max_length, special_tokens), {})
+    missing = [text for text in dict.fromkeys(texts) if known is None or text not in known]
+    parts = []
     bar = {"desc": "tokenize", "unit": "text", "unit_scale": CHUNK, "leave": False}
     for start in progress_bar(range(0, len(missing), CHUNK), show=progress, **bar):
-        chunk = missing[start : start + CHUNK]
-        encoded = tokenizer.encode_batch_fast(
-            [prompt + text for text in chunk], add_special_tokens=special_tokens
-        )
-        for text, encoding in zip(chunk, encoded, strict=True):
-            known[text] = np.array(encoding.ids, np.int32)
-    tokens = Ragged.of([known[text] for text in texts])
+        chunk = [prompt + text for text in missing[start : start + CHUNK]]
+        if words is not None:
+            parts.append(words.tokenize(chunk, max_length, special_tokens))
+        else:
+            found = tokenizer.encode_batch_fast(chunk, add_special_tokens=special_tokens)
+            parts.append(Ragged.of_encodings(found))
+    tokens = Ragged.joined(parts)
+    if known is not None:
+        ends = itertools.pairwise(tokens.offsets.tolist())
+        known |= {text: tokens.ids[i:j] for text, (i, j) in zip(missing, ends, strict=True)}
+        tokens = Ragged.of([known[text] for text in texts])
+    elif len(missing) < len(texts):
+        place = {text: row for row, text in enumerate(missing)}
+        ids, lengths = tokens.flat([place[text] for text in texts])
+        tokens = Ragged(ids.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
     if (empty := np.flatnonzero(tokens.lengths == 0)).size:
         row = int(empty[0])
         place = row if rows is None else rows[row]

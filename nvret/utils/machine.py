@@ -8,16 +8,19 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nvret.utils.errors import NvretError
 
 if TYPE_CHECKING:
     import torch
 
+Result = TypeVar("Result")
 FEATURES = {  # the instructions that decide how fast products of matrices are
     "AVX2": {"avx2"},
     "AVX-512": {"avx512f"},
@@ -90,6 +93,24 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+def beside(work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """Start a call in a thread of its own, for which neither an error nor Ctrl-C waits.
+
+    >>> beside(sum, [1, 2]).result()
+    3
+    """
+    found: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work(*arguments))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="nvret-beside", daemon=True).start()
+    return found
 
 
 def git(checkout: Path, *arguments: str) -> str | None:

@@ -68,12 +68,14 @@ def _feed(digest: Any, part: Any) -> None:
         for column in part.columns:
             _feed(digest, column)
     elif isinstance(part, (list, pa.ChunkedArray)):
-        # Some values at a time, to the same bytes as below: a corpus is not copied whole
-        once = isinstance(part, pa.ChunkedArray) and part.nbytes < SMALL
-        texts = list(_joined(part)) if once else []
-        size = sum(map(len, texts or _joined(part)))
+        # Some values at a time, to the same bytes as below: a large corpus is not copied whole
+        size, texts = 0, []
+        for text in _joined(part):
+            size += len(text)
+            if size < SMALL:
+                texts.append(text)
         digest.update(f"json:{size + 2}:[".encode())
-        for text in texts or _joined(part):
+        for text in texts if size < SMALL else _joined(part):
             digest.update(text.encode("utf-8", "surrogatepass"))
         digest.update(b"]")
     else:
