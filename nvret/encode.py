@@ -291,9 +291,8 @@ class Encoder(batching.InBatches):
 
         def tokenize(start: int) -> Ragged:
             shard = slice(start, start + SHARD)
-            return self.tokenize(
-                texts[shard], kind, max_length=max_length, rows=places[shard], progress=False
-            )
+            options = {"max_length": max_length, "rows": places[shard], "progress": False}
+            return self.tokenize(texts[shard], kind, **options)
 
         with ThreadPoolExecutor(1, "nvret-tokenize") as ahead:
             upcoming = ahead.submit(tokenize, 0)
@@ -399,6 +398,7 @@ def embed(
     kind: str = "passage",
     *,
     max_length: int | None = None,
+    wholes: Sequence[Sequence[str]] = (),
     progress: bool = True,
 ) -> np.ndarray:
     """`Encoder.encode` with its result kept: a read-only memory map of a ``.npy`` file.
@@ -407,31 +407,33 @@ def embed(
     checkpoints never share one, and equal inputs are encoded once, whoever asks. Under ``torchrun``
     each process encodes a part of the texts; all of them must see the same cache folder.
 
+    ``wholes`` are lists that other calls ask parts of: one of which at least half is asked for is
+    encoded whole, and kept, so that its texts are encoded once.
+
     Raises:
         NvretError: as `Encoder.encode`; the disk is full, or may not be written to.
     """
     batching.check_texts(texts)
+    parts = batching.parts_of(wholes, texts)
     key = store.fingerprint(
-        list(texts),
-        encoder.fingerprint,
-        encoder._prompt(kind),
-        encoder.limit(max_length),
-        encoder.precision,
-        recipes.versions("vectors"),
-    )
+        list(texts), encoder.fingerprint, encoder._prompt(kind), encoder.limit(max_length),
+        encoder.precision, recipes.versions("vectors"),
+        *(store.fingerprint(list(part.texts)) for part in parts),
+    )  # fmt: skip
     target = store.cache_dir() / "embeddings" / key
     if not store.find(target):
         rank, size = processes.world()
-        shape, show = (len(texts), encoder.dimension), progress and rank == 0
-        encode = partial(encoder.encode, kind=kind, max_length=max_length, progress=show)
+        options = {"kind": kind, "max_length": max_length, "progress": progress and rank == 0}
+        encode, shape = partial(encoder.encode, **options), (len(texts), encoder.dimension)
+        vectors = [embed(encoder, part.texts, **options) for part in parts]
         with store.shared_folder(target) as folder:
-            if folder is not None and texts and size > 1:
+            if folder is not None and texts and size > 1 and not parts:
                 from nvret.scale.distributed import encode_together
 
                 encode_together(encode, texts, encoder.dimension, folder, SHARD)
             elif folder is not None and rank == 0:
                 with store.new_array(folder / "vectors.npy", shape) as out:
-                    encode(texts, out=out)
+                    batching.gather(parts, vectors, out) if parts else encode(texts, out=out)
         store.publish(target)
     mode = "r" if texts else None  # an empty file cannot be mapped
     return np.load(target / "vectors.npy", mmap_mode=mode, allow_pickle=False)

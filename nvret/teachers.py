@@ -77,6 +77,7 @@ class DenseTeacher:
         index: `nvret.scale.faiss_index.Index` to search approximately, or
             `nvret.scale.screen.Screened`, exactly but faster; None: exactly.
         prompts: {"query": ..., "passage": ...}, as `Encoder.load` takes them.
+        wholes: corpora that data sets are parts of, for `nvret.encode.embed`.
     """
 
     name: str
@@ -86,18 +87,16 @@ class DenseTeacher:
     dtype: str = "float32"
     index: Any = None
     prompts: Mapping[str, str] | None = field(default=None, hash=False)
+    wholes: Sequence[Sequence[str]] = field(default=(), hash=False, repr=False)
 
     def prepare(self, dataset: RetrievalDataset, *, progress: bool = True) -> DenseScorer:
         from nvret import assets  # a name leads out of the core here
 
         encoder = assets.load_encoder(self.name, self.device, self.dtype, self.prompts)
         lengths = [self.query_max_length, self.passage_max_length]
-        queries, corpus = (
-            embed(encoder, texts, kind, max_length=length, progress=progress)
-            for texts, kind, length in zip(
-                (dataset.query_texts, dataset.passages), ("query", "passage"), lengths, strict=True
-            )
-        )
+        read = partial(embed, encoder, progress=progress)
+        queries = read(dataset.query_texts, "query", max_length=lengths[0])
+        corpus = read(dataset.passages, max_length=lengths[1], wholes=self.wholes)
         key = [encoder.fingerprint, lengths, self.dtype]
         scorer = dense_scorer(self.name, key, queries, corpus, self.device, self.index)
         return replace(scorer, prompts=encoder.layout.prompts)

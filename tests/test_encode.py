@@ -1,15 +1,19 @@
 """Vectors against sentence-transformers and transformers, on real pretrained models."""
 
+import itertools
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from nvret import assets
 from nvret.encode import Encoder, embed
+from nvret.models import batching
 from nvret.models.batching import token_budget_batches
 from nvret.utils import store
 from nvret.utils.errors import NvretError
@@ -145,6 +149,52 @@ def test_embed_keeps_vectors_by_content(folder, tmp_path, monkeypatch):
     embed(encoder, TEXTS, "passage", max_length=8, progress=False)
     embed(encoder, TEXTS[::-1], "passage", max_length=32, progress=False)
     assert len(list((tmp_path / "embeddings").glob("[!.]*"))) == 3
+
+
+def test_embed_reads_a_list_whole_of_which_most_is_asked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVRET_CACHE", str(tmp_path))
+    encoder, read = Encoder.load(folder), []
+    whole, other = ["moon", "sun", "stars", "tides"], ["rain", "snow", "hail", "fog", "dew"]
+    encode = Encoder.encode
+
+    def listened(self, texts, *arguments, **options):
+        read.append(list(texts))
+        return encode(self, texts, *arguments, **options)
+
+    monkeypatch.setattr(Encoder, "encode", listened)
+    options = {"wholes": [whole, other], "progress": False}
+    asked = ["dew", "tides", "moon", "tides", "cloud"]
+    first = embed(encoder, asked, **options)
+    assert read == [whole, ["dew", "cloud"]]  # a fifth of the other is not worth the rest
+    np.testing.assert_allclose(first, encode(encoder, asked, progress=False), atol=2e-6)
+    again = embed(encoder, ["stars", "snow", *other, "sun"], **options)
+    assert read[2:] == [other]
+    np.testing.assert_allclose(
+        again, encode(encoder, ["stars", "snow", *other, "sun"], progress=False), atol=2e-6
+    )
+    assert isinstance(embed(encoder, whole, **options), np.memmap)
+    assert len(read) == 3
+    # What is stored does not depend on what was asked before
+    monkeypatch.setenv("NVRET_CACHE", str(tmp_path / "new"))
+    np.testing.assert_array_equal(embed(encoder, asked, **options), first)
+
+
+@given(st.lists(st.text("abc", max_size=2), max_size=12), st.data())
+def test_each_text_is_of_one_part(texts, data):
+    lists = st.lists(st.text("abc", max_size=2), max_size=6, unique=True)
+    wholes = data.draw(st.lists(lists, max_size=4))
+    parts = batching.parts_of(wholes, texts)
+    if parts:
+        rows = np.concatenate([part.rows for part in parts])
+        assert sorted(rows.tolist()) == list(range(len(texts)))
+        for part in parts:
+            assert [texts[row] for row in part.rows] == [part.texts[p] for p in part.places]
+            assert 2 * len(set(part.places.tolist())) >= len(part.texts)
+    out = np.empty((len(texts), 1), np.float32)
+    number = {text: row for row, text in enumerate(dict.fromkeys(itertools.chain(texts, *wholes)))}
+    vectors = [np.array([[number[t]] for t in part.texts], np.float32) for part in parts]
+    batching.gather(parts, vectors, out)
+    assert not parts or out[:, 0].tolist() == [number[text] for text in texts]
 
 
 def test_repeated_texts_take_no_second_matrix(tmp_path):

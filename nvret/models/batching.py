@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -255,6 +255,48 @@ def tokenize(
         place = row if rows is None else rows[row]
         raise NvretError(f"texts[{place}] = {texts[row][:60]!r} has no token the model knows")
     return tokens
+
+
+class Part(NamedTuple):
+    """Some of a list's texts: the rows at which they stand in it, and in ``texts``."""
+
+    texts: Sequence[str]
+    rows: np.ndarray
+    places: np.ndarray
+
+
+def parts_of(wholes: Sequence[Sequence[str]], texts: Sequence[str]) -> list[Part]:
+    """The texts by the list that each is read with, and one part for those without.
+
+    A list counts where at least half of its texts are asked for. A text of several lists goes with
+    the first. Nothing where no list counts, or the texts are one of them.
+
+    >>> [part.texts for part in parts_of([["a", "b"], ["c", "d", "e"]], ["x", "a", "c"])]
+    [['a', 'b'], ['x', 'c']]
+    """
+    parts, left = [], np.arange(len(texts))
+    large = [whole for whole in wholes if 0 < len(whole) <= 2 * len(texts)]
+    if any(list(whole) == list(texts) for whole in large if len(whole) == len(texts)):
+        return []
+    asked = pa.array(texts, pa.large_string())
+    for whole in large:
+        found = pc.index_in(asked.take(pa.array(left)), pa.array(whole, pa.large_string()))
+        inside = found.is_valid().to_numpy(zero_copy_only=False)
+        places = found.drop_null().to_numpy()
+        if 2 * len(np.unique(places)) >= len(whole):
+            parts.append(Part(whole, left[inside], places))
+            left = left[~inside]
+    if parts and len(left):
+        parts.append(Part([texts[row] for row in left], left, np.arange(len(left))))
+    return parts
+
+
+def gather(parts: Sequence[Part], vectors: Sequence[np.ndarray], out: np.ndarray) -> None:
+    """Fill (N, D) ``out`` from the vectors of each part's list."""
+    for part, own in zip(parts, vectors, strict=True):
+        for start in range(0, len(part.rows), CHUNK):  # ``out`` may be larger than the memory
+            block = slice(start, start + CHUNK)
+            out[part.rows[block]] = own[part.places[block]]
 
 
 def token_budget_batches(

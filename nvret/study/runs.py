@@ -184,9 +184,12 @@ class Study(Material):
         from nvret.encode import embed
 
         whole, show = self.workspace.train(train), self.workspace.progress
-        texts = whole.query_texts if kind == "query" else whole.passages
         length = getattr(self.settings.students[student].training, f"{kind}_max_length")
-        return embed(self._frozen(student), texts, kind, max_length=length, progress=show)
+        options = {"max_length": length, "progress": show}
+        if kind == "query":
+            return embed(self._frozen(student), whole.query_texts, kind, **options)
+        options["wholes"] = self.workspace.wholes
+        return embed(self._frozen(student), whole.passages, kind, **options)
 
     @cache  # noqa: B019
     def _frozen(self, student: str) -> Any:
@@ -203,7 +206,8 @@ class Study(Material):
         if self.settings.students[arm.student].head:
             from nvret.training.head import HeadEncoder
 
-            return HeadEncoder(self._frozen(arm.student), folder if arm.trained else None)
+            own = folder if arm.trained else None
+            return HeadEncoder(self._frozen(arm.student), own, self.workspace.wholes)
         own = {} if arm.trained else {"pooling": arm.pooling, "bidirectional": arm.bidirectional}
         return encode.Encoder.load(folder, device=self.settings.device, **own)
 

@@ -76,6 +76,13 @@ class Workspace:
         chosen = self.settings.data
         return self._held_out("test", train or chosen.train, corpus or next(iter(chosen.corpora)))
 
+    @cached_property
+    def wholes(self) -> tuple[list[str], ...]:
+        """All passages of each published set, of which what is encoded is often a part."""
+        added = (name for kind in self.settings.data.corpora.values() for name in kind.others)
+        names = dict.fromkeys([*self.training_sets, *added])
+        return tuple(data.load(name).passages for name in names)
+
     @property
     def dev(self) -> RetrievalDataset:
         """Held-out questions to choose a value on."""
@@ -213,7 +220,9 @@ class Workspace:
             return teachers.BM25Teacher()
         lengths = chosen.query_max_length, chosen.passage_max_length
         index = faiss_index.named(chosen.index, chosen.probes)
-        return teachers.DenseTeacher(name, *lengths, self.settings.device, chosen.dtype, index)
+        return teachers.DenseTeacher(
+            name, *lengths, self.settings.device, chosen.dtype, index, wholes=self.wholes
+        )
 
     @cache  # noqa: B019
     def scorer(self, name: str | None = None, train: str | None = None) -> teachers.Scorer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,11 +235,14 @@ def apply(folder: str | Path, vectors: np.ndarray) -> np.ndarray:
 class HeadEncoder:
     """A frozen encoder whose vectors are kept, and the folder of a head (None: the base alone).
 
-    What `nvret.evaluation` can evaluate.
+    ``wholes`` are the corpora that texts are parts of, for `nvret.encode.embed`. What
+    `nvret.evaluation` can evaluate.
     """
 
-    def __init__(self, base: Encoder, folder: Path | None = None) -> None:
-        self.base, self.folder, self.device = base, folder, base.device
+    def __init__(
+        self, base: Encoder, folder: Path | None = None, wholes: Sequence[Sequence[str]] = ()
+    ) -> None:
+        self.base, self.folder, self.wholes, self.device = base, folder, wholes, base.device
 
     def encode(
         self,
@@ -254,5 +258,6 @@ class HeadEncoder:
         if processes.world()[1] > 1:
             vectors = self.base.encode(texts, kind, **options)
         else:
-            vectors = embed(self.base, texts, kind, **options)
+            wholes = self.wholes if kind == "passage" else ()
+            vectors = embed(self.base, texts, kind, wholes=wholes, **options)
         return vectors if self.folder is None else apply(self.folder, vectors)

@@ -13,7 +13,7 @@ from importlib import metadata
 
 VERSIONS = {
     "conversion": 1,  # files of a converted folder; what they hold has a fingerprint
-    "vectors": 1,  # texts to vectors: tokens, backbone, pooling
+    "vectors": 2,  # texts to vectors: tokens, backbone, pooling, what is read together
     "search": 1,  # exact top-k
     "bm25": 2,  # words, weights and search of the sparse teacher
     "near-duplicates": 2,  # normalised texts, word trigrams, clusters
