@@ -193,7 +193,13 @@ class FalseNegativeMask:
             positives: (B,) int, the pairs' corpus rows.
             passages: (U,) int, corpus rows.
         """
-        known = np.stack([np.isin(passages, self.positives[query]) for query in queries])
+        own = [self.positives[query] for query in queries]
+        flat, pair = np.concatenate(own), np.repeat(np.arange(len(own)), list(map(len, own)))
+        rows, columns = np.unique(passages, return_inverse=True)
+        here = np.isin(flat, rows)
+        known = np.zeros((len(own), len(rows)), bool)
+        known[pair[here], rows.searchsorted(flat[here])] = True
+        known = known[:, columns.reshape(-1)]
         if self.guide is None:
             return known
         rows, columns = np.unique(np.concatenate([positives, passages]), return_inverse=True)

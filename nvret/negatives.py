@@ -18,18 +18,11 @@ from nvret.data import RetrievalDataset
 from nvret.utils.errors import NvretError, check_file
 from nvret.utils.store import atomic_file
 
-SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("positive_id", pa.string()),
-        ("negative_id", pa.string()),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-        ("positive_score", pa.float32()),
-        ("teacher", pa.string()),
-        ("method", pa.string()),
-    ]
-)
+SCHEMA = pa.schema([
+    ("query_id", pa.string()), ("positive_id", pa.string()), ("negative_id", pa.string()),
+    ("rank", pa.int32()), ("score", pa.float32()), ("positive_score", pa.float32()),
+    ("teacher", pa.string()), ("method", pa.string()),
+])  # fmt: skip
 
 
 def assemble(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -232,6 +233,10 @@ def apply(folder: str | Path, vectors: np.ndarray) -> np.ndarray:
     return mapped
 
 
+# A frozen encoder's vectors by texts: to hash their content takes longer than to apply a head
+_found: WeakKeyDictionary[Encoder, dict[tuple, np.ndarray]] = WeakKeyDictionary()
+
+
 class HeadEncoder:
     """A frozen encoder whose vectors are kept, and the folder of a head (None: the base alone).
 
@@ -258,6 +263,9 @@ class HeadEncoder:
         if processes.world()[1] > 1:
             vectors = self.base.encode(texts, kind, **options)
         else:
-            wholes = self.wholes if kind == "passage" else ()
-            vectors = embed(self.base, texts, kind, wholes=wholes, **options)
+            found, key = _found.setdefault(self.base, {}), (kind, max_length, tuple(texts))
+            if key not in found:
+                wholes = self.wholes if kind == "passage" else ()
+                found[key] = embed(self.base, texts, kind, wholes=wholes, **options)
+            vectors = found[key]
         return vectors if self.folder is None else apply(self.folder, vectors)
