@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from nvret.cost.calibration import MEBIBYTE, Run
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.methods import NaiveTopK
-from nvret.training import finetuning, trainer
+from nvret.training import finetuning, frozen, trainer
 from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 
@@ -85,21 +86,23 @@ def _against(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case
 
 
 def _frozen(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case:
-    """All layers trained, and the last one alone."""
-    pairs, layers = take(steps * config.batch_size), 2
+    """All layers trained; the last one alone; and with what is below it run once for each text."""
+    pairs, layers, epochs = take(steps * config.batch_size), 2, 3
     with tempfile.TemporaryDirectory() as path:
         sides = {
-            "nvret": Ours(name, pairs, config, Path(path)),
-            f"nvret, {layers} layers frozen": Ours(
-                name, pairs, config.model_copy(update={"freeze_layers": layers}), Path(path)
-            ),
+            side: Ours(name, pairs, config.model_copy(update={"epochs": epochs, **own}), Path(path))
+            for side, own in {
+                "nvret": {},
+                f"nvret, {layers} layers frozen": {"freeze_layers": layers},
+                f"nvret, {layers} layers kept": {"freeze_layers": layers, "keep_frozen": True},
+            }.items()
         }
         seconds = interleaved({side: one.run for side, one in sides.items()}, rounds)
     return Case(
         "frozen",
-        f"{name}: {steps} steps of {_sizes(config)}",
+        f"{name}: {epochs} epochs of {steps} steps of {_sizes(config)}",
         seconds,
-        work=(steps, "step"),
+        work=(epochs * steps, "step"),
     )
 
 
@@ -160,12 +163,12 @@ def take(number: int) -> Examples:
 
 
 class Ours:
-    """A trainer of `nvret`. A run tokenizes all texts and makes the steps of one epoch."""
+    """A trainer of `nvret`. A run tokenizes all texts, and runs what is kept of them."""
 
     def __init__(self, name: str, pairs: Examples, config: TrainingConfig, folder: Path) -> None:
         self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
         finetuning.prepare(self.encoder, config, 0)
-        self.pairs, self.config = pairs, config
+        self.pairs, self.config, self.folder = pairs, config, folder
         self.trainer = trainer.make_trainer(
             self.encoder, self.tokenized(), config, 0, folder, False
         )
@@ -174,8 +177,12 @@ class Ours:
         return Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
-        self.trainer.data_collator = self.tokenized()
-        self.trainer.train()
+        batches, number = self.tokenized(), self.config.freeze_layers
+        own = nullcontext(batches)
+        if self.config.keep_frozen:
+            own = frozen.kept(self.encoder, batches, number, self.folder, False)
+        with own as self.trainer.data_collator:
+            self.trainer.train()
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         return self.trainer.model(**self.trainer.data_collator(rows))["loss"]

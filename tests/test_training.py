@@ -518,28 +518,6 @@ def test_a_bad_configuration_is_refused(change, message):
         TrainingConfig(**change)
 
 
-def test_frozen_layers_stay_and_the_others_have_the_gradients_of_a_whole_run(tiny_bert, tmp_path):
-    """After one step of AdamW, which depends on a weight's own gradient alone."""
-    options = {"max_grad_norm": 0.0, "dropout": 0.0, "batch_size": 1024, "schedule": "constant"}
-    before = Encoder.load(tiny_bert).backbone.state_dict()
-    weights = {}
-    for number in (0, 1):
-        config = fitting(tiny_bert, freeze_layers=number, **options)
-        run(tmp_path / str(number), config=config, base=tiny_bert)
-        weights[number] = Encoder.load(tmp_path / str(number)).backbone.state_dict()
-    frozen = {name for name in before if "embeddings" in name or "layer.0." in name}
-    assert 0 < len(frozen) < len(before)
-    for name, weight in before.items():
-        assert torch.equal(weights[1][name], weight if name in frozen else weights[0][name]), name
-    assert not all(torch.equal(weights[0][name], before[name]) for name in frozen)
-
-
-@pytest.mark.parametrize(("base", "layers"), [("static", 0), ("bert", 2)], indirect=["base"])
-def test_more_frozen_layers_than_there_are_is_an_error(base, layers, tmp_path):
-    with pytest.raises(NvretError, match=f"freeze_layers is 2, .* layers, {layers}"):
-        run(tmp_path / "run", config=fitting(base, freeze_layers=2), base=base)
-
-
 def test_weights_that_blow_up_are_not_saved(tmp_path):
     with pytest.raises(NvretError, match="not finite"):
         run(tmp_path / "model", config=changed(CONFIG, learning_rate=1e38, max_grad_norm=0))

@@ -33,7 +33,8 @@ from nvret.utils.bars import progress_bar
 COMMON = "hardness by one teacher"  # the profile's, whoever mined
 LOG = "training_log.parquet"
 LENGTHS = ("query_max_length", "passage_max_length")
-LATER = ("freeze_layers", "mask_perc", "hardness")  # options that came after the first results
+# Options that came after the first results
+LATER = ("freeze_layers", "keep_frozen", "mask_perc", "hardness")
 
 
 class Study(Material):

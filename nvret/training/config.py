@@ -79,6 +79,10 @@ class TrainingConfig(Section):
     """Leave the embeddings and this many of the lowest layers as they are. No gradient goes down
     there, which saves two thirds of those layers' work."""
 
+    keep_frozen: bool = False
+    """Run what is frozen once for each text, without dropout, and keep what it gives on the disk
+    while training runs: for each token four bytes times the model's width."""
+
     lora_rank: int | None = Field(None, gt=0)
     """Train adapters of this rank beside all linear layers, and merge them into the weights at the
     end; none: train all weights."""

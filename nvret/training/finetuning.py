@@ -26,7 +26,7 @@ import torch
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
 from nvret.teachers import Scorer
-from nvret.training import lora, trainer
+from nvret.training import frozen, lora, trainer
 from nvret.training.batches import Collator, Examples
 from nvret.training.config import TrainingConfig
 from nvret.utils import processes, store
@@ -91,8 +91,13 @@ def finetune(
         main = processes.is_main_process()
         resume = processes.broadcast_object(_resumed(partial, inputs) if main else None)
         batches = Collator.of(encoder, dataset, pairs, config, progress and main, guide)
-        small = encoder.layout.static and not config.weight_decay
-        with _occurring(encoder, batches) if small else nullcontext(batches) as batches:
+        if config.keep_frozen:
+            above = frozen.kept(encoder, batches, config.freeze_layers, partial, progress and main)
+        elif encoder.layout.static and not config.weight_decay:
+            above = _occurring(encoder, batches)
+        else:
+            above = nullcontext(batches)
+        with above as batches:
             run = trainer.make_trainer(
                 encoder, batches, config, seed, partial / "checkpoints", progress
             )
@@ -107,6 +112,7 @@ def finetune(
         if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
             raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
         if main:
+            (partial / "states.npy").unlink(missing_ok=True)
             encoder.eval().save(partial)
             pq.write_table(log_table, partial / "training_log.parquet")
             shutil.rmtree(partial / "checkpoints", ignore_errors=True)
@@ -126,33 +132,22 @@ def check(config: TrainingConfig, guide: Scorer | None) -> None:
         raise NvretError(f"batch_size is {config.batch_size}, expected a multiple of {number}")
     if number > 1 and config.chunk_tokens:
         raise NvretError("chunk_tokens is for one process, expected None under torchrun")
+    if number > 1 and config.keep_frozen:
+        raise NvretError("keep_frozen is for one process, expected False under torchrun")
+    if config.keep_frozen and (not config.freeze_layers or config.lora_rank):
+        raise NvretError("keep_frozen is True, expected freeze_layers, and no lora_rank with it")
 
 
 def prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
     """Freeze layers, switch on checkpointing of activations, and add adapters."""
     if config.freeze_layers:
-        _freeze(encoder, config.freeze_layers)
+        frozen.freeze(encoder, config.freeze_layers)
     if config.gradient_checkpointing and not encoder.layout.static:
         with warnings.catch_warnings():  # newer releases of transformers have another name for it
             warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
             encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
-
-
-def _freeze(encoder: Encoder, number: int) -> None:
-    """No gradient for what comes before layer ``number``: embeddings and the layers below."""
-    lists = (part for part in encoder.backbone.modules() if isinstance(part, torch.nn.ModuleList))
-    layers = next(lists, [])
-    if number >= len(layers):
-        raise NvretError(
-            f"freeze_layers is {number}, expected fewer than the model's layers, {len(layers)}"
-        )
-    first = next(layers[number].parameters())
-    for weight in encoder.backbone.parameters():
-        if weight is first:
-            break
-        weight.requires_grad_(False)
 
 
 @contextmanager

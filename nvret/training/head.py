@@ -42,7 +42,7 @@ BLOCK = 1 << 14  # vectors that are mapped at a time
 UNUSED = (
     "query_max_length", "passage_max_length", "precision", "dropout", "lora_rank", "lora_alpha",
     "lora_dropout", "pooling", "bidirectional", "checkpoint_steps", "chunk_tokens",
-    "gradient_checkpointing", "freeze_layers",
+    "gradient_checkpointing", "freeze_layers", "keep_frozen",
 )  # fmt: skip
 
 

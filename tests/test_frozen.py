@@ -1,0 +1,80 @@
+"""Layers that stay as they are, and what they give, kept for each text."""
+
+import pandas as pd
+import pytest
+import torch
+
+from helpers.architectures import ARCHITECTURES
+from helpers.training import CONFIG, STATIC, changed, fitting, run
+from nvret.encode import Encoder
+from nvret.training import frozen
+from nvret.utils.errors import NvretError
+
+
+def test_frozen_layers_stay_and_the_others_have_the_gradients_of_a_whole_run(tiny_bert, tmp_path):
+    """After one step of AdamW, which depends on a weight's own gradient alone."""
+    options = {"max_grad_norm": 0.0, "dropout": 0.0, "batch_size": 1024, "schedule": "constant"}
+    before = Encoder.load(tiny_bert).backbone.state_dict()
+    weights = {}
+    for number in (0, 1):
+        config = fitting(tiny_bert, freeze_layers=number, **options)
+        run(tmp_path / str(number), config=config, base=tiny_bert)
+        weights[number] = Encoder.load(tmp_path / str(number)).backbone.state_dict()
+    frozen = {name for name in before if "embeddings" in name or "layer.0." in name}
+    assert 0 < len(frozen) < len(before)
+    for name, weight in before.items():
+        assert torch.equal(weights[1][name], weight if name in frozen else weights[0][name]), name
+    assert not all(torch.equal(weights[0][name], before[name]) for name in frozen)
+
+
+@pytest.mark.parametrize("chunk", [None, 64])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_frozen_layers_give_may_be_kept(name, chunk, tmp_path):
+    """The same weights as where it is computed in each batch, for each architecture."""
+    write, pooling = ARCHITECTURES[name]
+    write(tmp_path / "base", pooling)
+    options = {"freeze_layers": 1, "chunk_tokens": chunk, "epochs": 2, "learning_rate": 1e-3,
+               "query_max_length": 64}  # fmt: skip
+    weights, logs = {}, {}
+    for kept in (False, True):
+        folder = tmp_path / f"kept {kept}"
+        config = changed(CONFIG, keep_frozen=kept, dropout=0.0, **options)
+        logs[kept] = run(folder, config=config, base=tmp_path / "base").to_pandas()
+        weights[kept] = Encoder.load(folder).state_dict()
+        assert not (folder / "states.npy").exists()
+    pd.testing.assert_frame_equal(logs[True], logs[False], rtol=1e-3)
+    base = Encoder.load(tmp_path / "base").state_dict()
+    assert weights[True].keys() == base.keys()
+    changes = [name for name in base if not torch.equal(weights[True][name], base[name])]
+    assert changes
+    below = "backbone.embed", "backbone.encoder.layer.0.", "backbone.layers.0."
+    assert not [name for name in changes if name.startswith(below)]
+    for name, weight in weights[True].items():
+        if name.endswith("key.bias"):  # without a gradient: AdamW makes rounding large
+            continue
+        torch.testing.assert_close(weight, weights[False][name], atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("change"), [{"freeze_layers": 0}, {"freeze_layers": 1, "lora_rank": 2}])
+def test_what_is_kept_must_be_frozen(change, tmp_path):
+    with pytest.raises(NvretError, match="keep_frozen is True, expected freeze_layers"):
+        run(tmp_path / "run", config=changed(CONFIG, keep_frozen=True, **change))
+
+
+@pytest.mark.parametrize(("base", "layers"), [("static", 0), ("bert", 2)])
+def test_more_frozen_layers_than_there_are_is_an_error(base, layers, tiny_bert, tmp_path):
+    base = STATIC if base == "static" else tiny_bert
+    with pytest.raises(NvretError, match=f"freeze_layers is 2, .* layers, {layers}"):
+        run(tmp_path / "run", config=fitting(base, freeze_layers=2), base=base)
+
+
+def test_layers_that_cannot_be_run_apart_are_refused(tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        frozen._Passed, "forward", lambda self, states, *_, **__: states + 1
+    )  # as a layer that needs more of those below
+    with pytest.raises(NvretError, match="layers of BertModel cannot be run by themselves"):
+        run(
+            tmp_path / "run",
+            base=tiny_bert,
+            config=fitting(tiny_bert, freeze_layers=1, keep_frozen=True),
+        )
