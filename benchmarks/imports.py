@@ -17,7 +17,7 @@ def cases(smoke: bool) -> list[Case]:
         "nvret.mining": _python("import nvret.mining"),
         "sentence_transformers": _python("import sentence_transformers"),
     }
-    seconds = interleaved(sides, 1 if smoke else 5)
+    seconds = interleaved(sides, 1 if smoke else 3)
     return [Case("import", "import in a fresh interpreter", seconds)]
 
 

@@ -138,10 +138,8 @@ BENCHMARKS = {
             {
                 "paraphrase-minilm-l3": [Target("nvret", PEER, 0.65)],
                 "potion-base-8m": [Target("nvret", PEER, 0.45)],
-                "frozen": [
-                    Target("nvret, 2 layers frozen", "nvret", 0.6),
-                    Target("nvret, 2 layers kept", "nvret", 0.5),
-                ],
+                "frozen": [Target("nvret, 2 layers frozen", "nvret", 0.6)],
+                "kept": [Target("nvret, 2 layers frozen and kept", "nvret", 0.5)],
                 "chunks": [],
             },
         ),

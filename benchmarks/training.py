@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
+from benchmarks.encoding import anew
 from benchmarks.harness import Case, interleaved
 from benchmarks.table import PEER
 from nvret import assets, data, mining
@@ -64,7 +65,7 @@ def cases(smoke: bool) -> list[Case]:
     return [
         _against("paraphrase-minilm-l3", bert, steps, rounds),
         _against("potion-base-8m", static, steps if smoke else 16, rounds),
-        _frozen("paraphrase-minilm-l3", bert, steps, rounds),
+        *_frozen("paraphrase-minilm-l3", bert, steps, rounds),
         _chunks("paraphrase-minilm-l3", bert, 128 if smoke else 2048, 1 if smoke else 3),
     ]
 
@@ -85,25 +86,25 @@ def _against(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case
     )
 
 
-def _frozen(name: str, config: TrainingConfig, steps: int, rounds: int) -> Case:
+def _frozen(name: str, config: TrainingConfig, steps: int, rounds: int) -> list[Case]:
     """All layers trained; the last one alone; and with what is below it run once for each text."""
     pairs, layers, epochs = take(steps * config.batch_size), 2, 3
+    ways = {
+        "nvret": {},
+        f"nvret, {layers} layers frozen": {"freeze_layers": layers},
+        f"nvret, {layers} layers frozen and kept": {"freeze_layers": layers, "keep_frozen": True},
+    }
     with tempfile.TemporaryDirectory() as path:
         sides = {
             side: Ours(name, pairs, config.model_copy(update={"epochs": epochs, **own}), Path(path))
-            for side, own in {
-                "nvret": {},
-                f"nvret, {layers} layers frozen": {"freeze_layers": layers},
-                f"nvret, {layers} layers kept": {"freeze_layers": layers, "keep_frozen": True},
-            }.items()
+            for side, own in ways.items()
         }
         seconds = interleaved({side: one.run for side, one in sides.items()}, rounds)
-    return Case(
-        "frozen",
-        f"{name}: {epochs} epochs of {steps} steps of {_sizes(config)}",
-        seconds,
-        work=(epochs * steps, "step"),
-    )
+    runs = f"{name}: {epochs} epochs of {steps} steps of {_sizes(config)}"
+    return [
+        Case(key, f"{runs}{side.removeprefix('nvret')}", seconds, work=(epochs * steps, "step"))
+        for key, side in zip(("frozen", "kept"), list(ways)[1:], strict=True)
+    ]
 
 
 def _chunks(name: str, config: TrainingConfig, tokens: int, rounds: int) -> Case:
@@ -174,7 +175,7 @@ class Ours:
         )
 
     def tokenized(self) -> Collator:
-        return Collator.of(self.encoder, mined()[0], self.pairs, self.config, False)
+        return Collator.of(anew(self.encoder), mined()[0], self.pairs, self.config, False)
 
     def run(self) -> None:
         batches, number = self.tokenized(), self.config.freeze_layers
