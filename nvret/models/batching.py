@@ -276,7 +276,8 @@ def parts_of(wholes: Sequence[Sequence[str]], texts: Sequence[str]) -> list[Part
     """
     parts, left = [], np.arange(len(texts))
     large = [whole for whole in wholes if 0 < len(whole) <= 2 * len(texts)]
-    if any(list(whole) == list(texts) for whole in large if len(whole) == len(texts)):
+    alike = (whole for whole in large if len(whole) == len(texts))
+    if not large or any(list(whole) == list(texts) for whole in alike):
         return []
     asked = pa.array(texts, pa.large_string())
     for whole in large:
