@@ -70,7 +70,7 @@ def test_tokens_of_words_are_those_of_the_text(name, texts, max_length, special,
     options = {"prompt": prompt, "max_length": max_length, "special_tokens": special}
     texts = [text + " a" for text in texts]  # none without a token
     whole = batching.tokenize(tokenizer, texts, **options, progress=False)
-    words = batching.WordTokens(tokenizer)
+    words = batching.WordTokens.of(tokenizer)
     for _ in range(2):  # new words, then known ones
         found = batching.tokenize(tokenizer, texts, **options, words=words, progress=False)
         np.testing.assert_array_equal(found.ids, whole.ids)
@@ -89,12 +89,22 @@ def _cased():
 def test_the_memory_for_words_is_bounded(monkeypatch):
     tokenizer = _encoder("minilm-l6").tokenizer
     monkeypatch.setattr(batching, "MOST_WORDS", 4)
-    words = batching.WordTokens(tokenizer)
+    words = batching.WordTokens.of(tokenizer)
     for texts in (["the moon and sun", "sun"], ["a cat", "the cat"], ["one two three four five"]):
         found = batching.tokenize(tokenizer, texts, words=words, progress=False)
         whole = batching.tokenize(tokenizer, texts, progress=False)
         np.testing.assert_array_equal(found.ids, whole.ids)
         assert len(words._codes) <= max(4, len(" ".join(texts).split()))
+
+
+def test_what_a_tokenizer_was_last_asked_to_fill_or_cut_is_no_special_token():
+    tokenizer = Tokenizer.from_str(_encoder("minilm-l6")._plain_tokenizer().to_str())
+    whole = batching.tokenize(tokenizer, ["the moon"], progress=False)
+    tokenizer.enable_padding(length=16)  # as the files of published models often say
+    tokenizer.enable_truncation(2)
+    words = batching.WordTokens.of(tokenizer)
+    found = batching.tokenize(tokenizer, ["the moon"], words=words, progress=False)
+    np.testing.assert_array_equal(found.ids, whole.ids)
 
 
 def test_only_a_tokenizer_whose_words_stand_alone_is_read_by_words():

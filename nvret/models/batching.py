@@ -117,12 +117,9 @@ class WordTokens:
     another. A corpus repeats its words dozens of times.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: list[int], after: list[int]) -> None:
         self.tokenizer = tokenizer
-        tokenizer.no_truncation()
-        whole = tokenizer.encode("a")
-        inner = [place for place, special in enumerate(whole.special_tokens_mask) if not special]
-        self._around = whole.ids[: inner[0]], whole.ids[inner[-1] + 1 :]
+        self._around = before, after  # special tokens of every text
         self._codes: dict[str, int] = {}
         self._tokens = Ragged.of([])  # of each code
         self._lock = threading.Lock()
@@ -134,7 +131,13 @@ class WordTokens:
         kinds = normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece
         added = tokenizer.get_added_tokens_decoder().values()
         split = any(token.normalized or " " in token.content for token in added)
-        return cls(tokenizer) if all(map(isinstance, parts, kinds)) and not split else None
+        if split or not all(map(isinstance, parts, kinds)):
+            return None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        one = tokenizer.encode("a")
+        own = [place for place, special in enumerate(one.special_tokens_mask) if not special]
+        return cls(tokenizer, one.ids[: own[0]], one.ids[own[-1] + 1 :]) if own else None
 
     def tokenize(self, texts: Sequence[str], max_length: int | None, special: bool) -> Ragged:
         """The tokens that the tokenizer itself gives the texts; the arguments of `tokenize`."""
