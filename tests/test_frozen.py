@@ -1,11 +1,12 @@
 """Layers that stay as they are, and what they give, kept for each text."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from helpers.architectures import ARCHITECTURES
-from helpers.training import CONFIG, STATIC, changed, fitting, run
+from helpers.training import CONFIG, STATIC, assert_same, changed, fitting, run, stopped_at, toy
 from nvret.encode import Encoder
 from nvret.training import frozen
 from nvret.utils.errors import NvretError
@@ -55,7 +56,19 @@ def test_what_frozen_layers_give_may_be_kept(name, chunk, tmp_path):
         torch.testing.assert_close(weight, weights[False][name], atol=2e-4, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("change"), [{"freeze_layers": 0}, {"freeze_layers": 1, "lora_rank": 2}])
+def test_a_run_that_keeps_them_is_resumed(tiny_bert, tmp_path, monkeypatch):
+    config = fitting(tiny_bert, checkpoint_steps=3, freeze_layers=1, keep_frozen=True)
+    dataset = toy(64)
+    with stopped_at(monkeypatch, 6):
+        run(tmp_path / "stopped", dataset, base=tiny_bert, config=config)
+    assert list((tmp_path / ".stopped.partial" / "checkpoints").glob("checkpoint-*"))
+    resumed = run(tmp_path / "stopped", dataset, base=tiny_bert, config=config)
+    whole = run(tmp_path / "whole", dataset, base=tiny_bert, config=config)
+    np.testing.assert_allclose(resumed["loss"], whole["loss"], atol=1e-5)
+    assert_same(tmp_path / "stopped", tmp_path / "whole", atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"freeze_layers": 0}, {"freeze_layers": 1, "lora_rank": 2}])
 def test_what_is_kept_must_be_frozen(change, tmp_path):
     with pytest.raises(NvretError, match="keep_frozen is True, expected freeze_layers"):
         run(tmp_path / "run", config=changed(CONFIG, keep_frozen=True, **change))
