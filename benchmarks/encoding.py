@@ -81,7 +81,9 @@ class _Tokens(torch.nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.model = AutoModel.from_pretrained(path, attn_implementation="eager").eval()
+        self.model = AutoModel.from_pretrained(
+            path, attn_implementation="eager", trust_remote_code=False
+        ).eval()
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self.model(**dict(zip(INPUTS, inputs, strict=True))).last_hidden_state

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from nvret import cli
-from nvret.study import config, notebooks, readme, rerun
+from nvret.study import config, ledger, notebooks, readme, rerun
 from nvret.study.scores import Results
 from nvret.utils.errors import NvretError
 
@@ -85,6 +85,27 @@ def test_another_value_is_told(run, capsys):
     assert "expected +4.15" in out
     assert "found +2.15" in out
     assert "NOT THE SAME" in out
+
+
+def test_a_verdict_may_differ_where_the_interval_ends_next_to_its_border(run, capsys, monkeypatch):
+    """The ledger says of a claim what another processor could have found."""
+    read = ledger.read
+    name, moved = "best-teacher-beats-bm25", {"low": -4e-4, "high": 4e-4}
+
+    def other(folder: Path):
+        table, rest = read(folder)
+        chosen = table["id"] == name
+        for column, by in moved.items():
+            table.loc[chosen, column] += by
+        table.loc[chosen, "verdict"] = "undecided"
+        return table, rest
+
+    monkeypatch.setattr(ledger, "read", other)
+    assert cli.main(["claim", name]) == 0
+    assert "same sign, smaller: the same, next to the border of two" in capsys.readouterr().out
+    moved["low"] = -4e-3
+    assert cli.main(["claim", name]) == 1
+    assert "NOT THE SAME" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

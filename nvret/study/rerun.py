@@ -45,7 +45,8 @@ def again(settings: Settings, values: dict[str, Any], name: str) -> pd.DataFrame
         name: id of a claim.
     Returns:
         columns student, expected, found (texts, in points or percent), verdict, verdict_now, same:
-        whether the values agree within ``TOLERANCE``, and the verdicts.
+        whether the values agree within ``TOLERANCE``, and the verdicts. Where these do not, both
+        ends of the interval have to agree as well: it then ends next to a border of verdicts.
     Raises:
         NvretError: no such claim; the profile has no ledger, or its ledger not this claim.
     """
@@ -66,8 +67,9 @@ def again(settings: Settings, values: dict[str, Any], name: str) -> pd.DataFrame
     found = found[found["id"] == name].set_index("student").reindex(kept["student"]).reset_index()
     kept = kept.reset_index(drop=True)
     texts = [ledger.shown(table)["here"] for table in (kept, found)]
-    near = (kept["difference"] - found["difference"]).abs() <= kept["unit"].map(TOLERANCE)
-    near &= kept["verdict"] == found["verdict"]
+    numbers = ["difference", "low", "high"]
+    near = (kept[numbers] - found[numbers]).abs().le(kept["unit"].map(TOLERANCE), axis=0)
+    near = near["difference"] & ((kept["verdict"] == found["verdict"]) | near.all(axis=1))
     columns = [kept["student"], *texts, kept["verdict"], found["verdict"], near]
     names = ["student", "expected", "found", "verdict", "verdict_now", "same"]
     return pd.concat(columns, axis=1, keys=names)
