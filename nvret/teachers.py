@@ -94,9 +94,9 @@ class DenseTeacher:
 
         encoder = assets.load_encoder(self.name, self.device, self.dtype, self.prompts)
         lengths = [self.query_max_length, self.passage_max_length]
-        read = partial(embed, encoder, progress=progress)
+        read = partial(embed, encoder, wholes=self.wholes, progress=progress)
         queries = read(dataset.query_texts, "query", max_length=lengths[0])
-        corpus = read(dataset.passages, max_length=lengths[1], wholes=self.wholes)
+        corpus = read(dataset.passages, max_length=lengths[1])
         key = [encoder.fingerprint, lengths, self.dtype]
         scorer = dense_scorer(self.name, key, queries, corpus, self.device, self.index)
         return replace(scorer, prompts=encoder.layout.prompts)

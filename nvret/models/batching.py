@@ -49,8 +49,12 @@ class Ragged:
     @classmethod
     def of(cls, rows: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        ids = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32, copy=False)
-        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+        return cls.parted(np.concatenate([np.empty(0, np.int32), *rows]), lengths)
+
+    @classmethod
+    def parted(cls, ids: np.ndarray, lengths: np.ndarray) -> Ragged:
+        """Rows of these (N,) lengths, out of the ids of all."""
+        return cls(ids.astype(np.int32, copy=False), np.concatenate([[0], np.cumsum(lengths)]))
 
     @classmethod
     def of_encodings(cls, encodings: Sequence[Encoding]) -> Ragged:
@@ -58,15 +62,13 @@ class Ragged:
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         chained = itertools.chain.from_iterable(rows)
-        ids = np.fromiter(chained, np.int32, int(lengths.sum()))
-        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+        return cls.parted(np.fromiter(chained, np.int32, int(lengths.sum())), lengths)
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
         """The rows of all parts."""
         lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])
-        ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
-        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+        return cls.parted(np.concatenate([np.empty(0, np.int32), *(p.ids for p in parts)]), lengths)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -169,8 +171,7 @@ def _cut(tokens: Ragged, most: int) -> Ragged:
     if lengths.max(initial=0) <= most:
         return tokens
     place = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], lengths)
-    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
-    return Ragged(tokens.ids[place < most], offsets)
+    return Ragged.parted(tokens.ids[place < most], np.minimum(lengths, most))
 
 
 def _closed(tokens: Ragged, before: list[int], after: list[int]) -> Ragged:
@@ -251,8 +252,7 @@ def tokenize(
         tokens = Ragged.of([known[text] for text in texts])
     elif len(missing) < len(texts):
         place = {text: row for row, text in enumerate(missing)}
-        ids, lengths = tokens.flat([place[text] for text in texts])
-        tokens = Ragged(ids.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+        tokens = Ragged.parted(*tokens.flat([place[text] for text in texts]))
     if (empty := np.flatnonzero(tokens.lengths == 0)).size:
         row = int(empty[0])
         place = row if rows is None else rows[row]

@@ -185,12 +185,10 @@ class Study(Material):
         from nvret.encode import embed
 
         whole, show = self.workspace.train(train), self.workspace.progress
+        texts = whole.query_texts if kind == "query" else whole.passages
         length = getattr(self.settings.students[student].training, f"{kind}_max_length")
-        options = {"max_length": length, "progress": show}
-        if kind == "query":
-            return embed(self._frozen(student), whole.query_texts, kind, **options)
-        options["wholes"] = self.workspace.wholes
-        return embed(self._frozen(student), whole.passages, kind, **options)
+        options = {"max_length": length, "wholes": self.workspace.wholes, "progress": show}
+        return embed(self._frozen(student), texts, kind, **options)
 
     @cache  # noqa: B019
     def _frozen(self, student: str) -> Any:

@@ -112,7 +112,6 @@ def finetune(
         if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
             raise NvretError(f"{output}: the weights are not finite; lower the learning rate")
         if main:
-            (partial / "states.npy").unlink(missing_ok=True)
             encoder.eval().save(partial)
             pq.write_table(log_table, partial / "training_log.parquet")
             shutil.rmtree(partial / "checkpoints", ignore_errors=True)

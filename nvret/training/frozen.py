@@ -78,6 +78,7 @@ def kept(
             )
         yield replace(batches, queries=places[0], passages=places[1])
     finally:
+        (folder / "states.npy").unlink()  # what is mapped of it stays readable
         for place, layer in enumerate(below):
             layers[place] = layer
         if embeddings is None:

@@ -263,9 +263,9 @@ class HeadEncoder:
         if processes.world()[1] > 1:
             vectors = self.base.encode(texts, kind, **options)
         else:
-            found, key = _found.setdefault(self.base, {}), (kind, max_length, tuple(texts))
+            found = _found.setdefault(self.base, {})
+            key = kind, max_length, tuple(texts), tuple(map(len, self.wholes))
             if key not in found:
-                wholes = self.wholes if kind == "passage" else ()
-                found[key] = embed(self.base, texts, kind, wholes=wholes, **options)
+                found[key] = embed(self.base, texts, kind, wholes=self.wholes, **options)
             vectors = found[key]
         return vectors if self.folder is None else apply(self.folder, vectors)
