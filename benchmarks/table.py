@@ -34,7 +34,7 @@ class Benchmark:
         title, compares: for people; ``compares`` is a sentence.
         packages: whose versions are kept with the results.
         targets: key of a case -> what its ratios should be.
-        timed: whether it says how long something takes; what does not runs on request alone.
+        timed: whether it says how long something takes here; others run on request alone.
     """
 
     name: str
@@ -151,6 +151,23 @@ BENCHMARKS = {
             "`python -m benchmarks effects`.",
             ["torch", "transformers", "openvino", "nncf"],
             {"rounded": [], "distinct": [], "frozen": []},
+            timed=False,
+        ),
+        Benchmark(
+            "gpu",
+            "On a GPU",
+            "Search of a million passages against a product with `topk`, encoding and training in "
+            "bfloat16 against the bare product of as many operations; where there is a GPU, with "
+            "`python -m benchmarks gpu`.",
+            ["torch", "triton", "transformers", PEER],
+            {
+                "search": [
+                    Target(side, "matmul + topk", 1.0)
+                    for side in ("nvret", "nvret, screen", "nvret, screen, ceiling")
+                ],
+                "encoding": [Target("nvret", side, 1.0) for side in ("nvret, padded", PEER)],
+                "training": [],
+            },
             timed=False,
         ),
     )

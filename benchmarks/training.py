@@ -166,8 +166,16 @@ def take(number: int) -> Examples:
 class Ours:
     """A trainer of `nvret`. A run tokenizes all texts, and runs what is kept of them."""
 
-    def __init__(self, name: str, pairs: Examples, config: TrainingConfig, folder: Path) -> None:
-        self.encoder = Encoder.load(assets.model_path(name), dropout=config.dropout)
+    def __init__(
+        self,
+        name: str,
+        pairs: Examples,
+        config: TrainingConfig,
+        folder: Path,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        path = assets.model_path(name)
+        self.encoder = Encoder.load(path, device=device, dropout=config.dropout)
         finetuning.prepare(self.encoder, config, 0)
         self.pairs, self.config, self.folder = pairs, config, folder
         self.trainer = trainer.make_trainer(

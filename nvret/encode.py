@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nvret.models import backbones, batching, layout, nv_embed
+from nvret.models import backbones, batching, layout, nv_embed, unpadded
 from nvret.models.backbones import pool
 from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
@@ -123,7 +123,10 @@ class Encoder(batching.InBatches):
                 backbone, tokenizer = backbones.load_transformer(
                     folder, DTYPES[dtype], bidirectional, dropout, trust_remote_code
                 )
-        return cls(backbone, tokenizer, shape, pooler).to(machine.check_device(device)).eval()
+        device = machine.check_device(device)
+        if unpadded.is_fast(device, DTYPES[dtype]) and not shape.static:
+            unpadded.use(backbone)
+        return cls(backbone, tokenizer, shape, pooler).to(device).eval()
 
     @property
     def dimension(self) -> int:
@@ -367,9 +370,7 @@ class Encoder(batching.InBatches):
             words = {"input_ids": input_ids}
             if inputs_embeds is not None:
                 words = {"inputs_embeds": inputs_embeds}
-            if hasattr(self.backbone.config, "use_cache"):  # a decoder's, for generation
-                words["use_cache"] = False
-            hidden = self.backbone(**words, attention_mask=attention_mask).last_hidden_state
+            hidden = backbones.run(self.backbone, words, attention_mask)
             if self.pooler is not None:
                 hidden = self.pooler(hidden)
             with torch.autocast(hidden.device.type, enabled=False):

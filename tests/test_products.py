@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +116,15 @@ def test_an_encoders_vectors_and_weights_stay(onednn, tmp_path):
 def test_the_processors_maker_decides(monkeypatch, maker, chosen):
     monkeypatch.setattr(machine, "vendor", lambda: maker)
     assert products.by_onednn.__wrapped__() is (chosen and torch.backends.mkl.is_available())
+
+
+def test_float32_is_float32_on_a_gpu():
+    """Nothing in the package lets torch round a product's factors (TF32)."""
+    program = (
+        "import pkgutil, torch, nvret\n"
+        "for module in pkgutil.walk_packages(nvret.__path__, 'nvret.'):\n"
+        "    if '__main__' not in module.name: __import__(module.name)\n"
+        "assert torch.get_float32_matmul_precision() == 'highest'\n"
+        "assert not torch.backends.cuda.matmul.allow_tf32\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -22,9 +22,10 @@ class Noisy:
         exact = queries.double() @ corpus.double().T
         self.errors = most * torch.rand(len(queries), generator=draw)
         sign = 2 * torch.randint(0, 2, exact.shape, generator=draw) - 1
-        self.scores = exact + self.errors[:, None] * sign
+        self.scores, self.corpus = exact + self.errors[:, None] * sign, corpus
 
     def __call__(self, rows, columns, out):
+        self.exact = self.corpus[columns]
         out.copy_(self.scores[rows, columns])
 
 
@@ -49,6 +50,15 @@ def test_equals_the_oracle_whatever_the_approximation(block, monkeypatch):
         np.testing.assert_array_equal(got.scores.numpy(), best.astype(np.float32))
 
     check()
+
+
+@examples(50)
+@given(problems())
+def test_pairs_are_scored_alike_one_by_one_and_together(problem):
+    queries, corpus = map(torch.from_numpy, problem[:2])
+    rows, columns = torch.cartesian_prod(*map(torch.arange, map(len, (queries, corpus)))).T
+    scores = screen._scored(queries, corpus, rows, columns)
+    assert torch.equal(screen._scored_together(queries, corpus, rows, columns), scores)
 
 
 @examples(50)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nvret.models import unpadded
 from nvret.utils import products
 from nvret.utils.errors import NvretError
 
@@ -120,6 +121,18 @@ def load_transformer(
         names = ", ".join(missing[:4])
         raise NvretError(f"{folder}: {len(missing)} weights are missing: {names}")
     return backbone, tokenizer
+
+
+def run(backbone: nn.Module, words: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+    """(B, L, H) token vectors of a padded batch, as `unpadded.run` where the backbone reads so.
+
+    ``words`` are "input_ids", (B, L), or "inputs_embeds", (B, L, H); ``mask`` (B, L) is 1 for a
+    token, 0 for padding, which is on the right, or None: no padding.
+    """
+    options = {"use_cache": False} if hasattr(backbone.config, "use_cache") else {}  # of generation
+    if unpadded.used(backbone):
+        return unpadded.run(backbone, words | options, mask)
+    return backbone(**words, **options, attention_mask=mask).last_hidden_state
 
 
 def save(folder: Path, backbone: nn.Module, tokenizer: Any) -> None:

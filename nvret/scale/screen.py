@@ -12,7 +12,7 @@ Source of the bound: Higham 2002, Accuracy and Stability of Numerical Algorithms
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nvret import search
+from nvret.scale import fused
 from nvret.search import NOTHING, SearchResult
 from nvret.teachers import DenseScorer
 from nvret.utils.store import fingerprint
@@ -31,6 +32,10 @@ UNIT, UNIT32 = 2.0**-8, 2.0**-24  # most that rounding moves a number in bfloat1
 TINY = 2.0**-100  # more than is lost where numbers are too small to be rounded so
 CACHED = 1024  # vectors that are rounded at once
 TOGETHER = 8  # queries whose passages are read at once
+QUERY_TILE = 2048  # queries for which a kernel reads the passages once
+MOST_PASSAGES = 1 << 20  # of its tile, of which a GPU holds the vectors
+AGAIN = 4096  # blocks that are multiplied again at once
+PAIRS = 1 << 17  # scored at once on a GPU
 
 
 def is_fast(device: str | torch.device) -> bool:
@@ -68,6 +73,8 @@ def top_k(
     options |= {"buffer_mb": buffer_mb, "progress": progress}
     if not is_fast(device) or len(corpus) < 4 * search.BLOCK * (k + DOUBTFUL):
         return search.top_k(queries, corpus, k, **options)
+    if fused.is_there(device):
+        options["make_tile"] = FusedTile
     with _sums_in_float32():
         return screened(queries, corpus, k, Screen(queries, corpus, device), **options)
 
@@ -88,6 +95,8 @@ class Screen:
     """Scores of some passages in bfloat16, as ``nvret.search.top_k_scores`` asks for them.
 
     Attributes:
+        queries, passages: (Q, D), and (N, D) of the latest passages, in bfloat16.
+        exact: (N, D) of the latest passages as they are, on the device.
         errors: (Q,) float32, most that a score of the latest passages is off before it is rounded.
 
     |q·c - q'·c'| <= |q - q'| |c| + |q'| |c - c'| for the rounded vectors q', c'; to which comes
@@ -98,15 +107,21 @@ class Screen:
         self.corpus, self.device, self.columns = corpus, device, None
         self.queries, self._lost, self._own = _rounded(queries, device)
 
+    def read(self, columns: slice) -> None:
+        """Round these passages, unless they are the latest."""
+        if self.columns == columns:  # the same passages for all queries in turn
+            return
+        self.passages = self.exact = None  # those of one tile at a time
+        self.exact = self.corpus[columns].to(self.device)
+        self.passages, lost, own = _rounded(self.exact, self.device)
+        self.columns = columns
+        lost, own, rounded = lost.max(), own.max(), self._own + self._lost
+        sums = 2 * self.queries.shape[1] * UNIT32 * rounded * (own + lost)
+        self.errors = 1.0001 * (self._lost * own + rounded * lost + sums)
+
     def __call__(self, rows: slice, columns: slice, out: Tensor) -> None:
-        if self.columns != columns:  # the same passages for all queries in turn
-            self._passages = None  # one of them at a time
-            self._passages, lost, own = _rounded(self.corpus[columns], self.device)
-            self.columns = columns
-            lost, own, rounded = lost.max(), own.max(), self._own + self._lost
-            sums = 2 * self.queries.shape[1] * UNIT32 * rounded * (own + lost)
-            self.errors = 1.0001 * (self._lost * own + rounded * lost + sums)
-        torch.mm(self._passages, self.queries[rows].T, out=out.T)
+        self.read(columns)
+        torch.mm(self.passages, self.queries[rows].T, out=out.T)
 
 
 def _rounded(vectors: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,6 +146,7 @@ def screened(
     ceiling: Tensor | np.ndarray | None = None,
     exclude: Sequence[Sequence[int]] | None = None,
     device: str | torch.device = "cpu",
+    make_tile: Callable[..., ScreenTile] | None = None,
     **options: Any,
 ) -> SearchResult:
     """The k best by their exact scores, looked for where approximate scores are high.
@@ -140,6 +156,7 @@ def screened(
         k, ceiling, exclude, device: as of ``nvret.search.top_k``.
         score: approximate scores, each off by at most ``score.errors`` of its query and the share
             `UNIT` of itself.
+        make_tile: what holds them; None: a `ScreenTile`.
         options: of ``nvret.search.top_k_scores``.
     """
     limits = torch.full((len(queries),), torch.inf) if ceiling is None else ceiling
@@ -150,7 +167,7 @@ def screened(
         *(score, len(queries), len(corpus), k),
         ceiling=ceiling,
         exclude=exclude,
-        make_tile=partial(ScreenTile, queries, corpus, limits, given_up),
+        make_tile=partial(make_tile or ScreenTile, queries, limits, given_up),
         **options,
     )
     if len(rows := given_up.nonzero()[:, 0]):
@@ -166,7 +183,7 @@ class ScreenTile(search.Tile):
     A passage's scores lie together, since maxima over passages are then the faster ones to take.
 
     Args:
-        queries, corpus: (Q, D) and (N, D).
+        queries: (Q, D).
         limits: (Q,) exact scores are below them.
         given_up: (Q,) bool, set where a query has too many passages to score again.
         shape: as of ``nvret.search.Tile``.
@@ -174,11 +191,9 @@ class ScreenTile(search.Tile):
 
     dtype = torch.bfloat16
 
-    def __init__(
-        self, queries: Tensor, corpus: Tensor, limits: Tensor, given_up: Tensor, *shape: Any
-    ) -> None:
+    def __init__(self, queries: Tensor, limits: Tensor, given_up: Tensor, *shape: Any) -> None:
         super().__init__(*shape)
-        self.queries, self.corpus, self.limits, self.given_up = queries, corpus, limits, given_up
+        self.queries, self.limits, self.given_up = queries, limits, given_up
 
     def fill(self, score: Screen, rows: slice, columns: slice) -> None:
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -188,18 +203,23 @@ class ScreenTile(search.Tile):
         score(rows, columns, flat[:width].T)
         by_passage = flat.view(blocks, search.BLOCK, height)
         self.scores, self.maxima = by_passage.permute(2, 0, 1), by_passage.amax(1).T.contiguous()
-        self.place, self.first, self.off = rows, columns.start, score.errors[rows]
+        self.place, self.off, self.extra = rows, score.errors[rows], 0
+        self.exact = score.exact
 
     def cut(self, limit: Tensor) -> None:
         """Take out what is not below its row's limit for sure."""
-        super().cut(_highest(limit, self.off).nextafter(torch.tensor(torch.inf)))
+        super().cut(_ruled_out(limit, self.off))
+
+    def read(self, row: Tensor, block: Tensor) -> Tensor:
+        """(P, BLOCK) approximate scores of the passages of some blocks."""
+        return self.scores[row, block]
 
     def best(self, k: int, floor: float = NOTHING) -> SearchResult:
         limit, off, maxima = self.limits[self.place], self.off, self.maxima.float()
         most = min(k + DOUBTFUL, maxima.shape[1])
         # The k-th best is no worse than the k-th of the blocks that are below the limit for sure.
         # `_lowest` twice: what the k-th may score, and what a passage that scores so may have here
-        doubtful = (maxima > _lowest(limit, off)[:, None]).sum(1)
+        doubtful = (maxima > _lowest(limit, off)[:, None]).sum(1) + self.extra
         place = (doubtful + k - 1).clamp_max(most - 1)
         kth = maxima.topk(most).values.gather(1, place[:, None])[:, 0]
         least = _lowest(_lowest(kth, off), off).clamp_min(torch.finfo(torch.float32).min)
@@ -207,11 +227,66 @@ class ScreenTile(search.Tile):
         crowded = (doubtful + k > most) | (reached.sum(1) > CROWDED * most)
         self.given_up[self.place] |= crowded.cpu()
         row, block = (reached & ~crowded[:, None]).nonzero(as_tuple=True)
-        hit, column = (self.scores[row, block] >= least[row, None]).nonzero(as_tuple=True)
-        row, column = row[hit].cpu(), (block[hit] * search.BLOCK + column).cpu()
-        scores = _scored(self.queries[self.place], self.corpus[self.first :], row, column)
-        allowed = scores < limit.cpu()[row]
+        hit, column = (self.read(row, block) >= least[row, None]).nonzero(as_tuple=True)
+        row, column = row[hit], block[hit] * search.BLOCK + column
+        scored = _scored_together if self.exact.is_cuda else _scored
+        scores = scored(self.queries[self.place].to(row.device), self.exact, row, column)
+        allowed = scores < limit[row]
         return _best(row[allowed], column[allowed], scores[allowed], len(maxima), k)
+
+
+class FusedTile(ScreenTile):
+    """Block maxima of approximate scores, and the scores of some blocks when they are asked for.
+
+    Args: as of `ScreenTile`.
+    """
+
+    @staticmethod
+    def shape(queries: int, passages: int, buffer_mb: float) -> tuple[int, int]:
+        """Queries and passages of a tile whose maxima take so many mebibytes."""
+        rows = min(QUERY_TILE, queries)
+        most = max(1, int(buffer_mb * 2**20) // (4 * rows)) * search.BLOCK
+        blocks = -(-min(passages, most, MOST_PASSAGES) // search.BLOCK)
+        return rows, blocks * search.BLOCK
+
+    def __init__(self, queries: Tensor, limits: Tensor, given_up: Tensor, *shape: Any) -> None:
+        self.queries, self.limits, self.given_up = queries, limits, given_up
+        self.rows, self.columns = self.shape(*shape[:2], shape[3])
+
+    def fill(self, score: Screen, rows: slice, columns: slice) -> None:
+        score.read(columns)
+        self.score, self.place = score, rows
+        self.off, self.exact = score.errors[rows], score.exact
+        self.dropped = torch.zeros(0, 2, dtype=torch.int64, device=score.device)
+        limit = _ruled_out(self.limits[rows], self.off)
+        self.maxima = fused.block_maxima(score.queries[rows], score.passages, limit)
+        self.extra = torch.zeros(len(self.maxima), dtype=torch.int64, device=score.device)
+
+    def drop(self, row: Tensor, column: Tensor) -> None:
+        """Single scores that may not count: of as many blocks the maximum may be theirs."""
+        self.dropped = torch.stack([row, column], 1).to(self.extra.device)
+        self.extra = torch.bincount(self.dropped[:, 0], minlength=len(self.extra))
+
+    def cut(self, limit: Tensor) -> None:
+        """The kernel has done it."""
+
+    def read(self, row: Tensor, block: Tensor) -> Tensor:
+        passages, queries = self.score.passages, self.score.queries[self.place]
+        ids = block[:, None] * search.BLOCK + torch.arange(search.BLOCK, device=block.device)
+        parts = []
+        for some, own in zip(row.split(AGAIN), ids.split(AGAIN), strict=True):
+            inside = own.clamp_max(len(passages) - 1)
+            scores = torch.bmm(passages[inside], queries[some][:, :, None])[:, :, 0]
+            parts.append(scores.masked_fill(own >= len(passages), NOTHING))
+        scores = torch.cat(parts) if parts else self.maxima.new_zeros(0, search.BLOCK)
+        width = len(passages) + search.BLOCK
+        dropped = self.dropped[:, 0] * width + self.dropped[:, 1]
+        return scores.masked_fill(torch.isin(row[:, None] * width + ids, dropped), NOTHING)
+
+
+def _ruled_out(limit: Tensor, errors: Tensor) -> Tensor:
+    """The least score that nothing below its row's limit can have here."""
+    return _highest(limit, errors).nextafter(torch.tensor(torch.inf, device=limit.device))
 
 
 def _highest(approximate: Tensor, errors: Tensor) -> Tensor:
@@ -229,22 +304,31 @@ def _scored(queries: Tensor, corpus: Tensor, rows: Tensor, columns: Tensor) -> T
     """(P,) float32 scores of pairs of a query and a passage, rounded once; ``rows`` rise."""
     counts = torch.bincount(rows, minlength=len(queries))
     scores = [torch.empty(0)]
-    parts = queries.cpu().double().split(TOGETHER), counts.split(TOGETHER)
+    parts = queries.double().split(TOGETHER), counts.split(TOGETHER)
     for some, numbers in zip(*parts, strict=True):
         own, columns = columns.tensor_split([int(numbers.sum())])
-        vectors = corpus.index_select(0, own.to(corpus.device)).cpu().double()
+        vectors = corpus.index_select(0, own).double()
         each = zip(vectors.split(numbers.tolist()), some, strict=True)
         scores += [passages.mv(query) for passages, query in each]
     return torch.cat(scores).float()
+
+
+def _scored_together(queries: Tensor, corpus: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same where many small products are slow: on a GPU."""
+    scores = [torch.empty(0, device=corpus.device)]
+    for row, column in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True):
+        scores.append((queries[row].double() * corpus[column].double()).sum(1).float())
+    return torch.cat(scores)
 
 
 def _best(rows: Tensor, columns: Tensor, scores: Tensor, number: int, k: int) -> SearchResult:
     """The k best of each of so many rows; ``columns`` rise within a row."""
     order = scores.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
-    rows = rows[order]
-    rank = torch.arange(len(rows)) - torch.searchsorted(rows, torch.arange(number))[rows]
-    ids, found = torch.full((number, k), -1), torch.full((number, k), NOTHING)
+    rows, every = rows[order], torch.arange(max(number, len(rows)), device=rows.device)
+    rank = every[: len(rows)] - torch.searchsorted(rows, every[:number])[rows]
+    ids = torch.full((number, k), -1, device=rows.device)
+    found = torch.full((number, k), NOTHING, device=rows.device)
     kept = rank < k
     place = rows[kept], rank[kept]
     ids[place], found[place] = columns[order][kept], scores[order][kept]

@@ -25,6 +25,7 @@ import torch
 
 from nvret.data import RetrievalDataset
 from nvret.encode import Encoder
+from nvret.models import unpadded
 from nvret.teachers import Scorer
 from nvret.training import frozen, lora, trainer
 from nvret.training.batches import Collator, Examples
@@ -138,13 +139,16 @@ def check(config: TrainingConfig, guide: Scorer | None) -> None:
 
 
 def prepare(encoder: Encoder, config: TrainingConfig, seed: int) -> None:
-    """Freeze layers, switch on checkpointing of activations, and add adapters."""
+    """Freeze layers, switch on checkpointing of activations, drop the padding, and add adapters."""
     if config.freeze_layers:
         frozen.freeze(encoder, config.freeze_layers)
     if config.gradient_checkpointing and not encoder.layout.static:
         with warnings.catch_warnings():  # newer releases of transformers have another name for it
             warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
             encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    half = config.precision == "bfloat16" and unpadded.is_fast(encoder.device, torch.bfloat16)
+    if half and not encoder.layout.static and not config.keep_frozen:  # which reads padded layers
+        unpadded.use(encoder.backbone)
     if config.lora_rank:
         lora.add(encoder, config.lora_rank, config.lora_alpha, config.lora_dropout, seed)
 
