@@ -225,12 +225,12 @@ def load_pairs(
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
     query, named = _pair_columns(paths[0], query_column, positive_columns)
-    passages = {"id": [], "title": [], "text": []}
+    passages = _strings({"id": [], "title": [], "text": []})
     if corpus is not None:
-        passages = texts(corpus, title=True, columns=columns, progress=progress).to_pydict()
-    known = zip(*passages.values(), strict=True)
+        passages = texts(corpus, title=True, columns=columns, progress=progress)
+    known = zip(*passages.to_pydict().values(), strict=True)
     ids = {f"{title} {text}".strip() if title else text: ident for ident, title, text in known}
-    taken = set(passages["id"])
+    taken, added = set(passages["id"].to_pylist()), {}
     queries, judged = {}, {}
     pieces = (tabular.read(one, [query, *named], progress=progress) for one in paths)
     pairs = (pair for some in pieces for rows in some for pair in _pairs(rows, query, named))
@@ -238,18 +238,17 @@ def load_pairs(
         ident = queries.setdefault(text, f"q{len(queries)}")
         for positive in positives:
             if positive not in ids:
-                name = f"p{len(passages['id']) - len(taken)}"
+                name = f"p{len(added)}"
                 while name in taken:
                     name = f"_{name}"
                 ids[positive] = name
-                passages["id"].append(name)
-                passages["title"].append("")
-                passages["text"].append(positive)
+                added[name] = positive
             judged[ident, ids[positive]] = None
     query_ids, passage_ids = zip(*judged, strict=True)
+    new = {"id": added, "title": [""] * len(added), "text": added.values()}
     return RetrievalDataset(
         paths[0].stem,
-        _strings(passages),
+        pa.concat_tables([passages, _strings(new)]),
         _strings({"id": queries.values(), "text": queries.keys()}),
         _qrels({"query_id": query_ids, "corpus_id": passage_ids}, [1] * len(judged)),
     )

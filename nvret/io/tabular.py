@@ -1,11 +1,12 @@
 """Files of rows: columns of JSON Lines, Parquet, CSV or TSV, with the place of each row; writers.
 
-Text files are read by Python's own parsers, Parquet by Arrow: Arrow's readers of JSON and CSV parse
-blocks at a time, and so cannot name the line of an error.
+Text files are read by Python's own parsers, Parquet by Arrow. Arrow's reader of JSON is many times
+as fast but cannot name the line of an error, so it has the blocks in which it finds none.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import difflib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from nvret.utils.bars import progress_bar
@@ -28,6 +30,10 @@ SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
 LONGEST = 2**31 - 1  # characters of a field of CSV; the parser's own limit is 131,072
 SURROGATE = re.compile("[\ud800-\udfff]")
 PIECE = 1 << 23  # characters that are Python's objects at a time, by and large
+NULL = re.compile(rb"\}[ \t\r]*null")  # between objects it makes Arrow's reader crash
+
+Row = Iterator[tuple[Any, ...]]
+Piece = dict[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Rows:
     """
 
     path: Path
-    columns: dict[str, Sequence[Any]]
+    columns: Piece
     lines: Sequence[int] = field(default_factory=lambda: array("q"))
     start: int = 0
 
@@ -71,7 +77,8 @@ class Rows:
                 value = null
             if not isinstance(value, str) or (ids and not value):
                 raise NvretError(f"{self.place(row)}: {name!r} is {value!r}; expected {wanted}")
-            check_unicode(value, self.place(row), name)
+            if not value.isascii():
+                check_unicode(value, self.place(row), name)
             values.append(value)
         return values
 
@@ -102,7 +109,7 @@ def names(path: Path) -> list[str]:
         with arrow_errors(path):
             found = pq.read_schema(path).names
     elif suffix == ".jsonl":
-        _, first = next(_objects(path, False), (0, None))
+        _, first = next(_objects(path, enumerate(_lines(path), start=1)), (0, None))
         if first is None:
             raise NvretError(f"{path}: empty; expected a JSON object in each line")
         found = list(first)
@@ -123,22 +130,35 @@ def read(path: Path, columns: Sequence[str], *, progress: bool = True) -> Iterat
     cannot be read, a file that has no rows, and one that changes meanwhile.
     """
     suffix, before, lines = _suffix(path), _state(path), array("q")
-    values = {".parquet": _parquet, ".jsonl": _values}.get(suffix, _fields)
-    start, size, piece = 0, 0, []
-    for row in values(path, columns, lines, progress):
-        if size > PIECE:
-            yield Rows(path, _columns(columns, piece), lines, start)
-            start, size, piece = start + len(piece), 0, []
-        piece.append(row)
-        size += 64 + sum(len(value) for value in row if isinstance(value, (str, list)))
+    if suffix == ".jsonl":
+        pieces = _objects_of(path, columns, lines, progress)
+    else:
+        pieces = _pieces((_parquet if suffix == ".parquet" else _fields)(path, columns), columns)
+    start = 0
+    for piece in pieces:
+        rows = Rows(path, piece, lines, start)
+        yield rows
+        start += len(rows)
     if _state(path) != before:
         raise NvretError(f"{path} has changed while it was read")
-    if not piece:
+    if not start:
         raise NvretError(f"{path}: empty; expected rows")
-    yield Rows(path, _columns(columns, piece), lines, start)
 
 
-def _columns(names: Sequence[str], rows: Sequence[tuple]) -> dict[str, tuple]:
+def _pieces(rows: Row, columns: Sequence[str]) -> Iterator[Piece]:
+    """Columns of as many rows at a time as make a piece."""
+    size, piece = 0, []
+    for row in rows:
+        if size > PIECE:
+            yield _columns(columns, piece)
+            size, piece = 0, []
+        piece.append(row)
+        size += 64 + sum(len(value) for value in row if isinstance(value, (str, list)))
+    if piece:
+        yield _columns(columns, piece)
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple]) -> Piece:
     return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
@@ -169,10 +189,7 @@ def _state(path: Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-Row = Iterator[tuple[Any, ...]]
-
-
-def _parquet(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
+def _parquet(path: Path, columns: Sequence[str]) -> Row:
     with arrow_errors(path), pq.ParquetFile(path) as file:
         if lost := set(columns) - set(file.schema_arrow.names):
             raise NvretError(f"{path} has changed while it was read: no column {lost.pop()!r}")
@@ -185,14 +202,50 @@ def _parquet(path: Path, columns: Sequence[str], lines: array, progress: bool) -
             yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
 
 
-def _values(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
-    """Of each object of a JSON Lines file; its line is added to ``lines``."""
-    for number, value in _objects(path, progress):
-        lines.append(number)
-        yield tuple(map(value.get, columns))
+def _objects_of(
+    path: Path, columns: Sequence[str], lines: array, progress: bool
+) -> Iterator[Piece]:
+    """Of the objects of a JSON Lines file; their lines are added to ``lines``."""
+    first = 1
+    with progress_bar(desc=path.name, unit=" lines", show=progress) as bar:
+        for block in _blocks(path):
+            numbers = range(first, first + len(block))
+            piece = _parsed(block, columns)
+            if piece is None:
+                found = dict(_objects(path, zip(numbers, _decoded(path, block, first))))  # noqa: B905
+                piece = {name: [value.get(name) for value in found.values()] for name in columns}
+                numbers = found
+            lines.extend(numbers)
+            if numbers:
+                yield piece
+            first += len(block)
+            bar.update(len(block))
 
 
-def _fields(path: Path, columns: Sequence[str], lines: array, progress: bool) -> Row:
+def _parsed(lines: Sequence[bytes], columns: Sequence[str]) -> Piece | None:
+    """The columns by Arrow; None for lines that are not plainly an object each, with texts alone in
+    these columns."""
+    block = b"".join(lines)
+    # So no object runs on into the next line, and as many objects as lines are one a line
+    closed = all(line.startswith(b"{") and line.rstrip().endswith(b"}") for line in lines)
+    if not closed or NULL.search(block):
+        return None
+    schema = pa.schema([(name, pa.string()) for name in dict.fromkeys(columns)])
+    try:
+        block.decode()  # also where no column is wanted
+        table = pj.read_json(
+            pa.BufferReader(block),
+            pj.ReadOptions(block_size=len(block) + 1),
+            pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError):
+        return None
+    if table.num_rows != len(lines):
+        return None
+    return {name: table[name].to_pylist() for name in columns}
+
+
+def _fields(path: Path, columns: Sequence[str]) -> Row:
     """Of each row of a CSV or TSV."""
     cells = _cells(path)
     header = next(cells, [])
@@ -207,10 +260,9 @@ def _fields(path: Path, columns: Sequence[str], lines: array, progress: bool) ->
         yield tuple(values[place] for place in chosen)
 
 
-def _objects(path: Path, progress: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON Lines file."""
-    bar = progress_bar(_lines(path), desc=path.name, unit=" lines", show=progress)
-    for number, line in enumerate(bar, start=1):
+def _objects(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of lines of a JSON Lines file; empty ones are none."""
+    for number, line in lines:
         if not line.strip():
             continue
         try:
@@ -235,17 +287,33 @@ def _cells(path: Path) -> Iterator[list[str]]:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file, without a byte order mark."""
+    first = 1
+    for block in _blocks(path):
+        yield from _decoded(path, block, first)
+        first += len(block)
+
+
+def _blocks(path: Path) -> Iterator[list[bytes]]:
+    """The lines of a file, many at a time, without a byte order mark."""
     try:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1 and line.startswith(b"\x1f\x8b"):
-                    raise NvretError(f"{path}: compressed by gzip; expected text: unpack it first")
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise NvretError(f"{path}:{number}: not UTF-8: {error}") from error
+            start = stream.read(len(codecs.BOM_UTF8))
+            if start.startswith(b"\x1f\x8b"):
+                raise NvretError(f"{path}: compressed by gzip; expected text: unpack it first")
+            if start != codecs.BOM_UTF8:
+                stream.seek(0)
+            while block := stream.readlines(PIECE):
+                yield block
     except OSError as error:
         raise NvretError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decoded(path: Path, lines: Iterable[bytes], first: int) -> Iterator[str]:
+    for number, line in enumerate(lines, start=first):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise NvretError(f"{path}:{number}: not UTF-8: {error}") from error
 
 
 @contextlib.contextmanager
