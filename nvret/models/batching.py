@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 CHUNK = 2048  # texts handed to the tokenizer at a time: enough for its threads, little to hold
+WORDS_CHUNK = 4 * CHUNK  # whose words are looked up at a time: most of them are in each chunk
 MOST_WORDS = 2**20  # whose tokens are kept: some 200 MB at most
 MOST_WORKERS = 8  # Python's part of the work runs in one thread at a time
 Task = TypeVar("Task")
@@ -159,10 +160,20 @@ class WordTokens:
             if len(self._codes) + len(words) > MOST_WORDS:
                 self._codes, self._tokens = {}, Ragged.of([])
             if new := [word for word in words if word not in self._codes]:
-                found = self.tokenizer.encode_batch_fast(new, add_special_tokens=False)
-                self._tokens = Ragged.joined([self._tokens, Ragged.of_encodings(found)])
+                self._tokens = Ragged.joined([self._tokens, self._of_words(new)])
                 self._codes.update(zip(new, itertools.count(len(self._codes))))
             return np.fromiter(map(self._codes.__getitem__, words), np.int64), self._tokens
+
+    def _of_words(self, words: list[str]) -> Ragged:
+        """Their tokens, by the tokenizer: an encoding costs more than a word, and holds many."""
+        parts = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
+        found = self.tokenizer.encode_batch(parts, is_pretokenized=True, add_special_tokens=False)
+        ids = [np.array(encoding.ids, np.int32) for encoding in found]
+        lengths = [
+            np.bincount(np.array(encoding.word_ids, np.int64), minlength=len(part))
+            for encoding, part in zip(found, parts, strict=True)
+        ]
+        return Ragged.parted(np.concatenate(ids), np.concatenate(lengths))
 
 
 def _cut(tokens: Ragged, most: int) -> Ragged:
@@ -237,9 +248,10 @@ def tokenize(
         known = _remembered.setdefault((key, prompt, max_length, special_tokens), {})
     missing = [text for text in dict.fromkeys(texts) if known is None or text not in known]
     parts = []
-    bar = {"desc": "tokenize", "unit": "text", "unit_scale": CHUNK, "leave": False}
-    for start in progress_bar(range(0, len(missing), CHUNK), show=progress, **bar):
-        chunk = [prompt + text for text in missing[start : start + CHUNK]]
+    size = CHUNK if words is None else WORDS_CHUNK
+    bar = {"desc": "tokenize", "unit": "text", "unit_scale": size, "leave": False}
+    for start in progress_bar(range(0, len(missing), size), show=progress, **bar):
+        chunk = [prompt + text for text in missing[start : start + size]]
         if words is not None:
             parts.append(words.tokenize(chunk, max_length, special_tokens))
         else:

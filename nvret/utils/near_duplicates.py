@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 Measure = Literal["jaccard", "overlap"]
 _WORDS = 3  # of a trigram
 # The same for a text of ASCII alone, several times as fast: lower case, all else a space
-_ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else ord(" ") for c in range(256))
+_SPACE = ord(" ")
+_ASCII = bytes(ord(chr(c).lower()) if c < 128 and chr(c).isalnum() else _SPACE for c in range(256))
 # Dashes, quotes, dots and a blank that are often all that is not ASCII; none is of a word
 _MARKS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00a0"
+_TOGETHER = 16384  # texts that are normalised at once
+_AT_ONCE = 1 << 19  # trigrams that are looked up at once
 _BLOCK = 8_000_000  # candidate entries held at once: about 100 MB
 _LARGEST = 2**63 - 1  # number of a trigram, as its words' numbers make it
+_MIX, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(40)  # to 24 bits that look random
 _SLACK = 1e-9  # keeps ceil(threshold * size) from rounding up past an exact integer
 
 
@@ -54,27 +58,52 @@ def normalise(text: str) -> str:
     return " ".join(words(folded.replace("_", " "), piece=1)) or " ".join(folded.split())
 
 
+def normalised(texts: Sequence[str]) -> pa.LargeStringArray:
+    """`normalise` of many texts, most of it outside of Python, so that other threads may run."""
+    parts = [_normalised(texts[row : row + _TOGETHER]) for row in range(0, len(texts), _TOGETHER)]
+    return pa.concat_arrays([pa.array([], pa.large_string()), *parts])
+
+
+def _normalised(texts: Sequence[str]) -> pa.LargeStringArray:
+    simple = pa.array(texts, pa.large_string())
+    if not pc.all(plain := pc.string_is_ascii(simple)).as_py():
+        other = pc.invert(plain)
+        without = pc.replace_substring_regex(simple.filter(other), f"[{_MARKS}]", " ")
+        simple = pc.replace_with_mask(simple, other, without)
+    _, offsets, content = simple.buffers()
+    offsets = np.frombuffer(offsets, np.int64, len(texts) + 1, 8 * simple.offset)
+    content = content.to_pybytes().translate(_ASCII) if content else b""
+    flat = np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]]
+    word = flat != _SPACE
+    kept = word.copy()
+    kept[:-1] |= word[1:]  # and of several spaces the last
+    ends = np.concatenate([[0], np.cumsum(kept)])[offsets - offsets[0]]
+    buffers = map(pa.py_buffer, (ends, flat[kept]))
+    found = pc.ascii_trim_whitespace(pa.LargeStringArray.from_buffers(len(texts), *buffers))
+    left = pc.or_(pc.invert(pc.string_is_ascii(simple)), pc.equal(found, ""))
+    rows = np.flatnonzero(left.to_numpy(zero_copy_only=False))
+    by_one = pa.array([normalise(texts[row]) for row in rows.tolist()], pa.large_string())
+    return pc.replace_with_mask(found, left, by_one)
+
+
 def _numbered(values: pa.Array) -> np.ndarray:
     """A number for each value, from 0 by first appearance; int64."""
     return values.dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
-def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of each text's trigrams, from 0, text by text, and how many each text has.
+def _trigrams(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Each text's trigrams as whole numbers, text by text, and how many each text has.
 
     A shorter text's is the whole text and two empty words. Texts have one space between words.
     """
-    import pandas as pd
-
-    split = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+    split = pc.split_pattern(texts, " ")
     counts = pc.list_value_length(split).to_numpy().astype(np.int64)
     flat = _numbered(split.values)
     size = int(flat.max(initial=-1)) + 2  # and the empty word
     del split  # as large as all texts
     pa.default_memory_pool().release_unused()
     if len(short := np.flatnonzero(counts < _WORDS)):
-        alone = pa.array([texts[row] for row in short], pa.large_string())
-        own = _numbered(alone) + size
+        own = _numbered(texts.take(pa.array(short))) + size
         kept = np.repeat(counts >= _WORDS, counts)
         counts[short] = 0
         before = np.repeat(np.cumsum(counts)[short], _WORDS)
@@ -83,25 +112,45 @@ def _trigrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ids = flat
     for step in range(1, _WORDS):
         if size**_WORDS > _LARGEST:  # two words at a time, and renumbered
-            ids = pd.factorize(ids)[0]
+            ids = _factorized(ids)
         ids = ids[:-1] * size
         ids += flat[step:]
     within = np.ones(len(flat), bool)  # no trigram runs on into the next text
     for step in range(1, _WORDS):
         within[np.cumsum(counts) - step] = False
-    del flat
-    # pandas numbers as fast as Arrow, in half of the memory
-    return pd.factorize(ids[within[: len(ids)]])[0].astype(np.int32), counts - _WORDS + 1
+    return ids[within[: len(ids)]], counts - _WORDS + 1
 
 
-def _incidence(texts: Sequence[str]) -> sp.csr_matrix:
+def _factorized(values: np.ndarray) -> np.ndarray:
+    """A number for each value, from 0; pandas numbers as fast as Arrow, in half of the memory."""
+    import pandas as pd
+
+    return pd.factorize(values)[0]
+
+
+def _incidence(texts: pa.LargeStringArray) -> sp.csr_matrix:
     """(texts, trigrams) matrix of ones; columns run from the rarest trigram to the commonest."""
+    ids, counts = _trigrams(texts)
+    return _ones(_factorized(ids).astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _perhaps_in(ids: np.ndarray, some: np.ndarray) -> np.ndarray:
+    """Whether an id may be among ``some`` of them, a mask: False is certain."""
+    table, there = np.zeros(1 << 24, bool), np.empty(len(ids), bool)
+    blocks = [slice(start, start + _AT_ONCE) for start in range(0, len(ids), _AT_ONCE)]
+    for block in blocks:
+        table[(ids[block][some[block]].astype(np.uint64) * _MIX) >> _SHIFT] = True
+    for block in blocks:
+        there[block] = table[(ids[block].astype(np.uint64) * _MIX) >> _SHIFT]
+    return there
+
+
+def _ones(ids: np.ndarray, indptr: np.ndarray) -> sp.csr_matrix:
+    """The matrix of sets: where each of them ends in ``ids`` says ``indptr``."""
     import scipy.sparse as sp
 
-    ids, counts = _trigrams(texts)
-    indptr = np.concatenate([[0], np.cumsum(counts)])
     columns = int(ids.max(initial=-1)) + 1
-    matrix = sp.csr_matrix((np.ones(len(ids), np.int32), ids, indptr), (len(texts), columns))
+    matrix = sp.csr_matrix((np.ones(len(ids), np.int32), ids, indptr), (len(indptr) - 1, columns))
     matrix.sum_duplicates()
     matrix.data[:] = 1
     frequency = np.bincount(matrix.indices, minlength=columns)
@@ -156,10 +205,8 @@ def near_duplicate_pairs(
     texts: Sequence[str],
     others: Sequence[str] | None = None,
     *,
-    rows: np.ndarray | None = None,
     threshold: float,
     measure: Measure = "jaccard",
-    plain: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of texts whose sets of word trigrams are at least ``threshold`` similar. Exact.
 
@@ -168,25 +215,20 @@ def near_duplicate_pairs(
 
     Args:
         others: texts to compare them with; None compares ``texts`` with themselves (i < j).
-        rows: of ``texts``, which alone are compared with all of them; i is a place in ``rows``.
         threshold: in (0, 1]; a pair at the threshold counts.
         measure: "jaccard" |x & y| / |x | y|, or "overlap" |x & y| / min(|x|, |y|), which also
             finds a text inside a longer one.
-        plain: the texts are normalised already.
     Returns:
         i (P,) int64, j (P,) int64, similarity (P,) float64, ordered by (i, j).
 
     >>> near_duplicate_pairs(["a b c d", "A b c, d!", "a b c x"], threshold=0.3)
     (array([0, 0, 1]), array([1, 2, 2]), array([1.        , 0.33333333, 0.33333333]))
     """
-    if not 0 < threshold <= 1:
-        raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
+    _check(threshold)
     check_choice("measure", measure, ("jaccard", "overlap"))
-    within = others is None and rows is None
-    both = [*texts, *(others or ())]
-    both = _incidence(both if plain else [normalise(text) for text in both])
-    left = both[: len(texts)] if rows is None else both[rows]
-    right = both if others is None else both[len(texts) :]
+    within = others is None
+    both = _incidence(normalised([*texts, *(others or ())]))
+    left, right = both[: len(texts)], both if within else both[len(texts) :]
     found = [(np.empty((0, 2), np.int64), np.empty(0))]
     proposals = _candidates(_rare_prefix(left, threshold), right)
     if measure == "overlap" and not within:  # the bound holds for the smaller set, on either side
@@ -201,6 +243,53 @@ def near_duplicate_pairs(
         found.append((pairs[keep], similarity[keep]))
     pairs, index = np.unique(np.concatenate([p for p, _ in found]), axis=0, return_index=True)
     return pairs[:, 0], pairs[:, 1], np.concatenate([s for _, s in found])[index]
+
+
+def near_copies(
+    texts: pa.LargeStringArray, rows: np.ndarray, *, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """All texts that are copies of some of them: what `near_duplicate_pairs` finds for these rows.
+
+    Only trigrams of the rows' texts are numbered, for the others are shared with none of them.
+
+    Args:
+        texts: N, as `normalised` makes them.
+        rows: (R,) rising.
+        threshold: Jaccard similarity, in (0, 1]; a pair at the threshold counts.
+    Returns:
+        i (P,) int64, places in ``rows``, and j (P,) int64, rows; each row is its own copy.
+
+    >>> near_copies(normalised(["a b c d", "A b c, d!", "a b c x"]), np.array([1]), threshold=0.8)
+    (array([0, 0]), array([0, 1]))
+    """
+    _check(threshold)
+    ids, counts = _trigrams(texts)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    asked = np.zeros(len(counts), bool)
+    asked[rows] = True
+    there = _perhaps_in(ids, np.repeat(asked, counts))
+    numbers = _factorized(ids[there]).astype(np.int32)
+    right = _ones(numbers, np.concatenate([[0], np.cumsum(there)])[ends])
+    left, known, found = right[rows], np.diff(right.indptr), [np.empty((0, 2), np.int64)]
+    for pairs in _candidates(_rare_prefix(left, threshold), right):
+        pairs = np.unique(pairs, axis=0)
+        # A text has at least the trigrams that are left of it: so similar it may be at most
+        similarity = _similarities(left, right, pairs, "jaccard")
+        pairs, similarity = pairs[similarity >= threshold], similarity[similarity >= threshold]
+        unsure = np.flatnonzero(~asked[pairs[:, 1]])
+        for place, (i, j) in zip(unsure.tolist(), pairs[unsure].tolist(), strict=True):
+            both = known[rows[i]] + known[j]
+            shared = round(similarity[place] * both / (1 + similarity[place]))
+            left_out = len(np.unique(ids[ends[j] : ends[j + 1]])) - known[j]
+            similarity[place] = shared / (both + left_out - shared)
+        found.append(pairs[similarity >= threshold])
+    pairs = np.unique(np.concatenate(found), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _check(threshold: float) -> None:
+    if not 0 < threshold <= 1:
+        raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
 
 
 def distinct(texts: Sequence[str], ids: np.ndarray, threshold: float, most: int) -> np.ndarray:
@@ -218,15 +307,14 @@ def distinct(texts: Sequence[str], ids: np.ndarray, threshold: float, most: int)
     array([[ True, False,  True],
            [ True,  True, False]])
     """
-    if not 0 < threshold <= 1:
-        raise NvretError(f"threshold is {threshold}; expected a number in (0, 1]")
+    _check(threshold)
     kept = np.zeros(ids.shape, bool)
     rows = np.flatnonzero((ids >= 0).any(1)) if ids.size else np.empty(0, np.int64)
     if not len(rows):
         return kept
     used, places = np.unique(ids[rows], return_inverse=True)
     places = places.reshape(ids[rows].shape)
-    matrix = _incidence([normalise(texts[place]) if place >= 0 else "" for place in used.tolist()])
+    matrix = _incidence(normalised([texts[place] if place >= 0 else "" for place in used.tolist()]))
     taken = np.full((len(rows), most), -1)  # rows of the matrix that are kept, in order
     counts = np.zeros(len(rows), np.int64)
     for column in range(ids.shape[1]):
