@@ -220,7 +220,7 @@ def exclusions(dataset: RetrievalDataset, near_duplicates: float | None = 0.8) -
     """
     plain, positives = normalised(dataset.passages), np.unique(dataset.pairs[1])
     asked = normalised(dataset.query_texts)
-    wanted = pa.concat_arrays([plain.take(pa.array(positives)), asked])
+    wanted = pa.chunked_array([*plain.take(pa.array(positives)).chunks, *asked.chunks])
     same_text: dict[str, list[int]] = defaultdict(list)
     for row in pc.indices_nonzero(pc.is_in(plain, wanted)).tolist():
         same_text[plain[row].as_py()].append(row)

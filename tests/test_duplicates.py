@@ -140,3 +140,17 @@ def test_many_texts_at_once_are_normalised_as_each_alone(texts, together):
 def test_marks_and_other_alphabets_are_normalised_among_plain_texts():
     texts = ["“Who”…", "", "?!", "a  b", " c", "d ", "Straße — «ﬁn»", "हिन्दी", "東京 x", "\u00a0"]
     assert near_duplicates.normalised(texts).to_pylist() == [normalise(text) for text in texts]
+
+
+# Accents, ligatures, other alphabets, blanks, numbers in circles, letters of mathematics
+MARKS = (
+    "\u0301\u0307\u0331\u0338\u00b4\u2013\u00e9\u0130\ufb01\u00df\u03a3\u0e01\u0e34\u6771\u30ab\u3099"
+    "\u1100\u1161\u0939\u093f\u00bd\u2460\u3000\u200d\U0001d400\U0001f600"
+)
+
+
+@examples(1000)
+@given(st.lists(st.sampled_from([*"aIKHS_ -=`1.", *MARKS]), max_size=10).map("".join))
+def test_words_may_be_normalised_one_by_one(text):
+    """Marks, ligatures, other alphabets, and what they are next to."""
+    assert near_duplicates.normalised([text, "a"]).to_pylist() == [normalise(text), "a"]

@@ -26,7 +26,8 @@ Measure = Literal["jaccard", "overlap"]
 _WORDS = 3  # of a trigram
 # The same for a text of ASCII alone, several times as fast: lower case, all else a space
 _SPACE = ord(" ")
-_ASCII = bytes(ord(chr(c).lower()) if c < 128 and chr(c).isalnum() else _SPACE for c in range(256))
+_ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else _SPACE for c in range(128))
+_ASCII += bytes(range(128, 256))
 # Dashes, quotes, dots and a blank that are often all that is not ASCII; none is of a word
 _MARKS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00a0"
 _TOGETHER = 16384  # texts that are normalised at once
@@ -55,13 +56,17 @@ def normalise(text: str) -> str:
     if simple.isascii() and (plain := b" ".join(simple.encode().translate(_ASCII).split())):
         return plain.decode()
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(words(folded.replace("_", " "), piece=1)) or " ".join(folded.split())
+    return _words_of(folded) or " ".join(folded.split())
 
 
-def normalised(texts: Sequence[str]) -> pa.LargeStringArray:
+def _words_of(folded: str) -> str:
+    return " ".join(words(folded.replace("_", " "), piece=1))
+
+
+def normalised(texts: Sequence[str]) -> pa.ChunkedArray:
     """`normalise` of many texts, most of it outside of Python, so that other threads may run."""
     parts = [_normalised(texts[row : row + _TOGETHER]) for row in range(0, len(texts), _TOGETHER)]
-    return pa.concat_arrays([pa.array([], pa.large_string()), *parts])
+    return pa.chunked_array(parts, pa.large_string())
 
 
 def _normalised(texts: Sequence[str]) -> pa.LargeStringArray:
@@ -77,28 +82,46 @@ def _normalised(texts: Sequence[str]) -> pa.LargeStringArray:
     word = flat != _SPACE
     kept = word.copy()
     kept[:-1] |= word[1:]  # and of several spaces the last
-    ends = np.concatenate([[0], np.cumsum(kept)])[offsets - offsets[0]]
-    buffers = map(pa.py_buffer, (ends, flat[kept]))
+    ends = np.zeros(len(kept) + 1, np.int32)
+    np.cumsum(kept, out=ends[1:])
+    buffers = map(pa.py_buffer, (ends[offsets - offsets[0]].astype(np.int64), flat[kept]))
     found = pc.ascii_trim_whitespace(pa.LargeStringArray.from_buffers(len(texts), *buffers))
-    left = pc.or_(pc.invert(pc.string_is_ascii(simple)), pc.equal(found, ""))
-    rows = np.flatnonzero(left.to_numpy(zero_copy_only=False))
-    by_one = pa.array([normalise(texts[row]) for row in rows.tolist()], pa.large_string())
-    return pc.replace_with_mask(found, left, by_one)
+    if not pc.all(plain := pc.string_is_ascii(found)).as_py():
+        other = pc.invert(plain)
+        found = pc.replace_with_mask(found, other, _by_words(found.filter(other)))
+    rows = pc.indices_nonzero(empty := pc.equal(found, "")).tolist()
+    by_one = pa.array([normalise(texts[row]) for row in rows], pa.large_string())
+    return pc.replace_with_mask(found, empty, by_one)
 
 
-def _numbered(values: pa.Array) -> np.ndarray:
+def _by_words(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Texts of any alphabet, normalised by what stands between blanks, each of it once."""
+    split = pc.split_pattern(texts, " ")
+    coded = split.values.dictionary_encode()
+    known = [
+        word if word.isascii() else _words_of(unicodedata.normalize("NFKC", word).casefold())
+        for word in coded.dictionary.to_pylist()
+    ]
+    words = pa.array(known, pa.large_string()).take(coded.indices)
+    space = pa.scalar(" ", pa.large_string())
+    found = pc.binary_join(pa.ListArray.from_arrays(split.offsets, words), space)
+    return pc.ascii_trim_whitespace(pc.replace_substring_regex(found, "  +", " "))
+
+
+def _numbered(values: pa.ChunkedArray) -> np.ndarray:
     """A number for each value, from 0 by first appearance; int64."""
-    return values.dictionary_encode().indices.to_numpy().astype(np.int64)
+    parts = (chunk.indices.to_numpy() for chunk in values.dictionary_encode().chunks)
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def _trigrams(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+def _trigrams(texts: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Each text's trigrams as whole numbers, text by text, and how many each text has.
 
     A shorter text's is the whole text and two empty words. Texts have one space between words.
     """
     split = pc.split_pattern(texts, " ")
     counts = pc.list_value_length(split).to_numpy().astype(np.int64)
-    flat = _numbered(split.values)
+    flat = _numbered(pc.list_flatten(split))
     size = int(flat.max(initial=-1)) + 2  # and the empty word
     del split  # as large as all texts
     pa.default_memory_pool().release_unused()
@@ -128,7 +151,7 @@ def _factorized(values: np.ndarray) -> np.ndarray:
     return pd.factorize(values)[0]
 
 
-def _incidence(texts: pa.LargeStringArray) -> sp.csr_matrix:
+def _incidence(texts: pa.ChunkedArray) -> sp.csr_matrix:
     """(texts, trigrams) matrix of ones; columns run from the rarest trigram to the commonest."""
     ids, counts = _trigrams(texts)
     return _ones(_factorized(ids).astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))
@@ -246,7 +269,7 @@ def near_duplicate_pairs(
 
 
 def near_copies(
-    texts: pa.LargeStringArray, rows: np.ndarray, *, threshold: float
+    texts: pa.ChunkedArray, rows: np.ndarray, *, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """All texts that are copies of some of them: what `near_duplicate_pairs` finds for these rows.
 
@@ -344,7 +367,7 @@ def components(count: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
     graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(count, count))
     labels = connected_components(graph, directed=False)[1]
-    return _numbered(pa.array(labels)).astype(np.int32)
+    return _numbered(pa.chunked_array([labels])).astype(np.int32)
 
 
 def clusters(texts: Sequence[str], *, threshold: float, measure: Measure = "jaccard") -> np.ndarray:
