@@ -33,7 +33,7 @@ from benchmarks.table import FEW_AT_ONCE, PEER
 from nvret import assets, data, mining, negatives, teachers
 from nvret.cost.calibration import Run, extra_memory
 from nvret.data import RetrievalDataset, from_texts
-from nvret.utils import near_duplicates
+from nvret.utils import machine, near_duplicates
 
 MODEL = "potion-base-8m"
 SETS = ["nq", "squad-dev", "squadshifts-new-wiki", "squadshifts-nyt", "squadshifts-reddit"]
@@ -164,7 +164,9 @@ def _memory_of(side: str, size: tuple[int, int]) -> float:
 
     with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as cache:
         prepare(corpus_of(300, 2_000), small)()  # libraries and threads start with a small one
-        return extra_memory(prepare(dataset, cache), torch.device("cpu"))
+        run = prepare(dataset, cache)
+        machine.free_memory()  # else a run may find what preparing it has left
+        return extra_memory(run, torch.device("cpu"))
 
 
 def _whole(queries: int, passages: int, rounds: int) -> Case:
