@@ -56,7 +56,7 @@ lab: $(INSTALLED)  ## open the notebooks
 
 # Every file's SHA-256, for every platform and Python of pyproject.toml. PyTorch differs by machine:
 # requirements-torch.lock names its version alone, and its public wheel pins CUDA's packages itself
-EXTRAS := packaged notebook docs faiss bench int8 dev
+EXTRAS := packaged notebook docs faiss bench crate int8 dev
 CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti \
 	cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 \
 	nccl-cu13 nvjitlink nvshmem-cu13 nvtx)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from nvret.cli import options
 from nvret.cli.options import Only, Profile
 
 STAGES = {"encode": "vectors", "mine": "negatives", "train": "models"}
@@ -58,10 +59,15 @@ def stage(name: str, params: Path, only: list[str] | None) -> None:
         print(f"the {STAGES[name]} of {number} arms are in the store")
 
 
-def report(params: Profile, /) -> None:
-    """Write tables, ledger and README from a profile's scores."""
+def report(params: Profile, /, *, crate: Path | None = None) -> None:
+    """Write tables, ledger and README from a profile's scores.
+
+    Args:
+        crate: a .zip to write: all results, described for an archive (RO-Crate)
+    """
     from nvret.study import config, ledger, paths, readme
 
+    options.check_output("crate", crate, ".zip")
     settings = config.load(params)
     table = ledger.write(settings)
     for verdict, count in table["verdict"].value_counts().items():
@@ -70,6 +76,10 @@ def report(params: Profile, /) -> None:
     # The README shows the checkout's own results, and those of the large profiles only
     if settings.profile in readme.PROFILES and folder.parent == root / "results":
         readme.replace(root / "README.md", "results", readme.section(folder.parent))
+    if crate is not None:
+        from nvret.study import crate as archive
+
+        print(f"{crate}: {archive.write(settings, crate)} files")
 
 
 def claim(name: str, params: Profile = Path("params/quick.yaml"), /) -> int:
