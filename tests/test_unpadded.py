@@ -197,12 +197,18 @@ def test_the_same_training(name, chunk, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_training_in_bfloat16_has_no_padding(precision, tiny_bert, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_in_bfloat16_has_no_padding(name, precision, tmp_path, monkeypatch):
+    """Of encoders and decoders, whose rotated queries autocast leaves in float32."""
+    write, pooling = ARCHITECTURES[name]
+    write(tmp_path / "base", pooling)
     kernel = switched_on(monkeypatch, torch.bfloat16)
-    config = changed(CONFIG, precision=precision, dropout=0.0)
-    log = run(tmp_path / "model", config=config, base=tiny_bert)
+    config = changed(CONFIG, precision=precision, dropout=0.0, query_max_length=64)
+    log = run(tmp_path / "model", config=config, base=tmp_path / "base")
     assert np.isfinite(log["loss"].to_numpy()).all()
     assert kernel.called == (precision == "bfloat16")
+    for call in kernel.call_args_list:
+        assert {part.dtype for part in call.args[:3]} == {torch.bfloat16}
 
 
 def test_dropout_of_attention_is_not_left_out(monkeypatch):

@@ -99,8 +99,10 @@ def attention(
     both = getattr(module.config, "is_causal", None) is False
     reach = -1 if sliding_window is None else sliding_window - (not both)
     window = reach, 0 if causal else reach
+    if value.dtype in HALF:  # autocast leaves rotated queries and keys in float32
+        query, key = query.to(value.dtype), key.to(value.dtype)
     parts = [part[0].transpose(0, 1) for part in (query, key, value)]
-    if is_fast(query.device, query.dtype) and not dropout:
+    if is_fast(value.device, value.dtype) and not dropout:
         ends, width = (cu_seq_lens_q,) * 2, (max_length_q,) * 2
         options = {"scale": scaling, "window_size": window}
         options |= {"enable_gqa": query.shape[1] != key.shape[1]}
