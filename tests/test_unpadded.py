@@ -174,8 +174,14 @@ def test_the_same_vectors_of_texts_and_the_same_files(name, tmp_path, monkeypatc
     assert not unpadded.used(Encoder.load(tmp_path / "saved").backbone)
 
 
-@pytest.mark.parametrize("chunk", [None, 64])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [
+        *((name, None) for name in ARCHITECTURES),
+        ("bert-cls", 64),
+        *(pytest.param(name, 64, marks=pytest.mark.thorough) for name in ARCHITECTURES),
+    ],
+)
 def test_the_same_training(name, chunk, tmp_path, monkeypatch):
     """With adapters and recomputed activations for a decoder; chunks with a gradient cache."""
     write, pooling = ARCHITECTURES[name]
