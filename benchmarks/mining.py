@@ -185,7 +185,8 @@ def _whole(queries: int, passages: int, rounds: int) -> Case:
         for number in range(-1, rounds):  # the first warms the disk's cache up, on a few texts
             if number < 1:
                 _write(corpus_of(*((300, 2_000) if number < 0 else (queries, passages))), folder)
-            for side in WHOLE[number % 3 :] + WHOLE[: number % 3]:
+            turn = WHOLE[:2] if number < 0 else WHOLE[number % 3 :] + WHOLE[: number % 3]
+            for side in turn:
                 more = [256] if side == FEW_AT_ONCE else []
                 theirs = ["benchmarks.peer", folder, model, outputs[side], *more]
                 command = [*ours, outputs[side]] if side == "nvret" else theirs

@@ -59,7 +59,7 @@ def _cases(passages: int, queries: int, dimension: int, rounds: int) -> Iterator
     yield Case(
         f"{dimension}, others",
         f"top-64 {name}, against others",
-        interleaved(others, rounds),
+        interleaved(others, rounds - 1),
         work=(2e-9 * len(few) * passages * dimension, "GFLOP"),
     )
 
