@@ -82,12 +82,21 @@ def remote(folder: Path, share: float) -> Outcome:
             found = commands.contents(turn / "cache", turn / "results")
             marks = {name for name in found if name.endswith("/marked")}
             rest = {name: found[name] for name in found.keys() - marks}
-            if names := commands.wrong(rest, expected):
-                outcome.differs(f"{turn.name}: {', '.join(names)}")
             copied = {name.rpartition("/")[0] for name in marks}
-            # Models whose scores are there are not asked for; one that is trained, tested and
-            # removed leaves the folder of models behind
-            again = {one for one in marked - copied if (turn / "cache" / one).parent.exists()}
+            # What others are made of is not asked for where they are there: models of scores, a
+            # set's vectors of a corpus's. A model that is trained, tested and removed leaves the
+            # folder of models behind
+            again = {
+                one
+                for one in marked - copied
+                if (turn / "cache" / one).exists()
+                or (one.startswith("models/") and (turn / "cache" / "models").exists())
+            }
+            spared = marked - copied - again
+            wanted = {name: file for name, file in expected.items()
+                      if name.rpartition("/")[0] not in spared}  # fmt: skip
+            if names := commands.wrong(rest, wanted):
+                outcome.differs(f"{turn.name}: {', '.join(names)}")
             if again or (marked and not copied):
                 outcome.differs(f"computed again: {sorted(again or marked)}")
         marked = marked or _mark(folder / "there")
