@@ -31,6 +31,7 @@ _ASCII += bytes(range(128, 256))
 # Dashes, quotes, dots and a blank that are often all that is not ASCII; none is of a word
 _MARKS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00a0"
 _TOGETHER = 16384  # texts that are normalised at once
+_MANY = 2**31  # bytes that take 64 bits to count, which costs memory
 _AT_ONCE = 1 << 19  # trigrams that are looked up at once
 _BLOCK = 8_000_000  # candidate entries held at once: about 100 MB
 _LARGEST = 2**63 - 1  # number of a trigram, as its words' numbers make it
@@ -82,7 +83,7 @@ def _normalised(texts: Sequence[str]) -> pa.LargeStringArray:
     word = flat != _SPACE
     kept = word.copy()
     kept[:-1] |= word[1:]  # and of several spaces the last
-    ends = np.zeros(len(kept) + 1, np.int32)
+    ends = np.zeros(len(kept) + 1, np.int32 if len(kept) < _MANY else np.int64)
     np.cumsum(kept, out=ends[1:])
     buffers = map(pa.py_buffer, (ends[offsets - offsets[0]].astype(np.int64), flat[kept]))
     found = pc.ascii_trim_whitespace(pa.LargeStringArray.from_buffers(len(texts), *buffers))
@@ -212,15 +213,22 @@ def _candidates(left: sp.csr_matrix, right: sp.csr_matrix) -> Iterator[np.ndarra
         yield np.stack([rows, product.col.astype(np.int64)], axis=1)
 
 
+def _shared(left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray) -> np.ndarray:
+    """How many columns each pair of rows shares, (P,) int64."""
+    sizes = np.diff(left.indptr)[pairs[:, 0]] + np.diff(right.indptr)[pairs[:, 1]]
+    shared = np.zeros(len(pairs), np.int64)
+    for block in _row_blocks(sizes):
+        i, j = pairs[block].T
+        shared[block] = np.asarray(left[i].multiply(right[j]).sum(axis=1)).reshape(-1)
+    return shared
+
+
 def _similarities(
     left: sp.csr_matrix, right: sp.csr_matrix, pairs: np.ndarray, measure: Measure
 ) -> np.ndarray:
     """The measure for each pair of rows, (P,) float64."""
+    shared = _shared(left, right, pairs)
     a, b = np.diff(left.indptr)[pairs[:, 0]], np.diff(right.indptr)[pairs[:, 1]]
-    shared = np.zeros(len(pairs), np.int64)
-    for block in _row_blocks(a + b):
-        i, j = pairs[block].T
-        shared[block] = np.asarray(left[i].multiply(right[j]).sum(axis=1)).reshape(-1)
     return shared / (a + b - shared if measure == "jaccard" else np.minimum(a, b))
 
 
@@ -293,19 +301,16 @@ def near_copies(
     there = _perhaps_in(ids, np.repeat(asked, counts))
     numbers = _factorized(ids[there]).astype(np.int32)
     right = _ones(numbers, np.concatenate([[0], np.cumsum(there)])[ends])
-    left, known, found = right[rows], np.diff(right.indptr), [np.empty((0, 2), np.int64)]
+    left, sizes, found = right[rows], np.diff(right.indptr), [np.empty((0, 2), np.int64)]
     for pairs in _candidates(_rare_prefix(left, threshold), right):
         pairs = np.unique(pairs, axis=0)
+        shared, own = _shared(left, right, pairs), sizes[rows[pairs[:, 0]]]
         # A text has at least the trigrams that are left of it: so similar it may be at most
-        similarity = _similarities(left, right, pairs, "jaccard")
-        pairs, similarity = pairs[similarity >= threshold], similarity[similarity >= threshold]
-        unsure = np.flatnonzero(~asked[pairs[:, 1]])
-        for place, (i, j) in zip(unsure.tolist(), pairs[unsure].tolist(), strict=True):
-            both = known[rows[i]] + known[j]
-            shared = round(similarity[place] * both / (1 + similarity[place]))
-            left_out = len(np.unique(ids[ends[j] : ends[j + 1]])) - known[j]
-            similarity[place] = shared / (both + left_out - shared)
-        found.append(pairs[similarity >= threshold])
+        near = shared / (own + sizes[pairs[:, 1]] - shared) >= threshold
+        pairs, shared, own = pairs[near], shared[near], own[near]
+        for row in np.unique(pairs[~asked[pairs[:, 1]], 1]).tolist():
+            sizes[row] = len(np.unique(ids[ends[row] : ends[row + 1]]))
+        found.append(pairs[shared / (own + sizes[pairs[:, 1]] - shared) >= threshold])
     pairs = np.unique(np.concatenate(found), axis=0)
     return pairs[:, 0], pairs[:, 1]
 
