@@ -77,7 +77,8 @@ clean:  ## remove the environment; downloads and results stay
 $(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(PIP_FLAGS) --require-hashes --no-deps -r requirements.lock
-	$(PIP) $(PIP_FLAGS) -r requirements-torch.lock
+	$(PIP) $(PIP_FLAGS) --no-compile --require-hashes --no-deps -r requirements.lock
+	$(PIP) $(PIP_FLAGS) --no-compile -r requirements-torch.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip has one core; some are templates
 	@touch $@

@@ -8,8 +8,8 @@ small positive floor (``epsilon`` times the mean idf) in each of these cases.
 A passage that shares no word with the query is not a candidate, so that a query of unknown words
 ranks nothing.
 
-A batch of queries is one product of two sparse matrices that is written as a dense one. oneMKL has
-it, and torch hands it on; scipy, where there is no MKL, makes a sparse product first.
+Some queries are one product of two sparse matrices that is written as a dense one. oneMKL has it,
+and torch hands it on; scipy, where there is no MKL, makes a sparse product first.
 """
 
 from __future__ import annotations
@@ -82,11 +82,8 @@ class BM25:
         counts = counts.tocoo()
         saturation = k1 * (1 - b + b * lengths[counts.row] / lengths.mean())
         weights = idf[counts.col] * counts.data * (k1 + 1) / (counts.data + saturation)
-        shape = (num_passages, len(idf))
-        weights = weights.astype(np.float32)
-        self._weights = sparse.csr_array((weights, (counts.row, counts.col)), shape=shape)
-        starts = range(0, num_passages, PART)
-        self._by_term = [self._weights[start : start + PART].T.tocsr() for start in starts]
+        self._weights = sparse.csr_array((weights.astype(np.float32), counts.coords), counts.shape)
+        self._by_term = [self._weights[s : s + PART].T.tocsr() for s in range(0, len(self), PART)]
 
     def __len__(self) -> int:
         return self._weights.shape[0]
@@ -98,11 +95,10 @@ class BM25:
             if grow:
                 for token in tokens:
                     self.vocabulary.setdefault(token, len(self.vocabulary))
-            columns.extend(self.vocabulary[t] for t in tokens if t in self.vocabulary)
+            columns += [n for n in map(self.vocabulary.get, tokens) if n is not None]
             ends.append(len(columns))
-        data = np.ones(len(columns), np.float32)
-        shape = (len(ends) - 1, len(self.vocabulary))
-        counts = sparse.csr_array((data, np.array(columns, np.int64), np.array(ends)), shape=shape)
+        parts = np.ones(len(columns), np.float32), np.array(columns, np.int64), np.array(ends)
+        counts = sparse.csr_array(parts, shape=(len(ends) - 1, len(self.vocabulary)))
         counts.sum_duplicates()
         return counts
 
@@ -125,18 +121,21 @@ class BM25:
         progress: bool = False,
     ) -> search.SearchResult:
         """The k best passages of each tokenized query: ``nvret.search.top_k`` on BM25 scores."""
-        counts = self._counts(queries)
-        mkl = torch.backends.mkl.is_available()
-        parts = [_csr_tensor(matrix) for matrix in self._by_term] if mkl else self._by_term
+        from nvret.scale import tiles
+
+        counts, mkl = self._counts(queries), torch.backends.mkl.is_available()
+        with warnings.catch_warnings():  # torch says it once, of the first
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            parts = [_csr_tensor(matrix) for matrix in self._by_term] if mkl else self._by_term
 
         def score(rows: slice, columns: slice, out: Tensor) -> None:
             part = parts[columns.start // PART]
             if mkl:
-                torch.addmm(out, _csr_tensor(counts[rows]), part, beta=0, out=out)
+                torch.addmm(out, _csr_tensor(counts, rows), part, beta=0, out=out)
             else:
                 out.copy_(torch.from_numpy((counts[rows] @ part).toarray()))
 
-        return search.top_k_scores(
+        return tiles.top_k_scores(
             score,
             len(queries),
             len(self),
@@ -149,11 +148,11 @@ class BM25:
         )
 
 
-def _csr_tensor(matrix: sparse.csr_array) -> Tensor:
-    """The matrix as torch's, on the same values; MKL reads 32-bit indices."""
-    parts = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            *map(torch.from_numpy, parts), size=matrix.shape, check_invariants=False
-        )
+def _csr_tensor(matrix: sparse.csr_array, rows: slice = slice(None)) -> Tensor:
+    """Rows of the matrix as torch's, on the same values; MKL reads 32-bit indices."""
+    ends = matrix.indptr[rows.start : None if rows.stop is None else rows.stop + 1]
+    inside, shape = slice(ends[0], ends[-1]), (len(ends) - 1, matrix.shape[1])
+    parts = (ends - ends[0]).astype(np.int32), matrix.indices[inside].astype(np.int32)
+    return torch.sparse_csr_tensor(
+        *map(torch.from_numpy, (*parts, matrix.data[inside])), size=shape, check_invariants=False
+    )

@@ -268,8 +268,8 @@ def top_k_scores(
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise NvretError(f"k is {k!r}, expected a whole number of at least 1")
     device = torch.device(device)
-    limits = _ceiling(ceiling, num_queries, device)
-    excluded = _Exclusions(exclude, num_queries, num_passages)
+    limit = limits(ceiling, num_queries, device)
+    excluded = Exclusions(exclude, num_queries, num_passages)
     ids = torch.full((num_queries, k), -1, dtype=torch.int64)
     scores = torch.full((num_queries, k), NOTHING)
     if not num_queries or not num_passages:
@@ -285,9 +285,10 @@ def top_k_scores(
             for start in range(0, num_queries, tile.rows):
                 rows = slice(start, min(start + tile.rows, num_queries))
                 tile.fill(score, rows, columns)
-                tile.drop(*excluded.inside(rows, columns))
-                if limits is not None:
-                    tile.cut(limits[rows])
+                if exclude is not None:
+                    tile.drop(*excluded.inside(rows, columns))
+                if limit is not None:
+                    tile.cut(limit[rows])
                 found = tile.best(k, floor)
                 best = SearchResult(found.ids.cpu() + left, found.scores.cpu())
                 if left:
@@ -334,19 +335,20 @@ def _check_finite(matrix: Tensor, name: str) -> None:
                 )
 
 
-def _ceiling(ceiling: Tensor | np.ndarray | None, rows: int, device: torch.device) -> Tensor | None:
+def limits(ceiling: Tensor | np.ndarray | None, rows: int, device: torch.device) -> Tensor | None:
+    """(rows,) float32 of `top_k`'s ``ceiling``, checked as it says."""
     if ceiling is None:
         return None
-    limits = torch.as_tensor(ceiling, dtype=torch.float32, device=device)
-    if limits.shape != (rows,):
-        raise NvretError(f"ceiling has shape {tuple(limits.shape)}, expected ({rows},)")
-    if torch.isnan(limits).any():
-        row = int(torch.isnan(limits).nonzero()[0])
+    found = torch.as_tensor(ceiling, dtype=torch.float32, device=device)
+    if found.shape != (rows,):
+        raise NvretError(f"ceiling has shape {tuple(found.shape)}, expected ({rows},)")
+    if (unknown := torch.isnan(found)).any():
+        row = int(unknown.nonzero()[0])
         raise NvretError(f"ceiling: row {row} is NaN, expected a number (inf for no ceiling)")
-    return limits
+    return found
 
 
-class _Exclusions:
+class Exclusions:
     """Lists of passages by query, as (row, passage) pairs in row order."""
 
     def __init__(self, lists: Sequence[Sequence[int]] | None, rows: int, passages: int) -> None:

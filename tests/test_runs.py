@@ -1,6 +1,9 @@
 """What a study holds fixed, and what it keeps."""
 
 import dataclasses
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +22,7 @@ from nvret.methods import RandomNegatives
 from nvret.study import config, figures, runs, splits, tables, workspace
 from nvret.study.arms import BASE
 from nvret.study.scores import COLLAPSED, METRIC, Results
-from nvret.utils import recipes
+from nvret.utils import recipes, store
 from nvret.utils.errors import NvretError
 
 SMOKE = Path(__file__).parents[1] / "params" / "smoke.yaml"
@@ -334,6 +337,56 @@ def test_arms_that_differ_are_different_models(study):
     trained = [a for a in study.arms if a.trained]
     folders = {study._place(a, seed).name for a in trained for seed in (0, 1)}
     assert len(folders) == 2 * len(trained)
+
+
+def test_a_helper_from_the_other_end_changes_nothing(results, study, tmp_path, monkeypatch):
+    """Each model is trained once, by one of two processes; what was done is not done again."""
+    for kind in ("models", "datasets"):
+        (tmp_path / kind).symlink_to(store.cache_dir() / kind)
+    monkeypatch.setenv("NVRET_CACHE", str(tmp_path))
+    monkeypatch.setenv("NVRET_RESULTS", str(tmp_path / "results"))
+    trained = []
+    train = runs.Study._train
+    monkeypatch.setattr(runs.Study, "_train", lambda *a: trained.append(a[-1].name) or train(*a))
+    settings = study.settings
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, runs.join, (settings,)) as helper:
+        helper.submit(os.getpid).result()  # it is there
+        both = runs.Study(workspace.Workspace(settings, progress=False), STUDY)
+        found = both.run(helper)
+        here = len(trained)
+        again = runs.Study(workspace.Workspace(settings, progress=False), STUDY).run(helper)
+    # A second stage begins with a model of its own
+    models = sum(1 + (arm.stage_two is not None) for arm in study.arms if arm.trained)
+    models *= len(settings.seeds_of("static", STUDY))
+    assert 0 < here < models
+    assert len(trained) == here == len(set(trained))
+    for one in (found, again):
+        pd.testing.assert_frame_equal(one.scores, results.scores)
+        pd.testing.assert_frame_equal(one.logs, results.logs)
+
+
+def test_the_helper_says_what_went_wrong(study, tmp_path, monkeypatch):
+    broken = dataclasses.replace(study.arms[-1], teachers=("nobody",))
+    with (
+        ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), runs.join, (study.settings,)
+        ) as helper,
+        pytest.raises(NvretError, match="nobody"),
+    ):
+        helper.submit(runs.help_with, STUDY, [(broken, 0)]).result()
+
+
+def test_sums_do_not_depend_on_a_helper(study, monkeypatch):
+    """A model is trained with half of the threads, whoever does it."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for one, expected in ((study.arms[-1], [2, 4]), (study.arms[0], [])):
+        with study._threads(one):
+            pass
+        assert asked == expected
+        asked.clear()
 
 
 def test_a_base_model_that_is_replaced_is_evaluated_again(study, tmp_path, monkeypatch):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers import examples
 from helpers.search import oracle, problems
 from nvret import search
+from nvret.scale import tiles as threads
 from nvret.search import top_k, top_k_scores
 from nvret.utils.errors import NvretError
 
@@ -116,3 +118,48 @@ def test_a_scorer_may_refuse_candidates():
 def test_bad_input_is_named(call, message):
     with pytest.raises(NvretError, match=message):
         call(torch.ones(6, 3))
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (2, 3), threads.ROWS])
+def test_a_thread_for_each_tile_changes_nothing(monkeypatch, rows):
+    monkeypatch.setattr(threads, "ROWS", rows)
+    monkeypatch.setattr(threads, "TASK", 4)
+
+    @examples(100)
+    @given(
+        problems(), st.sampled_from([search.NOTHING, -2.0, 0.0]), st.sampled_from([64, 128, 512])
+    )
+    def check(problem, floor, most):
+        queries, corpus, k, ceiling, exclude = problem
+        exact = queries.astype(np.float64) @ corpus.astype(np.float64).T
+        scores = torch.from_numpy(exact).float()
+        scores[scores == 0] *= -1  # -0 comes no later than 0
+        options = {"ceiling": ceiling, "exclude": exclude, "floor": floor, "most_passages": most}
+        got = threads.top_k_scores(
+            lambda rows, columns, out: out.copy_(scores[rows, columns]), *exact.shape, k, **options
+        )
+        ids, best = oracle(np.where(exact > floor, exact, np.nan), k, ceiling, exclude)
+        np.testing.assert_array_equal(got.ids.numpy(), ids)
+        np.testing.assert_array_equal(got.scores.numpy(), best.astype(np.float32))
+
+    check()
+
+
+def test_numbers_are_in_the_order_of_scores_and_places():
+    tiny = np.float32(1e-45)
+    scores = np.float32([np.inf, 3.5, 1, 1, tiny, 0, -0.0, -tiny, -1, -3.5, -np.inf])
+    places = np.arange(len(scores)) + 2**32 - len(scores)
+    numbers = threads._numbers(scores, places)
+    assert (np.diff(numbers) > 0).all()
+    read = threads._read(numbers)
+    np.testing.assert_array_equal(read[0], places)
+    np.testing.assert_array_equal(read[1], scores)
+
+
+def test_a_fault_is_named_by_its_row_of_all(monkeypatch):
+    monkeypatch.setattr(threads, "TASK", 2)
+    ceiling = torch.tensor([0, 0, 0, 0, torch.nan])
+    with pytest.raises(NvretError, match="row 4 is NaN"):
+        threads.top_k_scores(None, 5, 3, 1, ceiling=ceiling)
+    with pytest.raises(NvretError, match="row 3 names passage 7"):
+        threads.top_k_scores(None, 5, 3, 1, exclude=[[], [], [], [7], []])

@@ -22,7 +22,7 @@ from nvret.assets import load_encoder, model_folder
 from nvret.models import layout
 from nvret.models.backbones import quiet
 from nvret.models.batching import Ragged, in_threads, token_budget_batches
-from nvret.utils import store
+from nvret.utils import products, store
 from nvret.utils.bars import are_shown, progress_bar
 from nvret.utils.errors import NvretError
 
@@ -115,6 +115,7 @@ class LanguageModelJudge:
             self.tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=False
             )
+        products.use(loaded)
         self.model = loaded.to(device).eval()
         self.parts, answers = _prompt(self.tokenizer)
         yes, no = (ids[0] for ids in self._ids(answers))
@@ -179,6 +180,7 @@ class CrossEncoderJudge:
                 trust_remote_code=False,
                 model_kwargs={"dtype": torch.float32},
             )
+        products.use(self.model.model)
         if self.model.num_labels > 2:
             raise NvretError(f"{folder}: {self.model.num_labels} outputs, expected 1 or 2")
 

@@ -139,19 +139,23 @@ class Material:
             return negatives.SCHEMA.empty_table()
         tables = []
         for name, part in self._parts(arm, seed).items():
-            mined, hidden = arm, self.workspace.hidden(name)
-            if arm.treatment is not None:
-                depth = treatments.depth(hidden.pairs, arm.num_negatives)
-                mined = replace(arm, num_negatives=depth)
-            table = self._of_set(mined, name, seed)
-            table = table.filter(pc.is_in(table["query_id"], part.queries["id"].combine_chunks()))
-            if arm.treatment is not None:
-                own = hidden.pairs, arm.num_negatives, arm.treatment, seed
-                table = treatments.treat(table, *own)
+            if arm.treatment is None:
+                table = _of_questions(self._of_set(arm, name, seed), part)
+            else:
+                table = self._treated(arm, name, seed)
             if len(arm.train) > 1:
                 table = mixtures.prefixed(table.replace_schema_metadata(), name)
             tables.append(table)
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+    @cache  # noqa: B019 (slow, and asked for again by each table of a notebook)
+    def _treated(self, arm: Arm, train: str, seed: int) -> pa.Table:
+        """An arm's negatives of one set, some of which others have replaced."""
+        hidden, part = self.workspace.hidden(train).pairs, self._parts(arm, seed)[train]
+        depth = treatments.depth(hidden, arm.num_negatives)
+        mined = self._of_set(replace(arm, num_negatives=depth), train, seed)
+        own = hidden, arm.num_negatives, arm.treatment, seed
+        return treatments.treat(_of_questions(mined, part), *own)
 
     def _of_set(self, arm: Arm, train: str, seed: int) -> pa.Table:
         """Negatives of one whole training set: a single teacher's, or an ensemble's."""
@@ -209,3 +213,8 @@ class Material:
         mined = [other for other in self.arms if other.method is not None]
         same = [other.method for other in mined if search(other) == search(arm)]
         return list(dict.fromkeys([*same, arm.method]))
+
+
+def _of_questions(table: pa.Table, dataset: RetrievalDataset) -> pa.Table:
+    """The negatives of a set's questions alone."""
+    return table.filter(pc.is_in(table["query_id"], dataset.queries["id"].combine_chunks()))

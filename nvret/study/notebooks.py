@@ -19,19 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from tqdm import tqdm
 
 from nvret import assets
 from nvret.study import claims, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, project_root, read
-from nvret.study.runs import Study, studies
+from nvret.study.runs import Study, join, studies
 from nvret.study.workspace import Workspace
 from nvret.utils import machine, processes, store
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError, check_choice
 
 CLAIMS = "10_claims"  # the notebook that reads what all others write
+FOR_TWO = 7 << 30  # bytes that two processes need which train transformers
 VERSIONS = [*paths.PACKAGES, "matplotlib", "pandas", "papermill", "scipy"]
 # What several processes of ``torchrun`` share; evaluation is the notebooks' own
 STAGES: dict[str, Callable[[Study, Arm, int], object]] = {
@@ -69,8 +72,9 @@ def run(
 ) -> None:
     """Execute notebooks into ``results/<profile>/notebooks``.
 
-    Each study runs here, under progress bars with the time left. Its notebook is then executed by
-    another process, while the next study runs. An executed notebook is kept in the store with the
+    Each study runs here, under progress bars with the time left; on a CPU with a helper
+    (`nvret.study.runs.Study.run`), where there is memory for one. Its notebook is then executed by
+    another process (two, where there is memory), while the next study runs. An executed notebook is kept in the store with the
     tables and figures that it wrote; where nothing has changed that it rests on, it is copied.
 
     Args:
@@ -96,7 +100,10 @@ def run(
     by_name = {study.name: study for study in studies(workspace, names)}
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     silent = signal.SIGINT, signal.SIG_IGN  # an interrupt is this process's, which ends the other
-    with ProcessPoolExecutor(1, spawn, signal.signal, silent) as pool:
+    beside = ProcessPoolExecutor(1, spawn, join, (settings,))  # begins where it is asked for
+    shared = settings.device == "cpu" and torch.get_num_threads() > 1
+    shared &= psutil.virtual_memory().available > FOR_TWO
+    with ProcessPoolExecutor(1 + shared, spawn, signal.signal, silent) as pool, beside:
         try:
             todo: dict[str, Future[Path]] = {}
             for name in names:
@@ -109,7 +116,7 @@ def run(
                     _say(started, folder / "notebooks" / f"{name}.ipynb")
                     continue
                 if name in by_name:
-                    by_name[name].run()
+                    by_name[name].run(beside if shared else None)
                 todo[name] = pool.submit(_execute, name, root, folder, values, kept, began)
                 todo[name].add_done_callback(partial(_executed, started))
                 for one in filter(Future.done, todo.values()):  # an error ends the others
@@ -117,7 +124,8 @@ def run(
             for one in todo.values():
                 one.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for own in (pool, beside):
+                own.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
             raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +23,7 @@ from nvret.data import RetrievalDataset
 from nvret.models import batching
 from nvret.study import paths, tables, treatments
 from nvret.study.arms import Arm
-from nvret.study.config import expand
+from nvret.study.config import Settings, expand
 from nvret.study.material import Material
 from nvret.study.scores import COLLAPSED, METRIC, Results, collapsed
 from nvret.study.workspace import Workspace, inputs, model_fingerprint, place
@@ -33,6 +35,8 @@ from nvret.utils.bars import progress_bar
 COMMON = "hardness by one teacher"  # the profile's, whoever mined
 LOG = "training_log.parquet"
 LENGTHS = ("query_max_length", "passage_max_length")
+Key = tuple[str, dict[str, Any]]  # a stage of the store, and what the key of its result is made of
+_workspace: Workspace  # a helper's
 # Options that came after the first results
 LATER = ("freeze_layers", "keep_frozen", "mask_perc", "hardness")
 
@@ -40,20 +44,29 @@ LATER = ("freeze_layers", "keep_frozen", "mask_perc", "hardness")
 class Study(Material):
     """What a notebook compares: the arms' models, trained when they are asked for, and tested."""
 
-    def run(self) -> Results:
+    def run(self, helper: Executor | None = None) -> Results:
         """Train and evaluate every arm; an interrupted run continues where it stopped.
 
         Seed by seed, so that early results are comparable. Each student has a bar of its own,
         since only its own models take about the same time.
+
+        Args:
+            helper: one other process, in which `join` was called. It takes the models from the
+                last to the first until the two meet: with half of the threads each, they wait less
+                for each other than the threads of one operator do.
         """
-        scores, logs = [], []
+        scores, logs, other = [], [], None
         with batching.remember_tokens():
+            if helper and len(left := self._left()) > 1:
+                other = helper.submit(help_with, self.name, left)
             for student in self.by_student:
-                for arm, seed in self._todo(student):
+                for arm, seed in self._shown(student):
                     found, log = self._evaluated(arm, seed)
                     scores.append(found.assign(arm=arm.label, seed=seed))
                     logs.append(log.assign(arm=arm.label, seed=seed))
                     machine.free_memory()
+        if other:
+            other.result()
         first = self.settings.seeds[0]
         mined = (
             ((arm.label, self.negatives(arm, first)) for arm in own)
@@ -71,12 +84,28 @@ class Study(Material):
         results.save(paths.scores_path(self.settings, self.name))
         return results
 
-    def _todo(self, student: str) -> Iterator[tuple[Arm, int]]:
-        """A student's arms and seeds under a bar; what is not trained has one seed."""
+    def _left(self) -> list[tuple[Arm, int]]:
+        """Arms to train and their seeds; what they share is in the store then."""
+        todo = [pair for student in self.by_student for pair in self._todo(student)]
+        for arm, seed in todo:
+            if not arm.trained:
+                self._evaluated(arm, seed)  # which reads the test sets
+        left = [(arm, seed) for arm, seed in todo if self._missing(arm, seed)]
+        for arm, _ in left:
+            for train in arm.train if self.settings.students[arm.student].head else ():
+                for kind in ("query", "passage"):
+                    self._embedded(arm.student, train, kind)
+        return left
+
+    def _todo(self, student: str) -> list[tuple[Arm, int]]:
+        """A student's arms and seeds; what is not trained has one seed."""
         arms, seeds = self.by_student[student], self.settings.seeds_of(student, self.name)
-        todo = [(arm, seed) for seed in seeds for arm in arms if arm.trained or seed == seeds[0]]
+        return [(arm, seed) for seed in seeds for arm in arms if arm.trained or seed == seeds[0]]
+
+    def _shown(self, student: str) -> Iterator[tuple[Arm, int]]:
+        """The same under a bar."""
         name, show = f"{self.name} {student}", self.workspace.progress
-        bar = progress_bar(todo, desc=name, unit="model", show=show)
+        bar = progress_bar(self._todo(student), desc=name, unit="model", show=show)
         for arm, seed in bar:
             bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
             yield arm, seed
@@ -107,9 +136,12 @@ class Study(Material):
             return base
         output = self._place(arm, seed)
         if not store.find(output):
-            if arm.stage_two is not None:
-                base = self.model(replace(arm, stage_two=None), seed)
-            self._train(base, _last_stage(arm), seed, output)
+            first = replace(arm, stage_two=None)
+            with contextlib.ExitStack() as stack:
+                if arm != first:  # whose model stays until this one is trained
+                    stack.enter_context(_only_job(self._place(first, seed).name))
+                    base = self.model(first, seed)
+                self._train(base, _last_stage(arm), seed, output)
             store.publish(output)
         return output
 
@@ -159,10 +191,17 @@ class Study(Material):
             vectors = self._vectors(arm, seed)
             usual = TrainingConfig().model_dump(include=set(LENGTHS))  # vectors are cut already
             config = config.model_copy(update=usual)
-            head.train_head(dataset, table, *vectors, output, config, **options)
+            with self._threads(arm):
+                head.train_head(dataset, table, *vectors, output, config, **options)
         else:
             device = self.settings.device
-            training.finetune(base, dataset, table, output, config, device=device, **options)
+            with self._threads(arm):
+                training.finetune(base, dataset, table, output, config, device=device, **options)
+
+    def _threads(self, arm: Arm) -> contextlib.AbstractContextManager[None]:
+        """Half of them, with or without a helper: how sums round depends on their number."""
+        own = arm.trained and self.settings.device == "cpu"
+        return machine.half_the_threads() if own else contextlib.nullcontext()
 
     # A head on a frozen model
 
@@ -218,37 +257,48 @@ class Study(Material):
         They are kept under a hash of all that makes the model, so that a finished run is read back
         without it. The model itself goes when it has been tested, if the profile keeps none.
         """
-        config, tests = self.settings.students[arm.student].training, self.tests_of(arm)
-        folder = self._place(arm, seed) if arm.trained else self.model(arm, seed)
+        if missing := self._missing(arm, seed):
+            with _only_job(self._name(arm, seed)):
+                missing = self._missing(arm, seed)  # of which another may have done some
+                model = self.model(arm, seed) if missing else None
+                with store.timed("testing"), self._threads(arm):
+                    self._test(arm, model, {k: v for k, v in missing.items() if k != LOG})
+                if LOG in missing:
+                    store.stage(*missing[LOG], lambda folder: shutil.copy(model / LOG, folder))
+                kept = self.settings.keep_models or not arm.trained
+                if missing and not kept and processes.is_main_process():
+                    contents.remove(contents.Entry(model, 0, 0.0, leftover=False))
+        folders = {name: place(*key) for name, key in self._keys(arm, seed).items()}
+        logs = pd.read_parquet(folders.pop(LOG) / LOG) if arm.trained else pd.DataFrame()
+        frames = {name: pd.read_parquet(path / "scores.parquet") for name, path in folders.items()}
+        scores = [frame.assign(dataset=name) for name, frame in frames.items()]
+        return pd.concat(scores, ignore_index=True), logs
+
+    def _missing(self, arm: Arm, seed: int) -> dict[str, Key]:
+        """Those of `_keys` whose results are not in the store."""
+        return {n: key for n, key in self._keys(arm, seed).items() if not store.find(place(*key))}
+
+    def _keys(self, arm: Arm, seed: int) -> dict[str, Key]:
+        """What a model's scores are kept under, by test set; by LOG the log of its training."""
+        config = self.settings.students[arm.student].training
         shared = {
-            "model": folder.name if arm.trained else model_fingerprint(folder),
+            "model": self._name(arm, seed),
             "pooling": None if arm.trained else [arm.pooling, arm.bidirectional],
             "lengths": [getattr(config, name) for name in LENGTHS],
         }
         keys = {
-            name: inputs("scores", **shared, test=test.fingerprint) for name, test in tests.items()
+            name: ("scores", inputs("scores", **shared, test=test.fingerprint))
+            for name, test in self.tests_of(arm).items()
         }
-        found = {name: place("scores", key) for name, key in keys.items()}
-        log = inputs("logs", model=shared["model"])
-        found |= {"": place("logs", log)} if arm.trained else {}
-        if not all(map(store.find, found.values())):
-            lock = store.locked(store.cache_dir() / "tested" / shared["model"])
-            with lock if processes.is_main_process() else contextlib.nullcontext():
-                # One job at a time: the other may have done some of it, and removed the model
-                todo = [name for name, path in found.items() if not store.find(path)]
-                model = self.model(arm, seed) if todo else folder
-                with store.timed("testing"):
-                    self._test(arm, model, {name: keys[name] for name in todo if name})
-                if arm.trained:
-                    store.stage("logs", log, lambda folder: shutil.copy(model / LOG, folder))
-                    if todo and not self.settings.keep_models and processes.is_main_process():
-                        contents.remove(contents.Entry(model, 0, 0.0, leftover=False))
-        logs = pd.read_parquet(found.pop("") / LOG) if arm.trained else pd.DataFrame()
-        frames = {name: pd.read_parquet(path / "scores.parquet") for name, path in found.items()}
-        scores = [frame.assign(dataset=name) for name, frame in frames.items()]
-        return pd.concat(scores, ignore_index=True), logs
+        log = {LOG: ("logs", inputs("logs", model=shared["model"]))}
+        return keys | log if arm.trained else keys
 
-    def _test(self, arm: Arm, model: Path, keys: dict[str, dict[str, Any]]) -> None:
+    def _name(self, arm: Arm, seed: int) -> str:
+        """A hash of all that makes an arm's model."""
+        folder = self._place(arm, seed) if arm.trained else self.model(arm, seed)
+        return folder.name if arm.trained else model_fingerprint(folder)
+
+    def _test(self, arm: Arm, model: Path, keys: dict[str, Key]) -> None:
         """Put a model's scores on these test sets into the store; shared texts are encoded once."""
         from nvret import evaluation
 
@@ -267,7 +317,7 @@ class Study(Material):
                         scores[COLLAPSED] = collapsed(one, test).values(METRIC)
                     scores.to_parquet(target / "scores.parquet")
 
-                store.stage("scores", keys[name], save)
+                store.stage(*keys[name], save)
 
     def _sharing(self, names: Iterable[str]) -> list[list[str]]:
         """Test sets by what is encoded together: those in the domain, and those whose passages
@@ -351,6 +401,32 @@ class Study(Material):
                 rows[arm.mixture_temperature, name] = arm.mixture_temperature, name, *numbers
         columns = ["mixture temperature", "set", "questions", "passages"]
         return pd.DataFrame(list(rows.values()), columns=columns)
+
+
+@contextlib.contextmanager
+def _only_job(model: str) -> Iterator[None]:
+    """Of those that share the store, the one that trains, tests or uses a model."""
+    lock = store.locked(store.cache_dir() / "tested" / model)
+    with lock if processes.is_main_process() else contextlib.nullcontext():
+        yield
+
+
+def join(settings: Settings) -> None:
+    """What a helper of `Study.run` begins with."""
+    global _workspace
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the other's, which ends this one
+    _workspace = Workspace(settings, progress=False)
+
+
+def help_with(name: str, left: Sequence[tuple[Arm, int]]) -> None:
+    """Train and test what is left of a study, from the last to the first, until the other has."""
+    study = Study(_workspace, name)
+    with batching.remember_tokens():
+        for arm, seed in reversed(left):
+            if not study._missing(arm, seed):
+                break
+            study._evaluated(arm, seed)
+            machine.free_memory()
 
 
 def _last_stage(arm: Arm) -> Arm:

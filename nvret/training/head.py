@@ -223,13 +223,14 @@ def apply(folder: str | Path, vectors: np.ndarray) -> np.ndarray:
 
     `NvretError` where no head is in ``folder``, or it is for vectors of another dimension.
     """
-    weight = load(folder)
+    weight = torch.from_numpy(load(folder))
     if vectors.ndim != 2 or vectors.shape[1] != len(weight):
         raise NvretError(f"vectors have shape {vectors.shape}, expected (N, {len(weight)})")
     mapped = np.empty(vectors.shape, np.float32)
     for start in range(0, len(vectors), BLOCK):
-        block = vectors[start : start + BLOCK] @ weight.T
-        mapped[start : start + BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
+        block = torch.from_numpy(vectors[start : start + BLOCK].copy())  # of a read-only map
+        block = nn.functional.normalize(linear(block, weight), dim=-1)
+        mapped[start : start + BLOCK] = block.numpy()
     return mapped
 
 

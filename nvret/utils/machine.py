@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -9,7 +10,7 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
@@ -95,6 +96,19 @@ def free_memory() -> None:
         arrow.default_memory_pool().release_unused()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+@contextlib.contextmanager
+def half_the_threads() -> Iterator[None]:
+    """Within it torch uses half of its threads: the others are for another process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def beside(work: Callable[..., Result], *arguments: Any) -> Future[Result]:
