@@ -3,12 +3,15 @@
 import dataclasses
 import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -375,6 +378,29 @@ def test_the_helper_says_what_went_wrong(study, tmp_path, monkeypatch):
         pytest.raises(NvretError, match="nobody"),
     ):
         helper.submit(runs.help_with, STUDY, [(broken, 0)]).result()
+
+
+PARENT = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from nvret.utils import processes
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes.serve)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60)
+    time.sleep(60)
+"""
+
+
+def test_a_process_of_a_pool_ends_with_its_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running()
+        parent.kill()
+    child.wait(timeout=20)
 
 
 def test_sums_do_not_depend_on_a_helper(study, monkeypatch):

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from nvret.assets import conversion, registry
 from nvret.assets.registry import Hub, datasets, kind, models
 from nvret.models import layout
-from nvret.utils import store
+from nvret.utils import machine, store
 from nvret.utils.errors import NvretError, hint
 
 if TYPE_CHECKING:
@@ -129,8 +129,15 @@ def fetch(names: Iterable[str], *, progress: bool = True) -> dict[str, Path]:
                 f"{', '.join(known)}"
             )
     check(names)
-    path = {"models": model_path, "datasets": dataset_path}
-    return {name: path[kind(name)](name, progress=progress) for name in names}
+
+    def each(known: str, path: Callable[..., Path], progress: bool) -> dict[str, Path]:
+        return {n: path(n, progress=progress) for n in names if kind(n) == known}
+
+    # One at a time of each kind: converting a model sets what holds for all of torch
+    shown = progress and not any(kind(name) == "datasets" for name in names)
+    converted = machine.beside(each, "models", model_path, shown)
+    found = each("datasets", dataset_path, progress) | converted.result()
+    return {name: found[name] for name in names}
 
 
 def load_dataset(

@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -72,10 +71,11 @@ def run(
 ) -> None:
     """Execute notebooks into ``results/<profile>/notebooks``.
 
-    Each study runs here, under progress bars with the time left; on a CPU with a helper
-    (`nvret.study.runs.Study.run`), where there is memory for one. Its notebook is then executed by
-    another process (two, where there is memory), while the next study runs. An executed notebook is kept in the store with the
-    tables and figures that it wrote; where nothing has changed that it rests on, it is copied.
+    Each study runs here, under progress bars with the time left. Its notebook is then executed by
+    another process, while the next study runs. On a CPU with memory enough a study has a helper
+    (`nvret.study.runs.Study.run`), and two notebooks are executed at a time. An executed notebook
+    is kept in the store with the tables and figures that it wrote; where nothing has changed that
+    it rests on, it is copied.
 
     Args:
         values: the file that ``settings`` was read from; injected into every notebook, or where
@@ -99,11 +99,10 @@ def run(
     rest = _rests_on(root, values, hashes)
     by_name = {study.name: study for study in studies(workspace, names)}
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    silent = signal.SIGINT, signal.SIG_IGN  # an interrupt is this process's, which ends the other
     beside = ProcessPoolExecutor(1, spawn, join, (settings,))  # begins where it is asked for
     shared = settings.device == "cpu" and torch.get_num_threads() > 1
     shared &= psutil.virtual_memory().available > FOR_TWO
-    with ProcessPoolExecutor(1 + shared, spawn, signal.signal, silent) as pool, beside:
+    with ProcessPoolExecutor(1 + shared, spawn, processes.serve) as pool, beside:
         try:
             todo: dict[str, Future[Path]] = {}
             for name in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -414,7 +413,7 @@ def _only_job(model: str) -> Iterator[None]:
 def join(settings: Settings) -> None:
     """What a helper of `Study.run` begins with."""
     global _workspace
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the other's, which ends this one
+    processes.serve()
     _workspace = Workspace(settings, progress=False)
 
 

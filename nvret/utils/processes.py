@@ -7,8 +7,11 @@ not depend on who computes them (``nvret.scale.distributed``), and the first pro
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -120,3 +123,18 @@ def shard(number: int, unit: int = 1) -> slice:
     units = -(-number // unit)
     start, stop = units * rank // size, units * (rank + 1) // size
     return slice(min(start * unit, number), min(stop * unit, number))
+
+
+def serve() -> None:
+    """What a process of a pool begins with: Ctrl-C is its parent's, without which it ends.
+
+    A parent that is killed says nothing, and its children would wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="nvret-serve", daemon=True).start()
