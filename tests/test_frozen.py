@@ -8,7 +8,7 @@ import torch
 from helpers.architectures import ARCHITECTURES
 from helpers.training import CONFIG, STATIC, assert_same, changed, fitting, run, stopped_at, toy
 from nvret.encode import Encoder
-from nvret.training import frozen
+from nvret.training import finetuning, frozen
 from nvret.utils.errors import NvretError
 
 
@@ -31,7 +31,9 @@ def test_frozen_layers_stay_and_the_others_have_the_gradients_of_a_whole_run(tin
 @pytest.mark.parametrize("chunk", [None, 64])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_frozen_layers_give_may_be_kept(name, chunk, tmp_path):
-    """The same weights as where it is computed in each batch, for each architecture."""
+    """The same weights as where it is computed in each batch, for each architecture.
+
+    With dropout in the layers above, for which the same random numbers are drawn."""
     write, pooling = ARCHITECTURES[name]
     write(tmp_path / "base", pooling)
     options = {"freeze_layers": 1, "chunk_tokens": chunk, "epochs": 2, "learning_rate": 1e-3,
@@ -39,7 +41,7 @@ def test_what_frozen_layers_give_may_be_kept(name, chunk, tmp_path):
     weights, logs = {}, {}
     for kept in (False, True):
         folder = tmp_path / f"kept {kept}"
-        config = changed(CONFIG, keep_frozen=kept, dropout=0.0, **options)
+        config = changed(CONFIG, keep_frozen=kept, dropout=0.0 if chunk else 0.1, **options)
         logs[kept] = run(folder, config=config, base=tmp_path / "base").to_pandas()
         weights[kept] = Encoder.load(folder).state_dict()
         assert not (folder / "states.npy").exists()
@@ -54,6 +56,20 @@ def test_what_frozen_layers_give_may_be_kept(name, chunk, tmp_path):
         if name.endswith("key.bias"):  # without a gradient: AdamW makes rounding large
             continue
         torch.testing.assert_close(weight, weights[False][name], atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_what_is_frozen_has_no_dropout(tiny_bert, rank):
+    """As long as it is frozen: adapters train what they are put into."""
+    encoder = Encoder.load(tiny_bert, dropout=0.5)
+    finetuning.prepare(encoder, changed(CONFIG, freeze_layers=1, lora_rank=rank), 0)
+    encoder.eval().train()
+    backbone = encoder.backbone.base_model.model if rank else encoder.backbone
+    below, above = backbone.encoder.layer
+    assert below.attention.self.dropout.training is bool(rank)
+    assert not backbone.embeddings.dropout.training
+    assert above.attention.self.dropout.training
+    assert not encoder.eval().backbone.training
 
 
 def test_a_run_that_keeps_them_is_resumed(tiny_bert, tmp_path, monkeypatch):

@@ -76,12 +76,12 @@ class TrainingConfig(Section):
     configuration (0.1 for BERT). A static model has no dropout."""
 
     freeze_layers: int = Field(0, ge=0)
-    """Leave the embeddings and this many of the lowest layers as they are. No gradient goes down
-    there, which saves two thirds of those layers' work."""
+    """Leave the embeddings and this many of the lowest layers as they are, without dropout. No
+    gradient goes down there, which saves two thirds of those layers' work and more."""
 
     keep_frozen: bool = False
-    """Run what is frozen once for each text, without dropout, and keep what it gives on the disk
-    while training runs: for each token four bytes times the model's width."""
+    """Run what is frozen once for each text, and keep what it gives on the disk while training
+    runs: for each token four bytes times the model's width."""
 
     lora_rank: int | None = Field(None, gt=0)
     """Train adapters of this rank beside all linear layers, and merge them into the weights at the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,26 @@ from nvret.utils.errors import NvretError
 
 
 def freeze(encoder: Encoder, number: int) -> None:
-    """No gradient for what comes before layer ``number``: embeddings and the layers below."""
+    """No gradient and no dropout for what comes before layer ``number``: embeddings and the layers
+    below, which then give the same for a text each time."""
     first = next(_layers(encoder, number)[number].parameters())
     for weight in encoder.backbone.parameters():
         if weight is first:
             break
         weight.requires_grad_(False)
+    for part in encoder.backbone.modules():
+        if list(part.parameters()) and not _is_trained(part):
+            part.train = partial(_train, part)
+            part.eval()
+
+
+def _is_trained(part: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in part.parameters())
+
+
+def _train(part: nn.Module, mode: bool = True) -> nn.Module:
+    """``nn.Module.train`` of a part that may be frozen; not if adapters were put into it."""
+    return nn.Module.train(part, mode and _is_trained(part))
 
 
 def _layers(encoder: Encoder, number: int) -> nn.ModuleList:
