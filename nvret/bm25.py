@@ -32,7 +32,7 @@ STOP_WORDS = frozenset({
     "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these",
     "they", "this", "to", "was", "will", "with",
 })  # fmt: skip
-# Passages of one sparse matrix: few enough that 256 queries' scores fit into the search's buffer
+# Passages of one sparse matrix: a term's places take memory for each, a tile's rows for its width
 PART = 262_144
 
 

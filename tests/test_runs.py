@@ -369,7 +369,7 @@ def test_a_helper_from_the_other_end_changes_nothing(results, study, tmp_path, m
         pd.testing.assert_frame_equal(one.logs, results.logs)
 
 
-def test_the_helper_says_what_went_wrong(study, tmp_path, monkeypatch):
+def test_the_helper_says_what_went_wrong(study):
     broken = dataclasses.replace(study.arms[-1], teachers=("nobody",))
     with (
         ProcessPoolExecutor(
