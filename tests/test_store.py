@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -231,10 +232,33 @@ def test_different_content_has_different_fingerprints(a, b):
     assert store.fingerprint(*a) != store.fingerprint(*b)
 
 
-def test_the_layout_of_a_table_does_not_matter():
-    whole = pa.table({"x": ["a", "b", "c"]})
-    parts = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
-    assert store.fingerprint(whole) == store.fingerprint(parts)
+COLUMNS = st.sampled_from([
+    (pa.string(), st.text()), (pa.large_string(), st.text()), (pa.int32(), st.integers(-9, 9)),
+    (pa.float32(), st.floats(width=32, allow_nan=False)), (pa.bool_(), st.booleans()),
+    (pa.string(), st.none() | st.text()), (pa.list_(pa.int64()), st.lists(st.integers(-9, 9))),
+])  # fmt: skip
+
+
+@examples(200)
+@given(COLUMNS, st.data())
+def test_the_layout_of_a_table_does_not_matter_and_its_content_does(column, data):
+    kind, values = column
+    some, other = (data.draw(st.lists(values, max_size=9)) for _ in range(2))
+    whole = pa.table({"x": pa.array(some, kind)})
+    ends = sorted({0, len(some), *data.draw(st.lists(st.integers(0, len(some)), max_size=3))})
+    # Each chunk is a part of a longer array, so that its values do not begin with the memory's
+    parts = [whole.slice(i, j - i) for i, j in itertools.pairwise(ends)] or [whole]
+    parts.insert(data.draw(st.integers(0, len(parts))), whole.slice(0, 0))
+    assert store.fingerprint(whole) == store.fingerprint(pa.concat_tables(parts))
+    same = repr(some) == repr(other)  # 0.0 is not -0.0
+    hashed = store.fingerprint(pa.table({"x": pa.array(other, kind)}))
+    assert (store.fingerprint(whole) == hashed) == same
+
+
+def test_texts_are_the_same_in_large_and_in_usual_strings():
+    usual = pa.table({"x": ["a", "bc"]})
+    large = usual.cast(pa.schema({"x": pa.large_string()}))
+    assert store.fingerprint(usual) == store.fingerprint(large)
 
 
 def test_a_files_content_is_what_counts(tmp_path):

@@ -118,6 +118,18 @@ def test_what_is_replaced_and_by_what(case, seed):
     assert len(out["placebo"]) == len(false)
 
 
+@examples(100)
+@given(mined(), st.integers(0, 3))
+def test_the_placebo_need_not_look_at_all_others(case, seed):
+    number, table, hidden = case
+    found = []
+    for near in (1, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(treatments, "NEAR", near)
+            found.append(treatments.treat(table, hidden, number, "placebo", seed))
+    assert found[0].equals(found[1], check_metadata=True)
+
+
 def test_the_placebo_takes_the_nearest_scores_of_other_pairs():
     table = naive([[0.9, 0.895, 0.5, 0.4, 0.3], [0.91, 0.6, 0.2, 0.1, 0.0], [0.7, 0.4, 0, -1, -2]])
     hidden = labels([(0, 0), (2, 0)])

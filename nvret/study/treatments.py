@@ -25,6 +25,7 @@ from nvret.utils.errors import NvretError, check_choice
 
 DOSES = {"oracle": 0.0, "dose-25": 0.25, "dose-50": 0.5}  # hidden positives that are left in
 PAIR = audit.KEYS[:2]
+NEAR = 256  # neighbours by their scores on either side that are looked at first
 
 
 def depth(hidden: pa.Table, num_negatives: int) -> int:
@@ -75,9 +76,10 @@ def treat(
     free = ~first & ~known
     query, positive, negative = (table[name] for name in audit.KEYS)
     both = pc.binary_join_element_wise(query, positive, "\n")
-    by_chance = np.argsort(pair_keys(both, negative, seed), kind="stable")
-    false = by_chance[(first & known)[by_chance]]
-    true = by_chance[(first & ~known)[by_chance]]
+    chosen = np.flatnonzero(first)
+    keys = pair_keys(both.take(pa.array(chosen)), negative.take(pa.array(chosen)), seed)
+    by_chance = chosen[np.argsort(keys, kind="stable")]
+    false, true = by_chance[known[by_chance]], by_chance[~known[by_chance]]
     scores = rows["score"].to_numpy(np.float64)
     spare = _spare(pair, free, scores, num_negatives)
     if treatment == "placebo":
@@ -146,23 +148,32 @@ def _nearest(
     The nearest by its score and by that of its replacement, the next one that its pair has left.
     """
     following = spare[pair[wanted], _turn(pair[wanted])]
-    values, homes, used = scores[offered], pair[offered], np.zeros(len(spare), int)
-    rest = spare[homes, 0]
+    order = np.argsort(scores[offered], kind="stable")
+    values, homes = (own[offered[order]] for own in (scores, pair))
+    rest, taken, used = spare[homes, 0], np.zeros(len(order), bool), np.zeros(len(spare), int)
     members = pd.Series(np.arange(len(homes))).groupby(homes).indices
     chosen = []
     for row, fallen in zip(wanted, following, strict=True):
-        distance = (values - scores[row]) ** 2
-        distance += 0 if np.isnan(fallen) else (rest - fallen) ** 2
-        distance[members.get(pair[row], [])] = np.inf
-        distance[np.isnan(rest) | np.isnan(distance)] = np.inf
-        if not len(distance) or np.isinf(distance.min()):
+        middle, width, done = int(values.searchsorted(scores[row])), NEAR, False
+        while not done:
+            window = slice(max(0, middle - width), middle + width)
+            distance = (values[window] - scores[row]) ** 2
+            distance += 0 if np.isnan(fallen) else (rest[window] - fallen) ** 2
+            away = taken[window] | np.isnan(rest[window]) | (homes[window] == pair[row])
+            distance[away] = np.inf
+            least, width = distance.min(initial=np.inf), 4 * width
+            # Whoever stands outside of the window is further away by the score alone
+            outside = np.append(values[: window.start][-1:], values[window.stop :][:1])
+            done = ((outside - scores[row]) ** 2 > least).all()
+        if np.isinf(least):
             raise NvretError(
                 f"placebo: {len(wanted)} hidden positives and {len(offered)} true negatives, "
                 "expected as many of other pairs"
             )
-        place = int(distance.argmin())
-        chosen.append(offered[place])
-        values[place] = np.nan
+        place = window.start + np.flatnonzero(distance == least)
+        place = place[order[place].argmin()]  # of equals the first that was offered
+        chosen.append(offered[order[place]])
+        taken[place] = True
         home = homes[place]
         used[home] += 1
         rest[members[home]] = spare[home, used[home]]

@@ -67,6 +67,10 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"table:{part.num_rows}:{part.column_names}:".encode())
         for column in part.columns:
             _feed(digest, column)
+    elif isinstance(part, pa.ChunkedArray) and (kind := _kind(part)):
+        digest.update(f"column:{kind}:{len(part)}:".encode())
+        for piece in _pieces(part, kind):
+            digest.update(piece)
     elif isinstance(part, (list, pa.ChunkedArray)):
         # Some values at a time, to the same bytes as below: a large corpus is not copied whole
         size, texts = 0, []
@@ -81,6 +85,40 @@ def _feed(digest: Any, part: Any) -> None:
     else:
         text = _json(part)
         digest.update(f"json:{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+
+
+def _kind(column: Any) -> str | None:
+    """What `_pieces` reads a column of Arrow as; None: its values are written as JSON."""
+    from pyarrow import types
+
+    kind = column.type
+    if column.null_count:
+        return None
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "text"
+    plain = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return str(kind) if plain else None
+
+
+def _pieces(column: Any, kind: str) -> Iterator[Any]:
+    """A column's values as they lie in memory, whatever chunks it has: texts after their lengths.
+
+    JSON takes twenty times as long, and a study hashes hundreds of tables.
+    """
+    import numpy as np
+
+    if kind != "text":
+        for chunk in column.chunks:
+            yield np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data
+        return
+    contents = []
+    for chunk in filter(len, column.chunks):
+        _, offsets, content = chunk.buffers()
+        width = np.int64 if str(chunk.type) == "large_string" else np.int32
+        ends = np.frombuffer(offsets, width)[chunk.offset :][: len(chunk) + 1]
+        contents.append(memoryview(content or b"")[ends[0] : ends[-1]])
+        yield np.diff(ends).astype(np.int64).data
+    yield from contents
 
 
 def _joined(values: Any, number: int = 512) -> Iterator[str]:
