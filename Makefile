@@ -6,6 +6,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+# Bytecode, but for tests and most of transformers' models, which are a third of all
+COMPILE := $(BIN)/python -m compileall -qq -x '/tests?/|transformers/models/[^ab]'
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
@@ -77,8 +79,12 @@ clean:  ## remove the environment; downloads and results stay
 $(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(PIP_FLAGS) --no-compile --require-hashes --no-deps -r requirements.lock
+	@# pip takes one package after another, on one core: PyTorch has the other core meanwhile
+	{ $(PIP) $(PIP_FLAGS) --no-compile --no-deps -r requirements-torch.lock && \
+		$(COMPILE) $(VENV)/lib/python*/site-packages/torch; } & torch=$$!; \
+	$(PIP) $(PIP_FLAGS) --no-compile --require-hashes --no-deps -r requirements.lock; \
+		lock=$$?; wait $$torch; exit $$lock
 	$(PIP) $(PIP_FLAGS) --no-compile -r requirements-torch.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip has one core; some are templates
+	@$(COMPILE) -j 0 $(VENV)/lib || true  # some files are templates
 	@touch $@
