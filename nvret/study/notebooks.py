@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from nvret import assets
-from nvret.study import claims, paths
+from nvret.study import claims, kernels, paths
 from nvret.study.arms import Arm, arms
 from nvret.study.config import Settings, project_root, read
 from nvret.study.runs import Study, join, studies
@@ -98,11 +98,14 @@ def run(
     hashes = workspace.fingerprints(needed)
     rest = _rests_on(root, values, hashes)
     by_name = {study.name: study for study in studies(workspace, names)}
-    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    beside = ProcessPoolExecutor(1, spawn, join, (settings,))  # begins where it is asked for
+    # torch's threads do not survive a fork of this process
+    context, environment = kernels.context(), dict(os.environ)
+    beside = ProcessPoolExecutor(
+        1, context, join, (settings, environment)
+    )  # begins where it is asked for
     shared = settings.device == "cpu" and torch.get_num_threads() > 1
     shared &= psutil.virtual_memory().available > FOR_TWO
-    with ProcessPoolExecutor(1 + shared, spawn, processes.serve) as pool, beside:
+    with ProcessPoolExecutor(1 + shared, context, processes.serve, (environment,)) as pool, beside:
         try:
             todo: dict[str, Future[Path]] = {}
             for name in names:
@@ -173,6 +176,7 @@ def _execute(
     name: str, root: Path, folder: Path, values: dict[str, Any], kept: Path, began: float
 ) -> Path:
     """`execute`, and keep what was written for the notebook since the time ``began``."""
+    kernels.use()
     target = execute(name, root, folder, values)
     own = [f"notebooks/{name}.ipynb", f"scores/{name}.parquet", f"*/{name[:2]}_*.*"]
     own += ["claims.json"] * (name == CLAIMS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import cache
@@ -410,10 +410,10 @@ def _only_job(model: str) -> Iterator[None]:
         yield
 
 
-def join(settings: Settings) -> None:
-    """What a helper of `Study.run` begins with."""
+def join(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
+    """What a helper of `Study.run` begins with; the environment as of `processes.serve`."""
     global _workspace
-    processes.serve()
+    processes.serve(environment)
     _workspace = Workspace(settings, progress=False)
 
 

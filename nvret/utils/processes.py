@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -125,11 +125,17 @@ def shard(number: int, unit: int = 1) -> slice:
     return slice(min(start * unit, number), min(stop * unit, number))
 
 
-def serve() -> None:
+def serve(environment: Mapping[str, str] | None = None) -> None:
     """What a process of a pool begins with: Ctrl-C is its parent's, without which it ends.
 
     A parent that is killed says nothing, and its children would wait for ever.
+
+    Args:
+        environment: the parent's, where a server that began earlier has forked this process.
     """
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
