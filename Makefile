@@ -11,7 +11,8 @@ COMPILE := $(BIN)/python -m compileall -qq -x '/tests?/|transformers/models/[^ab
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough campaign bench gpu-check report course slides docs lint lab lock clean help
+.PHONY: reproduce test test-thorough campaign bench gpu-check report course slides docs lint lab lock clean help \
+	.torch .half0 .half1
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -79,12 +80,17 @@ clean:  ## remove the environment; downloads and results stay
 $(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@# pip takes one package after another, on one core: PyTorch has the other core meanwhile
-	{ $(PIP) $(PIP_FLAGS) --no-compile --no-deps -r requirements-torch.lock && \
-		$(COMPILE) $(VENV)/lib/python*/site-packages/torch; } & torch=$$!; \
-	$(PIP) $(PIP_FLAGS) --no-compile --require-hashes --no-deps -r requirements.lock; \
-		lock=$$?; wait $$torch; exit $$lock
+	@awk '/^[^ #]/ { n++ } { print > ("$(VENV)/.half" n % 2 ".lock") }' requirements.lock
+	@$(MAKE) --no-print-directory --jobs 3 .torch .half0 .half1
 	$(PIP) $(PIP_FLAGS) --no-compile -r requirements-torch.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@$(COMPILE) -j 0 $(VENV)/lib || true  # some files are templates
 	@touch $@
+
+# pip takes one package after another, on one core: so PyTorch and each half go side by side
+.torch:
+	$(PIP) $(PIP_FLAGS) --no-compile --no-deps -r requirements-torch.lock
+	@$(COMPILE) $(VENV)/lib/python*/site-packages/torch || true
+
+.half0 .half1:
+	$(PIP) $(PIP_FLAGS) --no-compile --require-hashes --no-deps -r $(VENV)/$@.lock

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import nbformat
@@ -203,17 +204,29 @@ def test_what_an_executed_notebook_rests_on_is_in_its_key(tmp_path):
     assert "nvret/mining.py" in rest["files"]
     assert "params/claims.yaml" in rest["files"]
     name = "03_rq2_ensembles"
-    reads = notebooks._reads(name)
-    first = notebooks._key(name, tmp_path, rest, reads)
-    assert notebooks._key(name, tmp_path, rest, reads) == first
+    first = notebooks._key(name, tmp_path, rest)
+    assert notebooks._key(name, tmp_path, rest) == first
     others = [rest | {"values": {}}, rest | {"assets": {}}, rest | {"files": {}}]
-    keys = [notebooks._key(name, tmp_path, other, reads) for other in others]
-    keys += [notebooks._key(other, tmp_path, rest, reads) for other in (CLAIMS, ALONE)]
+    keys = [notebooks._key(name, tmp_path, other) for other in others]
+    keys += [notebooks._key(other, tmp_path, rest) for other in (CLAIMS, ALONE)]
     (tables / "02_teachers.csv").write_text("b")
-    keys.append(notebooks._key(name, tmp_path, rest, reads))
+    keys.append(notebooks._key(name, tmp_path, rest))
     assert len({first, *keys}) == 1 + len(keys)
     assert notebooks._reads(CLAIMS)
     assert notebooks._reads("06_rq3_methods") == []
+
+
+def test_a_notebook_that_waits_for_another_lets_the_next_one_pass():
+    names = ["03_rq2_ensembles", "04_rq3_thresholds", CLAIMS, ALONE]
+    teachers, other = Future(), Future()
+    todo = {"02_rq1_teachers": teachers, "00_the_method": other}
+    assert notebooks._next(names, {}) == names[0]
+    assert notebooks._next(names, todo) == names[1]
+    assert notebooks._next([names[0], *names[2:]], todo) == names[0]  # none comes before the claims
+    teachers.set_result(None)
+    assert notebooks._next(names, todo) == names[0]
+    assert notebooks._before(CLAIMS, todo) == [teachers, other]
+    assert notebooks._next(names[2:], todo) == CLAIMS
 
 
 @pytest.mark.notebook

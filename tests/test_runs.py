@@ -369,6 +369,31 @@ def test_a_helper_from_the_other_end_changes_nothing(results, study, tmp_path, m
         pd.testing.assert_frame_equal(one.logs, results.logs)
 
 
+def test_those_that_train_long_are_at_both_ends(results, study, monkeypatch):
+    """Each process begins with some of them, so that neither ends with one alone."""
+    todo = study._todo("static")
+    assert study._parted() == [("static", todo)]  # of seconds
+    monkeypatch.setattr(runs.Study, "_trains_long", lambda *_: True)
+    (_, first), (_, last) = study._parted()
+    assert first + last == todo
+    assert len(first) == len(todo) // 2 > 0
+    found = study.run()  # in the usual order
+    pd.testing.assert_frame_equal(found.scores, results.scores)
+    pd.testing.assert_frame_equal(found.logs, results.logs)
+
+
+def test_a_model_of_several_arms_is_trained_once(study, monkeypatch):
+    """Else the helper, which finds it trained, would take it that the two had met."""
+    todo = study._todo("static")
+    monkeypatch.setattr(study, "_todo", lambda _: [*todo, todo[-1]])
+    monkeypatch.setattr(
+        study, "_missing", lambda arm, _: {"test": ("scores", {})} if arm.trained else {}
+    )
+    left = study._left()
+    assert left[-1] == todo[-1]
+    assert len({study._name(*pair) for pair in left}) == len(left)
+
+
 def test_the_helper_says_what_went_wrong(study):
     broken = dataclasses.replace(study.arms[-1], teachers=("nobody",))
     with (

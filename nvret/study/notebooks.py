@@ -7,6 +7,7 @@ whoever computed them. (A notebook that is executed alone computes what it needs
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError, check_choice
 
 CLAIMS = "10_claims"  # the notebook that reads what all others write
+TEACHERS = "02_rq1_teachers"  # what says which teacher is the best
 FOR_TWO = 7 << 30  # bytes that two processes need which train transformers
 VERSIONS = [*paths.PACKAGES, "matplotlib", "pandas", "papermill", "scipy"]
 # What several processes of ``torchrun`` share; evaluation is the notebooks' own
@@ -108,11 +110,12 @@ def run(
     with ProcessPoolExecutor(1 + shared, context, processes.serve, (environment,)) as pool, beside:
         try:
             todo: dict[str, Future[Path]] = {}
-            for name in names:
-                if reads := _reads(name):  # what the others write
-                    for one in todo.values():
-                        one.result()
-                kept = store.cache_dir() / "notebooks" / _key(name, folder, rest, reads)
+            left = list(names)
+            while left:
+                left.remove(name := _next(left, todo))
+                for one in _before(name, todo):
+                    one.result()
+                kept = store.cache_dir() / "notebooks" / _key(name, folder, rest)
                 if not again and store.find(kept):
                     _copy(filter(Path.is_file, kept.rglob("*")), kept, folder)
                     _say(started, folder / "notebooks" / f"{name}.ipynb")
@@ -161,12 +164,26 @@ def _reads(name: str) -> list[str]:
         return ["scores/*", "tables/*"]
     own = [one for one in claims.load().claims if getattr(one, "study", None) == name]
     best = any("'best'" in str(one.model_dump()) for one in own)  # of teachers, by their own scores
-    return ["tables/02_teachers.csv"] * (best and name != "02_rq1_teachers")
+    return ["tables/02_teachers.csv"] * (best and name != TEACHERS)
 
 
-def _key(name: str, folder: Path, rest: dict[str, Any], reads: Sequence[str]) -> str:
+def _before(name: str, todo: dict[str, Future[Path]]) -> list[Future[Path]]:
+    """What is being executed and writes what a notebook reads."""
+    if not _reads(name):
+        return []
+    return [one for other, one in todo.items() if name == CLAIMS or other == TEACHERS]
+
+
+def _next(left: Sequence[str], todo: dict[str, Future[Path]]) -> str:
+    """The first of the notebooks left that waits for none; ``CLAIMS`` comes after all before it."""
+    early = itertools.takewhile(lambda name: name != CLAIMS, left)
+    ready = (name for name in early if all(one.done() for one in _before(name, todo)))
+    return next(ready, left[0])
+
+
+def _key(name: str, folder: Path, rest: dict[str, Any]) -> str:
     """Of an executed notebook in the store."""
-    found = sorted(path for pattern in reads for path in folder.glob(pattern))
+    found = sorted(path for pattern in _reads(name) for path in folder.glob(pattern))
     others = {path.name: store.fingerprint(path) for path in found if path.name[:2] != name[:2]}
     source = project_root() / "notebooks" / "study" / f"{name}.ipynb"
     return store.fingerprint(source, rest, others)

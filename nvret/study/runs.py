@@ -54,18 +54,22 @@ class Study(Material):
                 last to the first until the two meet: with half of the threads each, they wait less
                 for each other than the threads of one operator do.
         """
-        scores, logs, other = [], [], None
+        found: dict[tuple[str, int], tuple[pd.DataFrame, pd.DataFrame]] = {}
+        other = None
         with batching.remember_tokens():
             if helper and len(left := self._left()) > 1:
                 other = helper.submit(help_with, self.name, left)
-            for student in self.by_student:
-                for arm, seed in self._shown(student):
-                    found, log = self._evaluated(arm, seed)
-                    scores.append(found.assign(arm=arm.label, seed=seed))
-                    logs.append(log.assign(arm=arm.label, seed=seed))
+            for student, some in self._parted():
+                for arm, seed in self._shown(student, some):
+                    found[arm.label, seed] = self._evaluated(arm, seed)
                     machine.free_memory()
         if other:
             other.result()
+        listed = [(arm.label, seed) for own in self.by_student for arm, seed in self._todo(own)]
+        scores, logs = (
+            [found[key][table].assign(arm=key[0], seed=key[1]) for key in listed]
+            for table in range(2)
+        )
         first = self.settings.seeds[0]
         mined = (
             ((arm.label, self.negatives(arm, first)) for arm in own)
@@ -85,11 +89,13 @@ class Study(Material):
 
     def _left(self) -> list[tuple[Arm, int]]:
         """Arms to train and their seeds; what they share is in the store then."""
-        todo = [pair for student in self.by_student for pair in self._todo(student)]
+        todo = [pair for _, some in self._parted() for pair in some]
         for arm, seed in todo:
             if not arm.trained:
                 self._evaluated(arm, seed)  # which reads the test sets
-        left = [(arm, seed) for arm, seed in todo if self._missing(arm, seed)]
+        # A model that several arms share once: whoever finds one done takes it that the two met
+        missing = {self._name(*pair): pair for pair in todo if self._missing(*pair)}
+        left = list(missing.values())
         for arm, _ in left:
             for train in arm.train if self.settings.students[arm.student].head else ():
                 for kind in ("query", "passage"):
@@ -101,10 +107,27 @@ class Study(Material):
         arms, seeds = self.by_student[student], self.settings.seeds_of(student, self.name)
         return [(arm, seed) for seed in seeds for arm in arms if arm.trained or seed == seeds[0]]
 
-    def _shown(self, student: str) -> Iterator[tuple[Arm, int]]:
-        """The same under a bar."""
+    def _parted(self) -> list[tuple[str, list[tuple[Arm, int]]]]:
+        """The same of all students: those that train for minutes at both ends, from which two
+        processes begin, so that they meet where a model takes a second."""
+        each = {student: self._todo(student) for student in self.by_student}
+        ends: list[list[tuple[str, list[tuple[Arm, int]]]]] = [[], []]
+        for student in [name for name in each if self._trains_long(name)]:
+            some = each.pop(student)
+            middle = len(some) // 2
+            ends[0].append((student, some[:middle]))
+            ends[1].append((student, some[middle:]))
+        return [*ends[0], *each.items(), *ends[1]]
+
+    def _trains_long(self, student: str) -> bool:
+        chosen = self.settings.students[student]
+        known = assets.models().get(chosen.model)  # what it is not is said where it is loaded
+        return not chosen.head and known is not None and not known.layout.static
+
+    def _shown(self, student: str, some: list[tuple[Arm, int]]) -> Iterator[tuple[Arm, int]]:
+        """A student's arms and seeds under a bar."""
         name, show = f"{self.name} {student}", self.workspace.progress
-        bar = progress_bar(self._todo(student), desc=name, unit="model", show=show)
+        bar = progress_bar(some, desc=name, unit="model", show=show)
         for arm, seed in bar:
             bar.set_postfix_str(f"{', '.join([arm.method_name, *arm.changed])}, seed {seed}")
             yield arm, seed
