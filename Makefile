@@ -11,8 +11,7 @@ COMPILE := $(BIN)/python -m compileall -qq -x '/tests?/|transformers/models/[^ab
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: reproduce test test-thorough campaign bench gpu-check report course slides docs lint lab lock clean help \
-	.torch .half0 .half1
+.PHONY: reproduce test test-thorough campaign bench gpu-check report course slides docs lint lab lock clean help
 
 reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
@@ -87,7 +86,8 @@ $(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(COMPILE) -j 0 $(VENV)/lib || true  # some files are templates
 	@touch $@
 
-# pip takes one package after another, on one core: so PyTorch and each half go side by side
+# Parts of it: pip takes one package after another, on one core: so PyTorch and each half go side by side
+.PHONY: .torch .half0 .half1
 .torch:
 	$(PIP) $(PIP_FLAGS) --no-compile --no-deps -r requirements-torch.lock
 	@$(COMPILE) $(VENV)/lib/python*/site-packages/torch || true
