@@ -86,7 +86,7 @@ $(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(COMPILE) -j 0 $(VENV)/lib || true  # some files are templates
 	@touch $@
 
-# Parts of it: pip takes one package after another, on one core: so PyTorch and each half go side by side
+# Its parts. pip takes one package after another, on one core: PyTorch and halves go side by side
 .PHONY: .torch .half0 .half1
 .torch:
 	$(PIP) $(PIP_FLAGS) --no-compile --no-deps -r requirements-torch.lock

@@ -102,9 +102,8 @@ def run(
     by_name = {study.name: study for study in studies(workspace, names)}
     # torch's threads do not survive a fork of this process
     context, environment = kernels.context(), dict(os.environ)
-    beside = ProcessPoolExecutor(
-        1, context, join, (settings, environment)
-    )  # begins where it is asked for
+    of_helper = settings, environment
+    beside = ProcessPoolExecutor(1, context, join, of_helper)  # begins where it is asked for
     shared = settings.device == "cpu" and torch.get_num_threads() > 1
     shared &= psutil.virtual_memory().available > FOR_TWO
     with ProcessPoolExecutor(1 + shared, context, processes.serve, (environment,)) as pool, beside:
