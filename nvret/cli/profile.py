@@ -37,9 +37,13 @@ def run(
     Args:
         again: execute notebooks anew that the cache has as they would be
     """
-    from nvret.study import config, notebooks
+    from nvret.study import config, kernels
 
     settings = config.load(params)
+    kernels.use()  # they import while this process does
+
+    from nvret.study import notebooks
+
     notebooks.run(settings, config.read(params), only or settings.notebooks, again=again)
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from functools import cache
 from importlib.metadata import EntryPoint
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -41,8 +42,10 @@ def context() -> BaseContext:
 
 
 def use() -> None:
-    """Start the kernels of this process by `context`, where it forks."""
+    """Start the kernels of this process by `context`, where it forks; what they are forked from
+    begins to import now."""
     if context().get_start_method() == "forkserver":
+        forkserver.ensure_running()
         factory = KernelProvisionerFactory.instance()
         own = f"{__name__}:{Forked.__name__}"
         factory.provisioners[NAME] = EntryPoint(NAME, own, factory.GROUP_NAME)

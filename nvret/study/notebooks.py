@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import multiprocessing
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,8 @@ def run(
 ) -> None:
     """Execute notebooks into ``results/<profile>/notebooks``.
 
-    Each study runs here, under progress bars with the time left. Its notebook is then executed by
-    another process, while the next study runs. On a CPU with memory enough a study has a helper
+    Each study runs here, under progress bars with the time left. Its notebook is then executed in
+    a kernel, while the next study runs. On a CPU with memory enough a study has a helper
     (`nvret.study.runs.Study.run`), and two notebooks are executed at a time. An executed notebook
     is kept in the store with the tables and figures that it wrote; where nothing has changed that
     it rests on, it is copied.
@@ -95,18 +94,18 @@ def run(
     if usual.is_file() and read(usual) == values:
         values = {"profile": settings.profile}
     started, began = time.monotonic(), time.time()
+    kernels.use()
     workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
     hashes = workspace.fingerprints(needed)
     rest = _rests_on(root, values, hashes)
     by_name = {study.name: study for study in studies(workspace, names)}
     # torch's threads do not survive a fork of this process
-    context, environment = kernels.context(), dict(os.environ)
-    of_helper = settings, environment
-    beside = ProcessPoolExecutor(1, context, join, of_helper)  # begins where it is asked for
+    of_helper = settings, dict(os.environ)
+    beside = ProcessPoolExecutor(1, kernels.context(), join, of_helper)  # begins when it is asked
     shared = settings.device == "cpu" and torch.get_num_threads() > 1
     shared &= psutil.virtual_memory().available > FOR_TWO
-    with ProcessPoolExecutor(1 + shared, context, processes.serve, (environment,)) as pool, beside:
+    with ThreadPoolExecutor(1 + shared) as pool, beside:
         try:
             todo: dict[str, Future[Path]] = {}
             left = list(names)
@@ -130,8 +129,9 @@ def run(
         except BaseException:
             for own in (pool, beside):
                 own.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
+            for child in psutil.Process().children(recursive=True):  # kernels are among them
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.terminate()
             raise
     # A notebook outside of the profile's own, or one that was copied, has not made its results
     known = paths.provenance_path(settings).is_file()
@@ -192,7 +192,6 @@ def _execute(
     name: str, root: Path, folder: Path, values: dict[str, Any], kept: Path, began: float
 ) -> Path:
     """`execute`, and keep what was written for the notebook since the time ``began``."""
-    kernels.use()
     target = execute(name, root, folder, values)
     own = [f"notebooks/{name}.ipynb", f"scores/{name}.parquet", f"*/{name[:2]}_*.*"]
     own += ["claims.json"] * (name == CLAIMS)
@@ -235,16 +234,17 @@ def execute(name: str, root: Path, results: Path, values: dict[str, Any]) -> Pat
     output = target.with_name(f".{name}.partial.ipynb")  # papermill insists on the suffix
     source = Path("notebooks") / "study" / f"{name}.ipynb"
     try:
-        with contextlib.chdir(root):
-            papermill.execute_notebook(
-                str(source),
-                str(output),
-                parameters=values,
-                kernel_name="python3",
-                request_save_on_cell_execute=False,
-                progress_bar=False,  # it would write over the study's
-                extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
-            )
+        papermill.execute_notebook(
+            str(root / source),
+            str(output.absolute()),
+            parameters=values,
+            kernel_name="python3",
+            request_save_on_cell_execute=False,
+            progress_bar=False,  # it would write over the study's
+            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+            # The kernel's folder; papermill's own way moves this process, of which this is a thread
+            resources={"metadata": {"path": str(root)}},
+        )
         executed = nbformat.read(output, as_version=4)
     except PapermillExecutionError as error:
         raise NvretError(f"{source}: {error.ename}: {error.evalue}") from error
