@@ -5,15 +5,18 @@ PIP_FLAGS ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# All packages, and those that a study needs; where all are installed, nothing is to be done for it
 INSTALLED := $(VENV)/.installed
-# Bytecode, but for tests and most of transformers' models, which are a third of all
-COMPILE := $(BIN)/python -m compileall -qq -x '/tests?/|transformers/models/[^ab]'
+STUDY := $(or $(wildcard $(INSTALLED)),$(VENV)/.study)
+# Bytecode, but for what a study hardly imports: 40 % of all
+COMPILE := $(BIN)/python -m compileall -qq -x \
+	'/(tests?|testing|_vendored|networkx|fontTools|lexers|physics|_inductor)/|transformers/models/[^ab]'
 # A file's tests stay together, the longest files first: see tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: reproduce test test-thorough campaign bench gpu-check report course slides docs lint lab lock clean help
 
-reproduce: $(INSTALLED)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
+reproduce: $(STUDY)  ## fetch, mine, train, evaluate, execute the notebooks: results/quick/
 	$(BIN)/nvret run params/quick.yaml
 
 test: $(INSTALLED)  ## unit tests, then the notebooks end to end on params/smoke.yaml
@@ -58,16 +61,19 @@ lab: $(INSTALLED)  ## open the notebooks
 
 # Every file's SHA-256, for every platform and Python of pyproject.toml. PyTorch differs by machine:
 # requirements-torch.lock names its version alone, and its public wheel pins CUDA's packages itself
-EXTRAS := packaged notebook docs faiss bench crate int8 dev
+EXTRAS := packaged build notebook docs faiss bench crate int8 dev
 CUDA := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti \
 	cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 \
 	nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
-lock:  ## requirements.lock anew, after a change of pyproject.toml; needs uv
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--custom-compile-command "make lock" --constraint requirements-torch.lock \
-		$(addprefix --extra ,$(EXTRAS)) $(addprefix --no-emit-package ,torch openvino-telemetry $(CUDA)) \
-		--output-file requirements.lock pyproject.toml
+UV := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --constraint requirements-torch.lock pyproject.toml \
+	$(addprefix --no-emit-package ,torch openvino-telemetry $(CUDA))
+
+lock:  ## both locks anew, after a change of pyproject.toml; needs uv
+	$(UV) $(addprefix --extra ,$(EXTRAS)) --output-file requirements.lock
+	$(UV) --extra packaged --extra build --constraint requirements.lock \
+		--output-file requirements-study.lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,10 +82,12 @@ clean:  ## remove the environment; downloads and results stay
 	rm -rf $(VENV)
 
 # The stamp is written last: an installation that was cut off is done again
-$(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
+$(INSTALLED): LOCK := requirements.lock
+$(VENV)/.study: LOCK := requirements-study.lock
+$(INSTALLED) $(VENV)/.study: $(wildcard requirements*.lock) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nvret needs Python 3.11 or later, found " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@awk '/^[^ #]/ { n++ } { print > ("$(VENV)/.half" n % 2 ".lock") }' requirements.lock
+	@awk '/^[^ #]/ { n++ } { print > ("$(VENV)/.half" n % 2 ".lock") }' $(LOCK)
 	@$(MAKE) --no-print-directory --jobs 3 .torch .half0 .half1
 	$(PIP) $(PIP_FLAGS) --no-compile -r requirements-torch.lock
 	$(PIP) --no-deps --no-build-isolation --editable .

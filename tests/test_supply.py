@@ -21,6 +21,7 @@ from nvret.utils.errors import NvretError
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+LOCK, STUDY = "requirements.lock", "requirements-study.lock"
 FAISS = {"faiss-cpu", "faiss-gpu"}
 PLATFORMS = [
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
@@ -51,7 +52,7 @@ def test_the_locks_hold_each_dependency_once_and_in_a_version_that_fits(platform
         "python_full_version": f"{python}.9",
     }
     pins = {}
-    for requirement, _ in locked("requirements.lock") + locked("requirements-torch.lock"):
+    for requirement, _ in locked(LOCK) + locked("requirements-torch.lock"):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = canonicalize_name(requirement.name)
             assert name not in pins, f"{name} is locked twice"
@@ -69,16 +70,29 @@ def test_the_locks_hold_each_dependency_once_and_in_a_version_that_fits(platform
 
 
 def test_all_but_torch_is_locked_with_hashes():
-    for requirement, hashes in locked("requirements.lock"):
+    for requirement, hashes in locked(LOCK):
         assert hashes, f"{requirement}: no hash"
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes), requirement
     ((torch, hashes),) = locked("requirements-torch.lock")
     assert (torch.name, hashes) == ("torch", [])
 
 
+def test_what_a_study_needs_is_a_part_of_the_lock():
+    study, whole = (
+        {(canonicalize_name(r.name), str(r.specifier), *hashes) for r, hashes in locked(name)}
+        for name in (STUDY, LOCK)
+    )
+    assert study < whole, "`make lock`"
+    found = {name for name, *_ in study}
+    needed = names([*PYPROJECT["project"]["dependencies"], *EXTRAS["packaged"], *EXTRAS["build"]])
+    assert needed - {"torch"} <= found
+    others = itertools.chain(*(EXTRAS[extra] for extra in EXTRAS.keys() - {"packaged", "build"}))
+    assert not names(list(others)) & found
+
+
 def test_the_lock_brings_no_cuda_and_names_no_index():
     """A machine without a GPU takes CPU wheels; CUDA comes with the PyTorch that needs it."""
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = (ROOT / LOCK).read_text(encoding="utf-8")
     cuda = re.findall(r"^(?:torch|triton|cuda-|nvidia-).*?==", text, re.M)
     assert not cuda, f"{cuda}: to be added to CUDA in the Makefile"
     assert "://" not in text
@@ -87,7 +101,7 @@ def test_the_lock_brings_no_cuda_and_names_no_index():
 
 def test_the_hashes_are_of_other_platforms_too():
     """numpy has a wheel for each platform and Python: no lock of one machine."""
-    (numpy,) = [hashes for requirement, hashes in locked("requirements.lock")
+    (numpy,) = [hashes for requirement, hashes in locked(LOCK)
                 if requirement.name == "numpy"]  # fmt: skip
     assert len(numpy) > len(PLATFORMS) * len(PYTHONS)
 
@@ -97,8 +111,9 @@ def blocks(lock):
     return re.findall(r"^[^ #\n].*\n(?: .*\n)*", lock, re.MULTILINE)
 
 
-def test_make_checks_the_hashes(tmp_path):
-    command = ["make", "-n", f"{tmp_path}/.installed", f"VENV={tmp_path}"]
+@pytest.mark.parametrize(("stamp", "lock"), [(".installed", LOCK), (".study", STUDY)])
+def test_make_checks_the_hashes(tmp_path, stamp, lock):
+    command = ["make", "-n", f"{tmp_path}/{stamp}", f"VENV={tmp_path}"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     installs = [line for line in shown.splitlines() if " install " in line]
     (cut,) = [line for line in shown.splitlines() if line.startswith("awk ")]
@@ -107,9 +122,24 @@ def test_make_checks_the_hashes(tmp_path):
     for half in halves:
         assert any(f"--require-hashes --no-deps -r {half}" in line for line in installs)
     found = [block for half in halves for block in blocks(half.read_text())]
-    assert sorted(found) == sorted(blocks((ROOT / "requirements.lock").read_text()))
+    assert sorted(found) == sorted(blocks((ROOT / lock).read_text()))
     # Built with the locked hatchling, not with what an index serves that day
     assert any("--no-build-isolation --editable ." in line for line in installs)
+
+
+def test_a_study_needs_nothing_more_where_all_is_installed(tmp_path):
+    def first_line():
+        command = ["make", "-n", "reproduce", f"VENV={tmp_path}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[0]
+
+    run = f"{tmp_path}/bin/nvret run params/quick.yaml"
+    assert first_line() != run
+    (tmp_path / ".study").touch()
+    assert first_line() == run
+    (tmp_path / ".study").unlink()
+    (tmp_path / ".installed").touch()
+    assert first_line() == run
 
 
 def test_one_extra_alone_brings_each_faiss():
