@@ -408,8 +408,8 @@ def embed(
     checkpoints never share one, and equal inputs are encoded once, whoever asks. Under ``torchrun``
     each process encodes a part of the texts; all of them must see the same cache folder.
 
-    ``wholes`` are lists that other calls ask parts of: one of which at least half is asked for is
-    encoded whole, and kept, so that its texts are encoded once.
+    ``wholes`` are lists that other calls ask parts of: where a fifth of one is asked for,
+    it is encoded whole, and kept, so that its texts are encoded once.
 
     Raises:
         NvretError: as `Encoder.encode`; the disk is full, or may not be written to.

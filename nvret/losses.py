@@ -93,10 +93,16 @@ def info_nce(
 
     with torch.autocast(queries.device.type, enabled=False):
         dtype = torch.promote_types(queries.dtype, torch.float32)
-        scores = linear(queries.to(dtype), passages.to(dtype)) / temperature
+        queries, passages = queries.to(dtype), passages.to(dtype)
         listed = torch.cat([positives.unsqueeze(1), negatives], 1)
         absent = listed < 0
-        logits = scores.gather(1, listed.clamp_min(0)).masked_fill(absent, -torch.inf)
+        if in_batch:
+            scores = linear(queries, passages) / temperature
+            logits = scores.gather(1, listed.clamp_min(0))
+        else:  # a pair's own alone; the gradient of a lookup is deterministic on a GPU as well
+            own = nn.functional.embedding(listed.clamp_min(0), passages)
+            logits = (own * queries.unsqueeze(1)).sum(2) / temperature
+        logits = logits.masked_fill(absent, -torch.inf)
         if hardness:
             harder = hardness * temperature * logits[:, 1:].detach()
             logits = torch.cat([logits[:, :1], logits[:, 1:] + harder], 1)
@@ -106,7 +112,7 @@ def info_nce(
             own = own[:, :pool] if known is None else own[:, :pool] | known
             logits = torch.cat([logits, scores.masked_fill(own, -torch.inf)], 1)
         if bank is not None:
-            older = linear(queries.to(dtype), bank.to(dtype)) / temperature
+            older = linear(queries, bank.to(dtype)) / temperature
             if bank_known is not None:
                 older = older.masked_fill(bank_known, -torch.inf)
             logits = torch.cat([logits, older], 1)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CHUNK = 2048  # texts handed to the tokenizer at a time: enough for its threads, little to hold
 WORDS_CHUNK = 4 * CHUNK  # whose words are looked up at a time: most of them are in each chunk
 MOST_WORDS = 2**20  # whose tokens are kept: some 200 MB at most
+OF_WHOLE = 5  # where one in so many of a list's texts is asked for, others will follow
 MOST_WORKERS = 8  # Python's part of the work runs in one thread at a time
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -283,14 +284,14 @@ class Part(NamedTuple):
 def parts_of(wholes: Sequence[Sequence[str]], texts: Sequence[str]) -> list[Part]:
     """The texts by the list that each is read with, and one part for those without.
 
-    A list counts where at least half of its texts are asked for. A text of several lists goes with
+    A list counts where one in `OF_WHOLE` of its texts is asked for. A text of several lists goes with
     the first. Nothing where no list counts, or the texts are one of them.
 
-    >>> [part.texts for part in parts_of([["a", "b"], ["c", "d", "e"]], ["x", "a", "c"])]
+    >>> [part.texts for part in parts_of([["a", "b"], [*"cdefgh"]], ["x", "a", "c"])]
     [['a', 'b'], ['x', 'c']]
     """
     parts, left = [], np.arange(len(texts))
-    large = [whole for whole in wholes if 0 < len(whole) <= 2 * len(texts)]
+    large = [whole for whole in wholes if 0 < len(whole) <= OF_WHOLE * len(texts)]
     alike = (whole for whole in large if len(whole) == len(texts))
     if not large or any(list(whole) == list(texts) for whole in alike):
         return []
@@ -299,7 +300,7 @@ def parts_of(wholes: Sequence[Sequence[str]], texts: Sequence[str]) -> list[Part
         found = pc.index_in(asked.take(pa.array(left)), pa.array(whole, pa.large_string()))
         inside = found.is_valid().to_numpy(zero_copy_only=False)
         places = found.drop_null().to_numpy()
-        if 2 * len(np.unique(places)) >= len(whole):
+        if OF_WHOLE * len(np.unique(places)) >= len(whole):
             parts.append(Part(whole, left[inside], places))
             left = left[~inside]
     if parts and len(left):

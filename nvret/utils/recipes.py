@@ -19,8 +19,8 @@ VERSIONS = {
     "near-duplicates": 2,  # normalised texts, word trigrams, clusters
     "mining": 1,  # ceilings, sampling, the table of negatives
     "ensembles": 1,
-    "training": 2,  # batches, order, loss, optimizer
-    "head": 2,  # the same, of a head on frozen vectors
+    "training": 3,  # batches, order, loss, optimizer
+    "head": 3,  # the same, of a head on frozen vectors
     "evaluation": 2,  # scores per query
     "splits": 3,  # parts of a set, leaks, samples, corpora, mixtures
     "hidden-labels": 1,  # which labels an audit hides
