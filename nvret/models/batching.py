@@ -284,8 +284,8 @@ class Part(NamedTuple):
 def parts_of(wholes: Sequence[Sequence[str]], texts: Sequence[str]) -> list[Part]:
     """The texts by the list that each is read with, and one part for those without.
 
-    A list counts where one in `OF_WHOLE` of its texts is asked for. A text of several lists goes with
-    the first. Nothing where no list counts, or the texts are one of them.
+    A list counts where one in `OF_WHOLE` of its texts is asked for. A text of several lists goes
+    with the first. Nothing where no list counts, or the texts are one of them.
 
     >>> [part.texts for part in parts_of([["a", "b"], [*"cdefgh"]], ["x", "a", "c"])]
     [['a', 'b'], ['x', 'c']]
