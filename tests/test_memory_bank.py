@@ -24,9 +24,9 @@ from helpers.training import (
     weights,
 )  # fmt: skip
 from nvret.encode import Encoder
-from nvret.losses import CrossBatchMemory, FalseNegativeMask
+from nvret.losses import FalseNegativeMask
 from nvret.training import trainer
-from nvret.training.batches import Collator, Examples
+from nvret.training.batches import Collator, CrossBatchMemory, Examples
 
 
 @pytest.fixture(params=["static", "bert"])

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from nvret.encode import Encoder
-from nvret.losses import CrossBatchMemory, FalseNegativeMask, info_nce
+from nvret.losses import FalseNegativeMask, info_nce
 from nvret.training import lora
-from nvret.training.batches import Collator
+from nvret.training.batches import Collator, CrossBatchMemory
 from nvret.training.config import TrainingConfig
 from nvret.utils import processes, store
 from nvret.utils.bars import progress_bar
