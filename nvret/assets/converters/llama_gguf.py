@@ -45,7 +45,7 @@ def build_tokenizer(tokens: list[str], merges: list[str], types: list[int], end:
 def llama_gguf(source: Path, target: Path, entry: Model) -> None:
     import torch
     from gguf import GGUFReader
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     from nvret.models.backbones import quiet
 
@@ -58,11 +58,6 @@ def llama_gguf(source: Path, target: Path, entry: Model) -> None:
 
     if field("general.architecture") != "llama" or field("tokenizer.ggml.pre") != "smollm":
         raise NvretError("model.gguf: expected the architecture 'llama' with SmolLM's tokenizer")
-    with quiet():
-        model = AutoModel.from_pretrained(
-            source, gguf_file="model.gguf", dtype=torch.float32, trust_remote_code=False
-        )
-    save_weights(target, {name: value.numpy() for name, value in model.state_dict().items()})
     tokens = field("tokenizer.ggml.tokens")
     config = {
         "architectures": ["LlamaModel"],
@@ -86,6 +81,12 @@ def llama_gguf(source: Path, target: Path, entry: Model) -> None:
         "dtype": "float32",
         "torch_dtype": "float32",
     }
+    own = AutoConfig.for_model(**config)  # else transformers reads the file for it, for seconds
+    with quiet():
+        model = AutoModel.from_pretrained(
+            source, gguf_file="model.gguf", config=own, dtype=torch.float32, trust_remote_code=False
+        )
+    save_weights(target, {name: value.numpy() for name, value in model.state_dict().items()})
     write_json(target / "config.json", config)
     end, pad = tokens[config["eos_token_id"]], tokens[0]
     merges, types = field("tokenizer.ggml.merges"), field("tokenizer.ggml.token_type")
