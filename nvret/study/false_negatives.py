@@ -6,9 +6,10 @@ Each part is computed when it is asked for, or found in the store.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,12 +35,24 @@ WAY = "near-duplicates"  # of a positive: "excluded" from mining, or "kept" as t
 AWARE = (methods.NaiveTopK, methods.TopKMarginPos, methods.TopKPercPos)  # that the paper audits
 
 
-class Mined(NamedTuple):
+@dataclass(frozen=True)
+class Mined:
     """What is mined of one set, with near-duplicates of the positives excluded or kept."""
 
+    labels: Hidden
     tables: dict[str, pa.Table]  # negatives by method
     ranking: pa.Table  # the teacher's own, `DEPTH` candidates a pair
     hidden: pd.DataFrame  # of `audit.against_labelled`
+
+    @cached_property
+    def counts(self) -> dict[str, pd.DataFrame]:
+        """`nvret.analysis.audit.false_negatives` by method."""
+        return {m: audit.false_negatives(table, self.labels) for m, table in self.tables.items()}
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """`nvret.analysis.audit.frontier`."""
+        return audit.frontier(self.tables, self.labels, self.ranking, NAIVE)
 
 
 class AuditedSet:
@@ -93,7 +106,7 @@ class AuditedSet:
         places = range(len(self.methods) + 1)
         *mined, ranking = [negatives.load(folder / f"{place}.parquet") for place in places]
         tables = dict(zip(map(str, self.methods), mined, strict=True))
-        return Mined(tables, ranking, pd.read_parquet(folder / "hidden.parquet"))
+        return Mined(hidden, tables, ranking, pd.read_parquet(folder / "hidden.parquet"))
 
     @property
     def own(self) -> Mined:
@@ -143,10 +156,10 @@ class Audit:
         self.datasets = settings.audit.datasets
         self.sets = {name: AuditedSet(settings, name, progress=progress) for name in self.datasets}
 
-    def _both(self, rows: Callable[[Hidden, Mined], Any]) -> pd.DataFrame:
+    def _both(self, rows: Callable[[Mined], Any]) -> pd.DataFrame:
         """The rows of every set and way in one table, with a column `WAY`."""
         parts = {
-            (name, way): pd.DataFrame(rows(one.hidden, mined))
+            (name, way): pd.DataFrame(rows(mined))
             for name, one in self.sets.items()
             for way, mined in one.mined.items()
         }
@@ -179,15 +192,14 @@ class Audit:
 
     def frontier(self) -> pd.DataFrame:
         """`nvret.analysis.audit.frontier` of every set, near-duplicates excluded and kept."""
-        return self._both(lambda hidden, m: audit.frontier(m.tables, hidden, m.ranking, NAIVE))
+        return self._both(lambda mined: mined.frontier)
 
     def reductions(self) -> pd.DataFrame:
         """How much fewer false negatives than naive top-k, as a share of naive's rate."""
 
-        def rows(hidden: Hidden, mined: Mined) -> list[dict[str, Any]]:
-            counts = {m: audit.false_negatives(t, hidden) for m, t in mined.tables.items()}
-            naive = counts.pop(NAIVE)
-            lower = {m: statistics.reduction(count, naive) for m, count in counts.items()}
+        def rows(mined: Mined) -> list[dict[str, Any]]:
+            others = {m: count for m, count in mined.counts.items() if m != NAIVE}
+            lower = {m: statistics.reduction(c, mined.counts[NAIVE]) for m, c in others.items()}
             return [{"method": m, **interval._asdict()} for m, interval in lower.items()]
 
         return self._both(rows).rename(columns={"value": "reduction"})
@@ -200,7 +212,7 @@ class Audit:
             can be mined, and the share ``above`` with its interval over queries.
         """
 
-        def rows(_: Hidden, mined: Mined) -> list[dict[str, Any]]:
+        def rows(mined: Mined) -> list[dict[str, Any]]:
             free = mined.hidden[~mined.hidden["excluded"]]
             higher = (free["score"] >= free["positive_score"]).astype(int)
             above = statistics.rate(free[["query_id"]].assign(mined=1, false=higher))
@@ -218,10 +230,9 @@ class Audit:
             NaN where no shift is as hard.
         """
 
-        def rows(hidden: Hidden, mined: Mined) -> list[dict[str, Any]]:
-            table = audit.frontier(mined.tables, hidden, mined.ranking, NAIVE)
-            hardness = table.set_index("method")["hardness"]
-            counts = {m: audit.false_negatives(t, hidden) for m, t in mined.tables.items()}
+        def rows(mined: Mined) -> list[dict[str, Any]]:
+            hardness = mined.frontier.set_index("method")["hardness"]
+            counts = mined.counts
             line = [m for m in counts if m == NAIVE or "shifted" in m]
             shifts = [counts[m] for m in line], list(hardness[line])
             found = []
@@ -260,7 +271,7 @@ class Audit:
 
     def by_rank(self) -> pd.DataFrame:
         """The share of known positives at each of the first ranks of the teacher's ranking."""
-        table = self._both(lambda hidden, mined: audit.by_rank(mined.ranking, hidden))
+        table = self._both(lambda mined: audit.by_rank(mined.ranking, mined.labels))
         return table[table["rank"] <= RANKS].reset_index(drop=True)
 
     def quality(self) -> pd.DataFrame:

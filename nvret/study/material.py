@@ -151,11 +151,16 @@ class Material:
     @cache  # noqa: B019 (slow, and asked for again by each table of a notebook)
     def _treated(self, arm: Arm, train: str, seed: int) -> pa.Table:
         """An arm's negatives of one set, some of which others have replaced."""
+        plain = replace(arm, treatment=None, changed=())  # the same for all treatments
+        return self._candidates(plain, train, seed).treat(arm.treatment)
+
+    @cache  # noqa: B019
+    def _candidates(self, arm: Arm, train: str, seed: int) -> treatments.Candidates:
+        """What all treatments of an arm's negatives choose from."""
         hidden, part = self.workspace.hidden(train).pairs, self._parts(arm, seed)[train]
         depth = treatments.depth(hidden, arm.num_negatives)
         mined = self._of_set(replace(arm, num_negatives=depth), train, seed)
-        own = hidden, arm.num_negatives, arm.treatment, seed
-        return treatments.treat(_of_questions(mined, part), *own)
+        return treatments.Candidates(_of_questions(mined, part), hidden, arm.num_negatives, seed)
 
     def _of_set(self, arm: Arm, train: str, seed: int) -> pa.Table:
         """Negatives of one whole training set: a single teacher's, or an ensemble's."""

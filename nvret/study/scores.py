@@ -5,6 +5,7 @@ The file is what everything else is computed from: tables, figures, the ledger o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nvret import evaluation
 from nvret.analysis import statistics
@@ -151,16 +153,18 @@ class Results:
         """Write arms and scores as Parquet."""
         flat = self.scores.copy()
         flat.columns = ["|".join(map(str, column)) for column in flat.columns]
-        flat = flat.reset_index()
-        flat.attrs = {
+        table = pa.Table.from_pandas(flat.reset_index(), preserve_index=False)
+        facts = {
             "dev": self.dev,
             "primary": self.primary,
             "arms": self.arms.reset_index().to_dict("list"),
             "corpora": self.corpora.to_dict("list"),
             "differing": self.differing.round(4).to_dict("split"),
         }
+        # Where pandas has its `attrs`, which it would copy with each column that it writes
+        metadata = table.schema.metadata | {"PANDAS_ATTRS": json.dumps(facts)}
         with store.atomic_file(path) as partial:
-            flat.to_parquet(partial, compression="zstd", index=False)
+            pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
     @classmethod
     def load(cls, path: Path) -> Results:

@@ -40,85 +40,113 @@ def depth(hidden: pa.Table, num_negatives: int) -> int:
 def treat(
     table: pa.Table, hidden: pa.Table, num_negatives: int, treatment: str | None, seed: int = 0
 ) -> pa.Table:
-    """The negatives that a student trains on.
+    """`Candidates.treat` of one table."""
+    return Candidates(table, hidden, num_negatives, seed).treat(treatment)
 
-    What is replaced gives way to the pair's next candidates that are not hidden positives. The
-    placebo's true negatives are chosen over the whole table: each hidden positive, in the order of
-    a hash, takes the one of another pair that is nearest in its own score and in the score of what
-    would replace it, so that the mean score falls as it does for the oracle.
+
+class Candidates:
+    """What the treatments of one table have in common.
 
     Args:
         table: of `nvret.mining.mine` with ``NaiveTopK``, `depth` rows a pair.
         hidden: query_id, corpus_id of the hidden positives, as `audit.Hidden.pairs`.
         num_negatives: K, of each pair.
-        treatment: a name of ``Treatment``; None: the first K as they come.
         seed: of the hash that chooses what a dose leaves in, and the order of the placebo.
-    Returns:
-        rows of the table, by pair and rank. Its provenance has the key ``treatment``: the name,
-        ``hidden`` (positives among the first K of all pairs), ``left`` (of them), ``replaced``,
-        ``score_difference`` (mean score of what is replaced less that of all hidden positives), and
-        ``fall_difference`` (how much further a replaced score falls on average than the oracle's).
-        A pair has fewer rows where the corpus holds no more candidates; the provenance counts them.
     Raises:
-        NvretError: no such treatment, a table of another method, or one that is not deep enough.
+        NvretError: a table of another method.
     """
-    if treatment is not None:
-        check_choice("treatment", treatment, get_args(Treatment))
-    facts = negatives.provenance(table)
-    if facts["method"]["name"] != "naive":
-        raise NvretError(f"a treatment of {facts['method']['name']!r}, expected naive negatives")
-    rows = table.select([*audit.KEYS, "rank", "score"]).to_pandas()
-    pair = rows.groupby(PAIR, sort=False).ngroup().to_numpy()
-    order = np.lexsort((rows["rank"], pair))
-    table, rows, pair = table.take(pa.array(order)), rows.iloc[order], pair[order]
-    known = audit.known(table, hidden)
-    first = rows.groupby(pair).cumcount().to_numpy() < num_negatives
-    free = ~first & ~known
-    query, positive, negative = (table[name] for name in audit.KEYS)
-    both = pc.binary_join_element_wise(query, positive, "\n")
-    chosen = np.flatnonzero(first)
-    keys = pair_keys(both.take(pa.array(chosen)), negative.take(pa.array(chosen)), seed)
-    by_chance = chosen[np.argsort(keys, kind="stable")]
-    false, true = by_chance[known[by_chance]], by_chance[~known[by_chance]]
-    scores = rows["score"].to_numpy(np.float64)
-    spare = _spare(pair, free, scores, num_negatives)
-    if treatment == "placebo":
-        lost = _nearest(false, true, scores, pair, spare)
-    else:
-        lost = false[round(DOSES.get(treatment or "", 1.0) * len(false)) :]
-    gone = np.isin(np.arange(len(rows)), lost)
-    needed = np.bincount(pair, gone)
-    taken = free & (pd.Series(free).groupby(pair).cumsum().to_numpy() <= needed[pair])
-    cut = np.bincount(pair) >= facts["num_negatives"]  # not by the end of the corpus
-    if (short := cut & (np.bincount(pair, taken) < needed)).any():
-        row = rows.iloc[int(np.argmax(pair == np.argmax(short)))]
-        raise NvretError(
-            f"{treatment}: too few candidates to replace negatives of query {row['query_id']!r} "
-            f"with positive {row['positive_id']!r}, expected a table of `depth` rows a pair"
+
+    def __init__(
+        self, table: pa.Table, hidden: pa.Table, num_negatives: int, seed: int = 0
+    ) -> None:
+        self.number, self.facts = num_negatives, negatives.provenance(table)
+        if self.facts["method"]["name"] != "naive":
+            raise NvretError(
+                f"a treatment of {self.facts['method']['name']!r}, expected naive negatives"
+            )
+        rows = table.select([*audit.KEYS, "rank", "score"]).to_pandas()
+        pair = rows.groupby(PAIR, sort=False).ngroup().to_numpy()
+        order = np.lexsort((rows["rank"], pair))
+        self.table, self.rows, self.pair = (
+            table.take(pa.array(order)),
+            rows.iloc[order],
+            pair[order],
         )
-    kept = first & ~gone | taken
-    full = int((np.bincount(pair, kept) >= num_negatives).sum())
-    pairs = int(pair.max(initial=-1)) + 1
-    own = scores[lost] - spare[pair[lost], _turn(pair[lost])]
-    oracle = scores[false] - spare[pair[false], _turn(pair[false])]
-    report = {
-        "name": treatment or "naive",
-        "hidden": len(false),
-        "left": int((kept & known).sum()),
-        "replaced": len(lost),
-        "score_difference": _mean(scores[lost]) - _mean(scores[false]) if len(lost) else 0.0,
-        "fall_difference": _mean(own) - _mean(oracle) if len(lost) else 0.0,
-    }
-    facts |= {
-        "num_negatives": num_negatives,
-        "pairs": pairs,
-        "pairs_short": pairs - full,
-        "pairs_empty": 0,
-        "negatives_missing": pairs * num_negatives - int(kept.sum()),
-        "treatment": report,
-    }
-    metadata = {"nvret": json.dumps(facts, sort_keys=True)}
-    return table.filter(pa.array(kept)).replace_schema_metadata(metadata)
+        self.known = audit.known(self.table, hidden)
+        self.first = self.rows.groupby(self.pair).cumcount().to_numpy() < num_negatives
+        self.free = ~self.first & ~self.known
+        self.scores = self.rows["score"].to_numpy(np.float64)
+        self.spare = _spare(self.pair, self.free, self.scores, num_negatives)
+        query, positive, negative = (self.table[name] for name in audit.KEYS)
+        both = pc.binary_join_element_wise(query, positive, "\n")
+        chosen = np.flatnonzero(self.first)
+        keys = pair_keys(both.take(pa.array(chosen)), negative.take(pa.array(chosen)), seed)
+        by_chance = chosen[np.argsort(keys, kind="stable")]
+        self.false = by_chance[self.known[by_chance]]
+        self.true = by_chance[~self.known[by_chance]]
+
+    def treat(self, treatment: str | None) -> pa.Table:
+        """The negatives that a student trains on.
+
+        What is replaced gives way to the pair's next candidates that are not hidden positives. The
+        placebo's true negatives are chosen over the whole table: each hidden positive, in the order
+        of a hash, takes the one of another pair that is nearest in its own score and in the score
+        of what would replace it, so that the mean score falls as it does for the oracle.
+
+        Args:
+            treatment: a name of ``Treatment``; None: the first K as they come.
+        Returns:
+            rows of the table, by pair and rank. Its provenance has the key ``treatment``: the name,
+            ``hidden`` (positives among the first K of all pairs), ``left`` (of them), ``replaced``,
+            ``score_difference`` (mean score of what is replaced less that of all hidden positives),
+            and ``fall_difference`` (how much further a replaced score falls on average than the
+            oracle's). A pair has fewer rows where the corpus holds no more candidates; the
+            provenance counts them.
+        Raises:
+            NvretError: no such treatment, or a table that is not deep enough.
+        """
+        if treatment is not None:
+            check_choice("treatment", treatment, get_args(Treatment))
+        pair, false, scores, spare = self.pair, self.false, self.scores, self.spare
+        if treatment == "placebo":
+            lost = _nearest(false, self.true, scores, pair, spare)
+        else:
+            lost = false[round(DOSES.get(treatment or "", 1.0) * len(false)) :]
+        gone = np.isin(np.arange(len(pair)), lost)
+        needed = np.bincount(pair, gone)
+        turn = pd.Series(self.free).groupby(pair).cumsum().to_numpy()
+        taken = self.free & (turn <= needed[pair])
+        cut = np.bincount(pair) >= self.facts["num_negatives"]  # not by the end of the corpus
+        if (short := cut & (np.bincount(pair, taken) < needed)).any():
+            row = self.rows.iloc[int(np.argmax(pair == np.argmax(short)))]
+            raise NvretError(
+                f"{treatment}: too few candidates to replace negatives of query "
+                f"{row['query_id']!r} with positive {row['positive_id']!r}, expected a table of "
+                "`depth` rows a pair"
+            )
+        kept = self.first & ~gone | taken
+        full = int((np.bincount(pair, kept) >= self.number).sum())
+        pairs = int(pair.max(initial=-1)) + 1
+        own = scores[lost] - spare[pair[lost], _turn(pair[lost])]
+        oracle = scores[false] - spare[pair[false], _turn(pair[false])]
+        report = {
+            "name": treatment or "naive",
+            "hidden": len(false),
+            "left": int((kept & self.known).sum()),
+            "replaced": len(lost),
+            "score_difference": _mean(scores[lost]) - _mean(scores[false]) if len(lost) else 0.0,
+            "fall_difference": _mean(own) - _mean(oracle) if len(lost) else 0.0,
+        }
+        facts = self.facts | {
+            "num_negatives": self.number,
+            "pairs": pairs,
+            "pairs_short": pairs - full,
+            "pairs_empty": 0,
+            "negatives_missing": pairs * self.number - int(kept.sum()),
+            "treatment": report,
+        }
+        metadata = {"nvret": json.dumps(facts, sort_keys=True)}
+        return self.table.filter(pa.array(kept)).replace_schema_metadata(metadata)
 
 
 def _mean(values: np.ndarray) -> float:
