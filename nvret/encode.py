@@ -27,7 +27,7 @@ from nvret.models.backbones import pool
 from nvret.models.batching import Ragged
 from nvret.models.layout import Layout
 from nvret.models.prompts import chosen
-from nvret.utils import machine, processes, recipes, store
+from nvret.utils import machine, processes, products, recipes, store
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError, check_choice
 
@@ -324,8 +324,9 @@ class Encoder(batching.InBatches):
                 return self(**batch, prompt_tokens=skip)
 
         if cpu:
-            for rows, vectors in batching.in_threads(forward, batches):
-                yield rows, vectors.numpy()
+            with products.laid_out(self.backbone, int(tokens.lengths.sum())):
+                for rows, vectors in batching.in_threads(forward, batches):
+                    yield rows, vectors.numpy()
             return
         while group := list(itertools.islice(batches, 32)):
             vectors = torch.cat([forward(rows) for rows in group])

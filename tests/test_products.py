@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -110,6 +111,68 @@ def test_an_encoders_vectors_and_weights_stay(onednn, tmp_path):
         expected = plain.encode(texts, progress=False)
     np.testing.assert_allclose(encoder.encode(texts, progress=False), expected, atol=1e-6)
     assert plain.fingerprint == encoder.fingerprint == again.fingerprint
+
+
+@given(
+    rows=st.integers(1, 300), width=st.integers(1, 70), depth=st.integers(1, 70), bias=st.booleans()
+)
+def test_a_weight_that_is_laid_out_gives_the_same(rows, width, depth, bias):
+    layer, x = nn.Linear(width, depth, bias=bias), torch.randn(rows, width, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "by_onednn", lambda: True)
+        products.use(layer)
+        inputs = x, *layer.parameters()
+        found = []
+        for enough in (products.FEW, products.FEW - 1):
+            with products.laid_out(layer, enough):
+                assert (layer.laid_out is None) is (enough < products.FEW)
+                result = layer(x)
+                with torch.no_grad():
+                    close(layer(x), result)
+            found.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        close(one, other)
+
+
+def test_a_weight_is_laid_out_for_a_while_alone(onednn):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    products.use(model)
+    names = set(model.state_dict())
+    with contextlib.suppress(ZeroDivisionError), products.laid_out(model, products.FEW):
+        assert all(layer.laid_out is not None for layer in model)
+        assert set(model.state_dict()) == names
+        raise ZeroDivisionError
+    assert all(layer.laid_out is None for layer in model)
+    x = torch.ones(1, 3)
+    for value in (1.0, 2.0):  # training changes it between two batches
+        model[1].weight.data.fill_(value)
+        model[1].bias.data.zero_()
+        with products.laid_out(model, products.FEW):
+            close(model[1](x), torch.full((1, 2), 3 * value))
+    with products.laid_out(model.double(), products.FEW):
+        assert model[1].laid_out is None  # oneDNN is asked for float32 alone
+
+
+def test_long_texts_are_encoded_and_read_in_training_with_weights_laid_out(onednn, monkeypatch):
+    asked = []
+
+    def listen(module, rows):
+        asked.append(rows)
+        return laid_out(module, rows)
+
+    laid_out = products.laid_out
+    monkeypatch.setattr(products, "laid_out", listen)
+    encoder = Encoder.load(assets.model_path("paraphrase-minilm-l3"))
+    texts = [f"a boat of number {n} on the lake" for n in range(600)]
+    vectors = encoder.encode(texts, progress=False)
+    tokens = encoder.tokenize(texts, "passage", progress=False)
+    batches = [encoder.collate(tokens, np.arange(600))]
+    trained = encoder.forward_all(batches, [0])[0].detach().numpy()
+    monkeypatch.setattr(products, "FEW", 1 << 60)
+    np.testing.assert_allclose(encoder.encode(texts, progress=False), vectors, atol=1e-6)
+    np.testing.assert_allclose(trained, vectors, atol=1e-6)
+    assert len(asked) == 3
+    assert min(asked) > 4096
 
 
 @pytest.mark.parametrize(("maker", "chosen"), [("AuthenticAMD", True), ("GenuineIntel", False)])

@@ -134,7 +134,8 @@ class LanguageModelJudge:
         else:
             results = ((rows, forward(rows)) for rows in batches)
         values = np.empty(len(queries), np.float32)
-        with progress_bar(total=len(queries), desc=self.name, unit="pair", show=progress) as bar:
+        bar = progress_bar(total=len(queries), desc=self.name, unit="pair", show=progress)
+        with bar, products.laid_out(self.model, len(prompts.ids)):
             for rows, probabilities in results:
                 values[rows] = probabilities
                 bar.update(len(rows))

@@ -19,6 +19,7 @@ import torch
 from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
+from nvret.utils import products
 from nvret.utils.bars import progress_bar
 from nvret.utils.errors import NvretError
 
@@ -409,9 +410,10 @@ class InBatches(nn.Module):
                 ),
             )
             return list(vectors.split([len(batch["offsets"]) for batch in batches]))
-        return [
-            self(**batch, inputs_embeds=part, prompt_tokens=skip)
-            for batch, part, skip in zip(
-                batches, words or self.word_vectors(batches), prompt_tokens, strict=True
-            )
-        ]
+        with products.laid_out(self, sum(batch["input_ids"].numel() for batch in batches)):
+            return [
+                self(**batch, inputs_embeds=part, prompt_tokens=skip)
+                for batch, part, skip in zip(
+                    batches, words or self.word_vectors(batches), prompt_tokens, strict=True
+                )
+            ]
