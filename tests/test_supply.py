@@ -129,7 +129,7 @@ def test_make_checks_the_hashes(tmp_path, stamp, lock):
 
 def test_a_study_needs_nothing_more_where_all_is_installed(tmp_path):
     def first_line():
-        command = ["make", "-n", "reproduce", f"VENV={tmp_path}"]
+        command = ["make", "--no-print-directory", "-n", "reproduce", f"VENV={tmp_path}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[0]
 

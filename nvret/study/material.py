@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class Material:
         plain = replace(arm, treatment=None, changed=())  # the same for all treatments
         return self._candidates(plain, train, seed).treat(arm.treatment)
 
-    @cache  # noqa: B019
+    @lru_cache(maxsize=2)  # noqa: B019 (large; a study's treatments come one after another)
     def _candidates(self, arm: Arm, train: str, seed: int) -> treatments.Candidates:
         """What all treatments of an arm's negatives choose from."""
         hidden, part = self.workspace.hidden(train).pairs, self._parts(arm, seed)[train]

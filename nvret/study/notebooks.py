@@ -94,6 +94,7 @@ def run(
     if usual.is_file() and read(usual) == values:
         values = {"profile": settings.profile}
     started, began = time.monotonic(), time.time()
+    before = set(psutil.Process().children(recursive=True))
     kernels.use()
     workspace, needed = Workspace(settings), assets_of(settings, names)
     assets.fetch(needed)
@@ -127,9 +128,10 @@ def run(
             for one in todo.values():
                 one.result()
         except BaseException:
-            for own in (pool, beside):
-                own.shutdown(wait=False, cancel_futures=True)
-            for child in psutil.Process().children(recursive=True):  # kernels are among them
+            for one in (pool, beside):
+                one.shutdown(wait=False, cancel_futures=True)
+            # Kernels are among them, without which the threads end
+            for child in set(psutil.Process().children(recursive=True)) - before:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.terminate()
             raise

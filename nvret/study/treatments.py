@@ -67,15 +67,11 @@ class Candidates:
         rows = table.select([*audit.KEYS, "rank", "score"]).to_pandas()
         pair = rows.groupby(PAIR, sort=False).ngroup().to_numpy()
         order = np.lexsort((rows["rank"], pair))
-        self.table, self.rows, self.pair = (
-            table.take(pa.array(order)),
-            rows.iloc[order],
-            pair[order],
-        )
+        self.table, rows, self.pair = table.take(pa.array(order)), rows.iloc[order], pair[order]
         self.known = audit.known(self.table, hidden)
-        self.first = self.rows.groupby(self.pair).cumcount().to_numpy() < num_negatives
+        self.first = rows.groupby(self.pair).cumcount().to_numpy() < num_negatives
         self.free = ~self.first & ~self.known
-        self.scores = self.rows["score"].to_numpy(np.float64)
+        self.scores = rows["score"].to_numpy(np.float64)
         self.spare = _spare(self.pair, self.free, self.scores, num_negatives)
         query, positive, negative = (self.table[name] for name in audit.KEYS)
         both = pc.binary_join_element_wise(query, positive, "\n")
@@ -118,11 +114,11 @@ class Candidates:
         taken = self.free & (turn <= needed[pair])
         cut = np.bincount(pair) >= self.facts["num_negatives"]  # not by the end of the corpus
         if (short := cut & (np.bincount(pair, taken) < needed)).any():
-            row = self.rows.iloc[int(np.argmax(pair == np.argmax(short)))]
+            row = int(np.argmax(pair == np.argmax(short)))
+            query, positive = (self.table[name][row].as_py() for name in PAIR)
             raise NvretError(
-                f"{treatment}: too few candidates to replace negatives of query "
-                f"{row['query_id']!r} with positive {row['positive_id']!r}, expected a table of "
-                "`depth` rows a pair"
+                f"{treatment}: too few candidates to replace negatives of query {query!r} with "
+                f"positive {positive!r}, expected a table of `depth` rows a pair"
             )
         kept = self.first & ~gone | taken
         full = int((np.bincount(pair, kept) >= self.number).sum())
