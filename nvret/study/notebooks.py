@@ -107,8 +107,8 @@ def run(
     shared = settings.device == "cpu" and torch.get_num_threads() > 1
     shared &= psutil.virtual_memory().available > FOR_TWO
     with ThreadPoolExecutor(1 + shared) as pool, beside:
+        todo: dict[str, Future[Path]] = {}
         try:
-            todo: dict[str, Future[Path]] = {}
             left = list(names)
             while left:
                 left.remove(name := _next(left, todo))
@@ -130,11 +130,13 @@ def run(
         except BaseException:
             for one in (pool, beside):
                 one.shutdown(wait=False, cancel_futures=True)
-            # Kernels are among them, without which the threads end
-            for child in set(psutil.Process().children(recursive=True)) - before:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.terminate()
-            raise
+            while True:  # a thread ends with its kernel, which may begin only now
+                for child in set(psutil.Process().children(recursive=True)) - before:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.terminate()
+                if all(one.done() for one in todo.values()):
+                    raise
+                time.sleep(0.1)
     # A notebook outside of the profile's own, or one that was copied, has not made its results
     known = paths.provenance_path(settings).is_file()
     if made := [name for name in settings.notebooks if name in (todo if known else names)]:
