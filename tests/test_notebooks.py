@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
@@ -231,8 +232,8 @@ def test_a_notebook_that_waits_for_another_lets_the_next_one_pass():
 
 @pytest.mark.notebook
 @pytest.mark.xdist_group("processes")
-def test_killed_twice_the_command_ends_with_the_same_tables(alone, fetched, tmp_path):
-    """While it trains, and while it executes the notebook."""
+def test_stopped_three_times_the_command_ends_with_the_same_tables(alone, fetched, tmp_path):
+    """Killed while it trains, and while it executes the notebook; then interrupted there."""
     values = config.read(SMOKE)
     values |= {"studies": {ALONE: values["studies"][ALONE]}, "notebooks": [ALONE]}
     profile = tmp_path / "small.yaml"
@@ -240,17 +241,30 @@ def test_killed_twice_the_command_ends_with_the_same_tables(alone, fetched, tmp_
     env = environment(tmp_path)
     tested = tmp_path / "cache" / "scores"
     notebook = tmp_path / "results" / "smoke" / "notebooks" / f"{ALONE}.ipynb"
-    moments = [lambda: len(list(tested.glob("[!.]*"))) >= 2, lambda: tables(tmp_path)]
-    for reached in moments:
-        process = nvret("run", profile, env=env, stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+
+    def executes():
+        return tables(tmp_path)
+
+    def heard():  # also where whoever runs the tests ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    moments = [(lambda: len(list(tested.glob("[!.]*"))) >= 2, signal.SIGKILL)]
+    moments += [(executes, signal.SIGKILL), (executes, signal.SIGINT)]
+    for reached, kind in moments:
+        for path in (tmp_path / "results").rglob("*.csv"):
+            path.unlink()
+        own = {"start_new_session": True, "preexec_fn": heard}
+        quiet = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+        process = nvret("run", profile, env=env, **own, **quiet)
         end = time.monotonic() + WAIT
         while not reached():
-            assert process.poll() is None, "ended before it could be killed"
+            assert process.poll() is None, "ended before it could be stopped"
             assert time.monotonic() < end
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        begun = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, kind)
+        assert process.wait(WAIT) == (130 if kind == signal.SIGINT else -kind)
+        assert not psutil.wait_procs(begun, timeout=60)[1]  # neither helper nor kernel
         assert not notebook.exists()
     assert nvret("run", profile, env=env, stdout=subprocess.DEVNULL).wait(WAIT) == 0
     assert notebook.exists()
