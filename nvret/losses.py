@@ -99,8 +99,8 @@ def info_nce(
             scores = linear(queries, passages) / temperature
             logits = scores.gather(1, listed.clamp_min(0))
         else:  # a pair's own alone; the gradient of a lookup is deterministic on a GPU as well
-            own = nn.functional.embedding(listed.clamp_min(0), passages)
-            logits = (own * queries.unsqueeze(1)).sum(2) / temperature
+            chosen = nn.functional.embedding(listed.clamp_min(0), passages)
+            logits = (chosen * queries.unsqueeze(1)).sum(2) / temperature
         logits = logits.masked_fill(absent, -torch.inf)
         if hardness:
             harder = hardness * temperature * logits[:, 1:].detach()

@@ -13,7 +13,7 @@ import nvret
 
 PACKAGE = Path(nvret.__file__).parent
 CORE_LINES = 3_000  # the flat core, docstrings and blank lines included
-PACKAGE_LINES = 24_293  # raised with a reason in the commit alone
+PACKAGE_LINES = 24_287  # raised with a reason in the commit alone
 
 # Each floor imports from the floors above it in this list, and within itself
 FLOORS = [

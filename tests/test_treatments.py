@@ -44,6 +44,10 @@ def labels(places):
     return pa.table(ids, pa.schema([("query_id", pa.string()), ("corpus_id", pa.string())]))
 
 
+def treat(table, hidden, number, name, seed=0):
+    return treatments.Candidates(table, hidden, number, seed).treat(name)
+
+
 def facts(table):
     return negatives.provenance(table)["treatment"]
 
@@ -77,7 +81,7 @@ def mined(draw):
 @given(mined(), st.integers(0, 3))
 def test_what_is_replaced_and_by_what(case, seed):
     number, table, hidden = case
-    plain = treatments.treat(table, hidden, number, None, seed)
+    plain = treat(table, hidden, number, None, seed)
     assert keys(plain) == [key for key, rank in zip(keys(table), table["rank"].to_pylist(),
                                                     strict=True) if rank <= number]  # fmt: skip
     known = audit.known(plain, hidden)
@@ -87,7 +91,7 @@ def test_what_is_replaced_and_by_what(case, seed):
     wrong = {key for key, one in zip(everything, audit.known(table, hidden), strict=True) if one}
     left, out = {}, {}
     for name in ("oracle", "dose-25", "dose-50", "placebo"):
-        treated = treatments.treat(table, hidden, number, name, seed)
+        treated = treat(table, hidden, number, name, seed)
         found = keys(treated)
         assert len(set(found)) == len(found) == len(plain)
         assert Counter(key[:2] for key in found) == Counter(key[:2] for key in keys(plain))
@@ -126,15 +130,15 @@ def test_the_placebo_need_not_look_at_all_others(case, seed):
     for near in (1, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(treatments, "NEAR", near)
-            found.append(treatments.treat(table, hidden, number, "placebo", seed))
+            found.append(treat(table, hidden, number, "placebo", seed))
     assert found[0].equals(found[1], check_metadata=True)
 
 
 def test_the_placebo_takes_the_nearest_scores_of_other_pairs():
     table = naive([[0.9, 0.895, 0.5, 0.4, 0.3], [0.91, 0.6, 0.2, 0.1, 0.0], [0.7, 0.4, 0, -1, -2]])
     hidden = labels([(0, 0), (2, 0)])
-    placebo = treatments.treat(table, hidden, 2, "placebo")
-    gone = set(keys(treatments.treat(table, hidden, 2, None))) - set(keys(placebo))
+    placebo = treat(table, hidden, 2, "placebo")
+    gone = set(keys(treat(table, hidden, 2, None))) - set(keys(placebo))
     # 0.895 is the nearest to 0.9, but of the same pair; then 0.91; 0.6 is the nearest to 0.7
     assert gone == {("q1", "p", "1/0"), ("q1", "p", "1/1")}
     assert facts(placebo)["score_difference"] == pytest.approx((0.91 + 0.6 - 0.9 - 0.7) / 2)
@@ -146,8 +150,8 @@ def test_the_placebo_takes_the_nearest_scores_of_other_pairs():
 def test_the_placebo_falls_as_far_as_the_oracle():
     """Of two equal scores it takes the one whose next candidate is as low."""
     table = naive([[0.9, 0.6, 0.5, 0.1, 0], [0.9, 0.89, 0.88, 0.1, 0], [0.9, 0.6, 0.5, 0.1, 0]])
-    placebo = treatments.treat(table, labels([(0, 0)]), 2, "placebo")
-    gone = set(keys(treatments.treat(table, labels([(0, 0)]), 2, None))) - set(keys(placebo))
+    placebo = treat(table, labels([(0, 0)]), 2, "placebo")
+    gone = set(keys(treat(table, labels([(0, 0)]), 2, None))) - set(keys(placebo))
     assert gone == {("q2", "p", "2/0")}
     assert facts(placebo)["score_difference"] == facts(placebo)["fall_difference"] == 0
 
@@ -155,13 +159,13 @@ def test_the_placebo_falls_as_far_as_the_oracle():
 def test_the_seed_chooses_the_dose_and_an_order_of_rows_does_not():
     table = naive([[0.9, 0.8, 0.7, 0.6, 0.5]] * 40)
     hidden = labels((q, 0) for q in range(40))
-    halves = [treatments.treat(table, hidden, 2, "dose-50", seed) for seed in range(3)]
+    halves = [treat(table, hidden, 2, "dose-50", seed) for seed in range(3)]
     assert len({frozenset(keys(half)) for half in halves}) == 3
     order = np.random.default_rng(0).permutation(table.num_rows)
     few = labels((q, 0) for q in range(15))
     for name, part in (("dose-50", hidden), ("placebo", few)):
-        whole = treatments.treat(table, part, 2, name)
-        shuffled = treatments.treat(table.take(order), part, 2, name)
+        whole = treat(table, part, 2, name)
+        shuffled = treat(table.take(order), part, 2, name)
         assert set(keys(shuffled)) == set(keys(whole))
         assert facts(shuffled) == facts(whole)
 
@@ -169,16 +173,16 @@ def test_the_seed_chooses_the_dose_and_an_order_of_rows_does_not():
 def test_what_cannot_be_treated_is_named():
     table, hidden = naive([[0.9, 0.8], [0.7, 0.6]]), labels([(0, 0), (1, 1)])
     with pytest.raises(NvretError, match="treatment is 'cure', expected one of oracle, placebo"):
-        treatments.treat(table, hidden, 2, "cure")
+        treat(table, hidden, 2, "cure")
     with pytest.raises(NvretError, match=r"oracle: too few candidates .*'q0' with positive 'p'"):
-        treatments.treat(table, hidden, 2, "oracle")
+        treat(table, hidden, 2, "oracle")
     with pytest.raises(NvretError, match="a treatment of 'abs', expected naive negatives"):
-        treatments.treat(told(table, method=methods.TopKAbs().record), hidden, 1, "oracle")
+        treat(told(table, method=methods.TopKAbs().record), hidden, 1, "oracle")
 
 
 def test_what_the_corpus_does_not_hold_is_counted():
     table, hidden = naive([[0.9, 0.8, 0.7], [0.7, 0.6]]), labels([(0, 0), (1, 1)])
-    treated = treatments.treat(table, hidden, 2, "oracle")
+    treated = treat(table, hidden, 2, "oracle")
     assert [key[2] for key in keys(treated)] == ["0/1", "0/2", "1/0"]
     counts = negatives.provenance(treated)
     assert (counts["pairs"], counts["pairs_short"], counts["negatives_missing"]) == (2, 1, 1)
@@ -198,8 +202,7 @@ def test_a_mined_table():
         for number in (deep, 4)
     )  # fmt: skip
     arms = {
-        name: treatments.treat(table, hidden.pairs, 4, name)
-        for name in (None, "oracle", "placebo", "dose-50")
+        name: treat(table, hidden.pairs, 4, name) for name in (None, "oracle", "placebo", "dose-50")
     }
     assert arms[None].equals(plain)  # mined deeper, the first are the same
     report = treatments.report(arms | {"mined": plain}, hidden.pairs).set_index("arm")

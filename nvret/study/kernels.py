@@ -22,7 +22,7 @@ from nvret.utils import processes
 
 NAME = "nvret-forked"
 IMPORTED = (
-    "ipykernel.kernelapp", "matplotlib.pyplot", "papermill",
+    "ipykernel.kernelapp", "matplotlib.pyplot",
     "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert",
     "nvret.encode", "nvret.evaluation", "nvret.study.false_negatives", "nvret.study.figures",
     "nvret.study.hardness", "nvret.study.ledger", "nvret.study.mining_figures",

@@ -37,13 +37,6 @@ def depth(hidden: pa.Table, num_negatives: int) -> int:
     return 2 * num_negatives + (pc.max(counts).as_py() or 0)
 
 
-def treat(
-    table: pa.Table, hidden: pa.Table, num_negatives: int, treatment: str | None, seed: int = 0
-) -> pa.Table:
-    """`Candidates.treat` of one table."""
-    return Candidates(table, hidden, num_negatives, seed).treat(treatment)
-
-
 class Candidates:
     """What the treatments of one table have in common.
 
@@ -208,11 +201,12 @@ def report(tables: Mapping[str, pa.Table], hidden: pa.Table) -> pd.DataFrame:
     """What each arm trains on: how many hidden positives, how hard.
 
     Args:
-        tables: negatives by arm; those of `treat` say what was replaced, others have no number.
-        hidden: as in `treat`.
+        tables: negatives by arm; those of `Candidates.treat` say what was replaced, others have no
+            number.
+        hidden: as of `Candidates`.
     Returns:
         a row an arm: negatives, hidden (among them), rate, ``share left`` (of naive mining's hidden
-        positives), replaced, score difference and fall difference (see `treat`), mean score, and
+        positives), replaced, score difference and fall difference (see there), mean score, and
         hardness: the mean score of all negatives over that of their positives.
     """
     rows = []
